@@ -1,0 +1,44 @@
+# Each target makes .venv and installs the package into it first, again whenever what it is built from has changed.
+PYTHON ?= python3
+OUT ?= demo
+
+BIN := .venv/bin
+STAMP := .venv/installed.stamp
+NATIVE := $(shell find csrc python -type f)
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+# The build's own, isolated environment obeys the first variable with pip < 25.3, the second with later ones.
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(STAMP)
+	$(BIN)/cortex-fast demo --out $(OUT)
+
+test: lint
+	$(BIN)/pytest
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy cortex_fast
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+bench: $(STAMP)
+	$(BIN)/pytest benchmarks
+
+# The demo model's training state under build/zoo stays: it takes hours to make.
+clean:
+	rm -rf build/native build/lib* build/bdist* build/temp* dist demo *.egg-info $(STAMP)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f cortex_fast/_native.*.so
+	find cortex_fast tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(STAMP): $(BIN)/python pyproject.toml setup.py CMakeLists.txt constraints.txt cortex_fast/version.py $(NATIVE)
+	$(INSTALL) --editable '.[dev]'
+	touch $@

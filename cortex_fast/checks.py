@@ -1,0 +1,80 @@
+"""Checks of arguments, for the public edge only: each names the argument, what was expected and what was got."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+
+def rank(name: str, tensor: Tensor, shape: str) -> None:
+    """`shape` is written as in the documentation, for instance "[B, m, m]"; only its rank is checked."""
+    expected = shape.count(",") + 1
+    if tensor.ndim != expected:
+        raise ValueError(f"{name}: expected shape {shape}, got {list(tensor.shape)}")
+
+
+def same_shape(name: str, tensor: Tensor, other_name: str, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected the shape of {other_name}, {list(shape)}, got {list(tensor.shape)}")
+
+
+def floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+
+
+def integral(name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {tensor.dtype}")
+
+
+def same_device(**tensors: Tensor | None) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{', '.join(devices)}: expected one device, got {got}")
+
+
+def in_range(name: str, tensor: Tensor, stop: int) -> None:
+    """All values within [0, stop)."""
+    if tensor.numel() == 0:
+        return
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        tensor = tensor.long()  # torch has no minimum of these
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < 0 or high >= stop:
+        raise ValueError(f"{name}: expected values in [0, {stop}), got {low} to {high}")
+
+
+def finite(name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """An int within [low, high], both inclusive."""
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number {bounds}, got {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}: expected a whole number {bounds}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def one_of(name: str, value: object, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def seed(value: object) -> None:
+    """A seed within [0, 2^63)."""
+    whole("seed", value, 0, 2**63 - 1)
+
+
+def non_negative(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a number of at least 0, got {value}")

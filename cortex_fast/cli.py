@@ -1,0 +1,68 @@
+"""The command `cortex-fast`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cortex_fast.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, or 1 with a message on standard error."""
+    parser = argparse.ArgumentParser(prog="cortex-fast", description="Concept explanations of VQ generative models.")
+    parser.add_argument("--version", action="version", version=f"cortex-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, devices, and which backend serves what, with reasons")
+    demo = commands.add_parser("demo", help="the whole of CORTEX on the bundled model, with a report")
+    demo.add_argument("--out", type=Path, required=True, help="folder for results and report/index.html")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--images", type=int, default=16, help="images explained for each class (default 16)")
+    demo.add_argument("--steps", type=int, default=240, help="steps of token selection (default 240)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    parsed = parser.parse_args(arguments)
+    try:
+        if parsed.command == "info":
+            return _info()
+        return _demo(parsed)
+    except (ValueError, OSError) as error:
+        print(f"cortex-fast: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cortex-fast: interrupted; finished parts are kept and a new run goes on from them", file=sys.stderr)
+        return 130
+
+
+def _info() -> int:
+    from cortex_fast.info import describe
+
+    print(describe())
+    return 0
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from cortex_fast.demo import Settings, run_demo
+
+    if parsed.out.exists() and not parsed.out.is_dir():
+        raise NotADirectoryError(f"--out: expected a folder, got the file {parsed.out}")
+    settings = Settings(seed=parsed.seed, images_per_class=parsed.images, edit_steps=parsed.steps)
+    began = time.perf_counter()
+    summary = run_demo(parsed.out, settings, progress=not parsed.quiet)
+    print(_text_table(summary.columns, summary.rows))
+    print(summary.note)
+    index = (parsed.out / "report" / "index.html").resolve()
+    print(f"\n{time.perf_counter() - began:.0f} s. Report: {index}")
+    return 0
+
+
+def _text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Left-aligned text columns with a rule under the head."""
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Result files: named tensors and a JSON header in one safetensors file, whole or absent, refused when foreign."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "cortex_fast"
+
+
+class ResultFileError(ValueError):
+    """A result file is truncated, foreign, or of another kind; the message names it."""
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary)` and rename, so that `path` is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_result(path: Path | str, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able header as a result of this kind."""
+    path = Path(path)
+    metadata = {"format": FORMAT, "kind": kind, "header": json.dumps(header, sort_keys=True)}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_whole(path, lambda file: save_file(whole, file, metadata))
+
+
+def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a result of this kind.
+
+    Raises FileNotFoundError, or ResultFileError for a truncated, foreign or other kind of file, naming it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such result file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ResultFileError(f"{path}: not a result of cortex-fast")
+    if metadata.get("kind") != kind:
+        raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {metadata.get('kind')!r}")
+    return tensors, json.loads(metadata["header"])

@@ -1,0 +1,82 @@
+"""The token store: images kept as token ids, 2 bytes a token, with E gathered from the codebook when it is needed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.data.results import load_result, save_result
+
+_KIND = "TokenStore"
+
+
+def embed(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """Tokens int [B,m,m] and codebook C [K,d] -> E [B,d,m,m] with E[:, p] = C[token at p], channels last in memory."""
+    return torch.nn.functional.embedding(tokens.long(), codebook).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Token grids with labels and the codebook they index.
+
+    tokens: integer [n,m,m], kept as uint16 where K <= 65,536, else int32. labels: int64 [n]. codebook: float [K,d].
+    names: the classes' names. fingerprint: what made the images (model, seed, settings).
+    Raises TypeError or ValueError for shapes, dtypes or values that do not fit together.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    codebook: Tensor
+    names: Sequence[str]
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks.rank("tokens", self.tokens, "[n, m, m]")
+        checks.integral("tokens", self.tokens)
+        checks.integral("labels", self.labels)
+        checks.same_shape("labels", self.labels, "tokens' first dimension", self.tokens.shape[:1])
+        checks.rank("codebook", self.codebook, "[K, d]")
+        checks.floating("codebook", self.codebook)
+        checks.finite("codebook", self.codebook)
+        checks.in_range("tokens", self.tokens.int(), self.codebook.shape[0])
+        checks.in_range("labels", self.labels, len(self.names))
+        small = torch.uint16 if self.codebook.shape[0] <= 2**16 else torch.int32
+        object.__setattr__(self, "tokens", self.tokens.to(small))
+        object.__setattr__(self, "labels", self.labels.long())
+        object.__setattr__(self, "names", tuple(self.names))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def grid(self) -> int:
+        """m, the cells on a side."""
+        return self.tokens.shape[1]
+
+    def select(self, rows: Tensor | slice) -> "TokenStore":
+        """The images at `rows` (an index vector, a boolean vector or a slice), in that order."""
+        return TokenStore(self.tokens[rows], self.labels[rows], self.codebook, self.names, self.fingerprint)
+
+    def embedding(self, rows: Tensor | slice) -> Tensor:
+        """E [B,d,m,m] of the images at `rows`."""
+        return embed(self.tokens[rows], self.codebook)
+
+    def batches(self, size: int) -> Iterator[slice]:
+        """Consecutive slices of at most `size` images."""
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file, whole or not at all."""
+        header = {"names": list(self.names), "fingerprint": self.fingerprint}
+        tensors = {"tokens": self.tokens, "labels": self.labels, "codebook": self.codebook}
+        save_result(path, _KIND, tensors, header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "TokenStore":
+        """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
+        tensors, header = load_result(path, _KIND)
+        return cls(**tensors, names=header["names"], fingerprint=header["fingerprint"])

@@ -1,0 +1,164 @@
+"""The demo's results as the report's tables and curves, baselines beside ours."""
+
+from torch import Tensor
+
+from cortex_fast import evaluate
+from cortex_fast.demo.measures import Measures
+from cortex_fast.report import Curves, Table
+
+
+def summary(measures: Measures, top_n: int) -> Table:
+    """The short table: one row for each question, ours against the baselines, averaged over the judges (by CE)."""
+    image, concept = measures.image_level["ce"], measures.concept_level["ce"]
+    column = image.ns.index(top_n) if top_n in image.ns else -1
+    edits, grounding, causal = measures.edits, measures.grounding["ce"], measures.intervention["ce"]
+    middle = len(causal.ns) // 2
+
+    def change(after: Tensor) -> str:
+        return f"{float((after - image.before).mean()):+.3f}"
+
+    rows = [
+        (
+            f"Mask an image's top {image.ns[column]} tokens: probability change (down)",
+            change(image.ours[:, column]),
+            f"random {change(image.random[:, column])}",
+        ),
+        (
+            f"Replace its top {causal.ns[middle]} tokens in the grid: probability change (down)",
+            f"{float((causal.after[0, :, middle] - causal.before).mean()):+.3f}",
+            f"random {float((causal.after[1, :, middle] - causal.before).mean()):+.3f}, "
+            f"lowest {float((causal.after[2, :, middle] - causal.before).mean()):+.3f}",
+        ),
+        (
+            "Mask a concept's tokens in held-out images: probability change (down)",
+            f"{float(concept.probability[0].mean()):+.3f} ({float(concept.masked[0]):.0f} cells)",
+            f"most frequent {float(concept.probability[1].mean()):+.3f} ({float(concept.masked[1]):.0f} cells), "
+            f"as many random {float(concept.probability[2].mean()):+.3f}",
+        ),
+        (
+            f"Top {top_n} saliency on the object (up)",
+            f"{float(grounding.ours.mean()):.3f}",
+            f"random {float(grounding.random.mean()):.3f}, frequency {float(grounding.frequency.mean()):.3f}",
+        ),
+        (
+            "Edit: probability change of the target (up)",
+            f"{float(edits.target_change[0].mean()):+.3f}",
+            f"embedding optimisation {float(edits.target_change[1].mean()):+.3f}",
+        ),
+        (
+            "Edit: probability change of the source (down)",
+            f"{float(edits.source_change[0].mean()):+.3f}",
+            f"embedding optimisation {float(edits.source_change[1].mean()):+.3f}",
+        ),
+    ]
+    note = (
+        "Mean over four judges that see pixels only; tokens scored by the extractor CE. "
+        "The word in brackets says which way is better."
+    )
+    return Table("Summary", ("Question", "cortex-fast", "Baselines"), rows, note)
+
+
+def evaluation(measures: Measures) -> list[Table | Curves]:
+    """Everything measured, in the order: extractors and judges, single images, concepts, edits."""
+    parts: list[Table | Curves] = [_accuracy(measures)]
+    for name in measures.image_level:
+        parts += [
+            _image_curves(name, measures.image_level[name]),
+            _intervention_curves(name, measures.intervention[name]),
+            _concept_table(name, measures.concept_level[name]),
+            _grounding_table(name, measures.grounding[name]),
+        ]
+    parts.append(_edit_table(measures.edits))
+    return parts
+
+
+def _accuracy(measures: Measures) -> Table:
+    judges = measures.edits.judges
+    rows = [(f"extractor {name.upper()} (tokens)", value) for name, value in measures.extractor_accuracy.items()]
+    rows += [
+        (f"judge {name} (pixels)", value) for name, value in zip(judges, measures.judge_accuracy.tolist(), strict=True)
+    ]
+    note = "Top 1 on images sampled from the model: extractors on the explained ones, judges on the held-out ones."
+    return Table("Extractors and judges", ("Classifier", "Top 1"), rows, note)
+
+
+def _image_curves(name: str, curves: evaluate.MaskingCurves) -> Curves:
+    start = float(curves.before.mean())
+    return Curves(
+        f"Image level ({name.upper()}): mask the top n tokens",
+        "positions masked (n)",
+        "probability of the image's class",
+        (0.0, *map(float, curves.ns)),
+        {
+            "top tokens": [start, *curves.ours.mean(dim=0).tolist()],
+            "random positions": [start, *curves.random.mean(dim=0).tolist()],
+        },
+        "Mean over four judges. The lower curve took more of the concept away.",
+    )
+
+
+def _intervention_curves(name: str, result: evaluate.Intervention) -> Curves:
+    start = float(result.before.mean())
+    labels = {"top": "top tokens", "random": "random tokens", "low": "lowest tokens"}
+    return Curves(
+        f"Causal test ({name.upper()}): replace n tokens in the grid and decode",
+        "tokens replaced (n)",
+        "probability of the image's class",
+        (0.0, *map(float, result.ns)),
+        {labels[arm]: [start, *result.after[row].mean(dim=0).tolist()] for row, arm in enumerate(evaluate.ARMS)},
+        "Every replacement is a token from elsewhere in the same image. "
+        "If the top tokens carry the concept, their curve is lowest.",
+    )
+
+
+def _concept_table(name: str, result: evaluate.ConceptMasking) -> Table:
+    rows = [
+        (method, judge, float(result.accuracy[m, j]), float(result.probability[m, j]), float(result.masked[m]))
+        for j, judge in enumerate(result.judges)
+        for m, method in enumerate(result.methods)
+    ]
+    return Table(
+        f"Concept level ({name.upper()}): mask the concept's tokens in held-out images",
+        ("Tokens masked", "Judge", "Accuracy change", "Probability change", "Cells masked"),
+        rows,
+        "More negative changes with fewer cells masked are better. The last method masks as many random cells as ours.",
+    )
+
+
+def _grounding_table(name: str, result: evaluate.Grounding) -> Table:
+    def row(method: str, values: Tensor) -> tuple[str, float, float]:
+        error = float(values.std(unbiased=True) / max(1, len(values)) ** 0.5) if len(values) > 1 else float("nan")
+        return method, float(values.mean()), error
+
+    rows = [row("top TSV", result.ours), row("random", result.random), row("class-frequent tokens", result.frequency)]
+    return Table(
+        f"On the object ({name.upper()}): composites with a known object mask",
+        ("Positions", "Share on the object", "Standard error"),
+        rows,
+        f"The part of the top positions that lies on the object; higher is better. {len(result.ours)} composites, "
+        "pushed through the tokenizer.",
+    )
+
+
+def _edit_table(scores: evaluate.EditScores) -> Table:
+    def columns(method: int, judge: int | slice) -> list[float]:
+        picked: list[Tensor] = [
+            scores.source_before[judge],
+            scores.source_after[method, judge],
+            scores.target_before[judge],
+            scores.target_after[method, judge],
+        ]
+        return [float(values.mean()) for values in picked]
+
+    rows: list[tuple[str | float, ...]] = []
+    for j, judge in enumerate((*scores.judges, "mean")):
+        which = slice(None) if judge == "mean" else j
+        for m, method in enumerate(scores.methods):
+            source_before, source_after, target_before, target_after = columns(m, which)
+            rows.append((judge, method, source_before, source_after, target_before, target_after))
+    return Table(
+        f"Edits (eq. 10): {scores.source_before.shape[1]} images, one class to the next",
+        ("Judge", "Method", "Source before", "Source after", "Target before", "Target after"),
+        rows,
+        "Probabilities on the decoded image. Better: source after is lower, target after is higher.",
+    )

@@ -1,0 +1,65 @@
+"""Beyond the paper: the causal test. Replace tokens in the grid, decode, and let the judges say whether the concept
+went."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cortex_fast.evaluate.judging import Judges, of_class, probabilities
+from cortex_fast.explain.saliency import top_tokens
+
+ARMS = ("top", "random", "low")
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Mean probability of the image's class: `before` [J], and `after` [arms,J,L] for L numbers `ns` of replaced
+    tokens."""
+
+    judges: tuple[str, ...]
+    ns: tuple[int, ...]
+    before: Tensor
+    after: Tensor
+
+
+def replace_tokens(tokens: Tensor, positions: Tensor, donors: Tensor) -> Tensor:
+    """tokens int64 [B,m,m] with those at positions [B,n] replaced by the tokens that stood at donors [B,n]."""
+    flat = tokens.flatten(1)
+    return flat.scatter(1, positions, flat.gather(1, donors)).view_as(tokens)
+
+
+def intervention(
+    judges: Judges,
+    decode: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    tsv: Tensor,
+    labels: Tensor,
+    *,
+    ns: Sequence[int] = (10, 20, 30, 40, 50),
+    seed: int = 0,
+) -> Intervention:
+    """Replace the n tokens of highest TSV, n random ones, or the n lowest, each by a token from elsewhere in the image.
+
+    tokens int64 [B,m,m], tsv [B,m,m], labels int64 [B]. In all three arms the new tokens come from the same places:
+    drawn from the positions that are neither among the top nor among the low max(ns), so the arms differ only in what
+    is lost. Raises ValueError where 2 max(ns) leaves no such position.
+    """
+    batch, cells = len(tokens), tokens[0].numel()
+    most = max(ns)
+    if 2 * most >= cells:
+        raise ValueError(f"ns: expected at most {(cells - 1) // 2} of {cells} tokens, got {most}")
+    _, order = top_tokens(tsv, tokens, cells)
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(batch, cells, generator=generator).argsort(dim=1)
+    middle = order[:, most : cells - most]
+    draws = torch.randint(middle.shape[1], (batch, most), generator=generator)
+    donors = middle.gather(1, draws)
+    after = torch.empty(len(ARMS), len(judges), len(ns))
+    for column, n in enumerate(ns):
+        for arm, positions in enumerate((order[:, :n], chance[:, :n], order[:, cells - n :])):
+            images = decode(replace_tokens(tokens, positions, donors[:, :n]))
+            after[arm, :, column] = of_class(probabilities(judges, images), labels).mean(dim=1)
+    before = of_class(probabilities(judges, decode(tokens)), labels).mean(dim=1)
+    return Intervention(tuple(judges), tuple(ns), before, after)

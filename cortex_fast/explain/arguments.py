@@ -1,0 +1,40 @@
+"""Checks that every explanation shares."""
+
+import torch
+from torch import Tensor, nn
+
+from cortex_fast import checks
+
+
+def check_eval(extractor: nn.Module) -> None:
+    """In training mode BatchNorm would mix the images and dropout would add noise of its own."""
+    if extractor.training:
+        raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
+
+
+def check_embedding(embedding: Tensor) -> None:
+    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.floating("embedding", embedding)
+    checks.finite("embedding", embedding)
+
+
+def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Tensor:
+    """`target`, one class or one for each image, as int64 [batch]."""
+    if isinstance(target, Tensor):
+        checks.integral("target", target)
+        if target.ndim == 0:
+            target = target.expand(batch)
+        if target.shape != (batch,):
+            raise ValueError(f"target: expected an int or shape [{batch}], got {list(target.shape)}")
+        return target.to(device, torch.int64)
+    checks.whole("target", target, 0)
+    return torch.full((batch,), target, dtype=torch.int64, device=device)
+
+
+def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
+    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
+    with torch.inference_mode():
+        logits = extractor(sample)
+    if logits.ndim != 2:
+        raise ValueError(f"extractor: expected logits [B, classes], got {list(logits.shape)}")
+    checks.in_range("target", target, logits.shape[1])

@@ -1,0 +1,156 @@
+"""What this installation can do, and why not where it cannot: versions, devices, the native core, every operator."""
+
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import cortex_fast.ops
+from cortex_fast.kernels import native
+from cortex_fast.kernels.reference import concept_counts as reference_counts
+from cortex_fast.kernels.reference import token_saliency as reference_saliency
+from cortex_fast.ops.backends import IMPL_VARIABLE, Verdict, verdicts
+
+if native.UNAVAILABLE is None:
+    from cortex_fast import _native
+    from cortex_fast.kernels.native import concept_counts as native_counts
+    from cortex_fast.kernels.native import token_saliency as native_saliency
+
+OPENMP_LIBRARIES = ("libgomp", "libomp", "libiomp")
+MAPPED_FILES = Path("/proc/self/maps")
+PROCESSORS = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Each field but `operators` maps a thing's name to what is known of it; a missing thing's value says why."""
+
+    versions: dict[str, str]
+    devices: dict[str, str]
+    native: dict[str, str]
+    operators: dict[str, dict[str, list[Verdict]]]  # operator -> device -> each backend's answer
+
+
+def info() -> Info:
+    """Everything, read now. Works without the native core, without a GPU and without an installed package."""
+    return Info(_versions(), _devices(), _native_core(), _operators())
+
+
+def describe() -> str:
+    """`info()` as text, a few short sections; prints nothing."""
+    facts = info()
+    forced = os.environ.get(IMPL_VARIABLE)
+    lines = [*_section("versions", facts.versions), *_section("devices", facts.devices)]
+    lines += _section("native core", facts.native)
+    if forced is not None:
+        lines += _section("environment", {IMPL_VARIABLE: f"{forced!r} stands for impl='auto' in every operator"})
+    for operator, devices in facts.operators.items():
+        for device, answers in devices.items():
+            lines += _section(f"{operator} (float32, {device})", {answer.backend: answer.reason for answer in answers})
+    return "\n".join(lines).rstrip()
+
+
+def _section(title: str, entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries))
+    return [title, *(f"  {name:<{width}}  {value}" for name, value in entries.items()), ""]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _versions() -> dict[str, str]:
+    named = {name: _version(name) for name in ("cortex-fast", "torch", "numpy", "triton")}
+    named["torch"] = str(torch.__version__)  # with its build, for instance "+cpu"
+    return {"python": platform.python_version(), "platform": platform.platform(), **named}
+
+
+def _devices() -> dict[str, str]:
+    model = next((line.split(":", 1)[1].strip() for line in _lines(PROCESSORS) if line.startswith("model name")), "")
+    cpu = model or platform.processor() or platform.machine()
+    found = {
+        "CPU": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": f"{torch.get_num_threads()} of torch, {os.cpu_count()} processors",
+    }
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            capability = f"sm_{properties.major}{properties.minor}"
+            found[f"cuda:{index}"] = f"{properties.name}, {capability}, {properties.total_memory / 2**30:.1f} GiB"
+    else:
+        found["CUDA"] = f"none: {_why_no_cuda()}"
+    return found
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "torch sees no device"
+
+
+def _native_core() -> dict[str, str]:
+    if native.UNAVAILABLE is not None:
+        return {"missing": native.UNAVAILABLE}
+    build = _native.build_info()
+    return {
+        "version": build["version"],
+        "compiler": f"{build['compiler']}, {build['build_type']}, {build['flags']}",
+        "OpenMP": _openmp() if build["openmp"] else "no: built without it, so the native core runs on one thread",
+        "self-test": _self_test(),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _openmp() -> str:
+    """Whether torch and the native core share one OpenMP library, hence one pool of threads."""
+    mapped = {Path(line.split(maxsplit=5)[-1]) for line in _lines(MAPPED_FILES) if "/" in line}
+    loaded = sorted(str(path) for path in mapped if path.name.startswith(OPENMP_LIBRARIES))
+    if not loaded:
+        return "yes; unknown whether its threads are torch's: this system does not tell"
+    if len(loaded) == 1:
+        return f"yes, shared with torch: {loaded[0]}"
+    return f"yes, but {len(loaded)} OpenMP libraries are loaded, so threads may compete: {', '.join(loaded)}"
+
+
+def _self_test() -> str:
+    """The native core against the reference, on a few numbers."""
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.randn((2, 5, 7, 3, 3), generator=generator)
+    expected = reference_saliency.token_saliency(grads.double(), "absmax")
+    got = native_saliency.token_saliency(grads, "absmax")
+    error = float((got.double() - expected).abs().max())
+    if not error < 1e-6:
+        return f"FAILED: token_saliency is {error:.1e} from the reference"
+    tokens = torch.randint(0, 5, (2, 3, 3), generator=generator)
+    labels = torch.tensor([1, 0])
+    kernels = (native_counts, reference_counts)
+    counts = [kernel.concept_counts(got, tokens, labels, 4, 2, 5, "image") for kernel in kernels]
+    if not torch.equal(*counts):
+        return "FAILED: concept_counts differs from the reference"
+    return f"passed: within {error:.1e} of the reference"
+
+
+def _operators() -> dict[str, dict[str, list[Verdict]]]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    tensors = {device: torch.zeros(1, device=device) for device in devices}
+    found = {}
+    for module in pkgutil.iter_modules(cortex_fast.ops.__path__):
+        backends = getattr(importlib.import_module(f"cortex_fast.ops.{module.name}"), "BACKENDS", None)
+        if backends is not None:
+            found[module.name] = {device: verdicts(backends, tensor) for device, tensor in tensors.items()}
+    return found

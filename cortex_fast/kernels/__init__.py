@@ -1,0 +1,1 @@
+"""Implementations of the operators: reference (the definition), native (csrc/), triton."""

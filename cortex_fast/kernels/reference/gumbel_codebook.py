@@ -1,0 +1,67 @@
+"""Gumbel-Softmax selection of codebook rows, forward and backward (straight-through), as the formulas read."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast.kernels.reference import philox
+
+
+def gumbel_noise(item_ids: Tensor, rows: int, codes: int, seed: int, draw: int) -> Tensor:
+    """g float32 [items, R, K] of the shared stream."""
+    return philox.gumbel(seed, item_ids, item_ids.new_full((1,), draw), rows, codes)[:, 0]
+
+
+def _scores(logits: Tensor, gumbel: Tensor) -> Tensor:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(wide) + gumbel.to(wide)
+
+
+def _soften(scores: Tensor, tau: float, codebook: Tensor) -> Tensor:
+    """y = softmax(scores / tau), at least in the codebook's precision. The largest score goes first: it may exceed tau
+    times the largest float."""
+    scores = scores.to(torch.promote_types(scores.dtype, codebook.dtype))
+    return ((scores - scores.amax(dim=-1, keepdim=True)) / tau).softmax(dim=-1)
+
+
+def _sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
+    """values [n,d] -> [K,d]: the sum of those with each index, in a fixed order (index_put_ may add atomically)."""
+    counts = torch.bincount(index, minlength=codes)
+    return torch.segment_reduce(values[index.argsort(stable=True)], "sum", lengths=counts, axis=0)
+
+
+def forward(logits: Tensor, codebook: Tensor, gumbel: Tensor, tau: float, hard: bool) -> tuple[Tensor, Tensor]:
+    """logits, gumbel [P,R,K], codebook [K,d] -> embedding [P,R,d] in the codebook's dtype, index int64 [P,R]."""
+    scores = _scores(logits, gumbel)
+    index = scores.argmax(dim=-1)
+    if hard:
+        return codebook[index], index
+    y = _soften(scores, tau, codebook)
+    return (y @ codebook.to(y.dtype)).to(codebook.dtype), index
+
+
+def backward(
+    upstream: Tensor,
+    logits: Tensor,
+    codebook: Tensor,
+    gumbel: Tensor,
+    index: Tensor,
+    tau: float,
+    hard: bool,
+    codebook_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the logits [P,R,K] and the codebook [K,d] ([0,d] where it is not needed) from dE [P,R,d].
+
+    y = softmax((P + g) / tau), D = dE C^T, dP = y (D - <y, D>) / tau; hard selection passes its gradient straight
+    through to y, and to the rows of C that it selected.
+    """
+    y = _soften(_scores(logits, gumbel), tau, codebook)
+    wide = upstream.to(y.dtype)
+    d = wide @ codebook.to(y.dtype).T
+    grad_logits = y * (d - (y * d).sum(dim=-1, keepdim=True)) / tau
+    if not codebook_needed:
+        grad_codebook = codebook.new_empty((0, codebook.shape[1]))
+    elif hard:
+        grad_codebook = _sum_by_code(wide.flatten(0, 1), index.flatten(), codebook.shape[0])
+    else:
+        grad_codebook = y.flatten(0, 1).T @ wide.flatten(0, 1)
+    return grad_logits.to(logits.dtype).contiguous(), grad_codebook.to(codebook.dtype).contiguous()

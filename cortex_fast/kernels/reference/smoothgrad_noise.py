@@ -1,0 +1,28 @@
+"""Noisy copies of embeddings for SmoothGrad: x + sigma e, with e from the shared stream."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast.kernels.reference import philox
+
+
+def standard_noise(
+    item_ids: Tensor, num_samples: int, channels: int, grid: tuple[int, int], seed: int, antithetic: bool
+) -> Tensor:
+    """e float32 [B,N,d,m,m]: row = grid position, index = channel, item = item id, draw = sample.
+
+    Antithetic samples 2j and 2j + 1 are +- draw j.
+    """
+    draws = torch.arange((num_samples + 1) // 2 if antithetic else num_samples, device=item_ids.device)
+    distinct, inverse = item_ids.unique(return_inverse=True)
+    noise = philox.normal(seed, distinct, draws, grid[0] * grid[1], channels)  # [items, draws, m*m, d]
+    if antithetic:
+        noise = torch.stack((noise, -noise), dim=2).flatten(1, 2)[:, :num_samples]
+    return noise.transpose(2, 3).unflatten(3, grid)[inverse].contiguous()
+
+
+def smoothgrad_noise(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """x [B,d,m,m], sigma [B], noise [B,N,d,m,m] -> x + sigma noise in x's dtype, computed in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    scale = sigma.to(wide)[:, None, None, None, None]
+    return (x.to(wide)[:, None] + scale * noise.to(wide)).to(x.dtype).contiguous()

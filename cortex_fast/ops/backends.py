@@ -1,0 +1,80 @@
+"""Which backend serves an operator, and why.
+
+An operator lists its backends, best first, each with a function from its tensors to a reason against it (None: it can
+serve). `impl="auto"` takes the first that can; a forced one that cannot raises with the reason. Nothing falls back
+silently: `choose` is the only place that decides.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cortex_fast.kernels import native
+
+IMPL_VARIABLE = "CORTEX_FAST_IMPL"
+NAMES = ("cuda", "triton", "native", "reference")
+
+Reason = Callable[[Tensor], str | None]
+
+
+class BackendUnavailableError(RuntimeError):
+    """A forced backend cannot serve; the message is its reason."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One backend's answer for one operator: usable, or `reason` why not."""
+
+    backend: str
+    usable: bool
+    reason: str
+
+
+def verdicts(backends: Mapping[str, Reason], tensor: Tensor) -> list[Verdict]:
+    """Every backend's answer for an operator applied to `tensor`, best first."""
+    answers = []
+    for name in NAMES:
+        against = backends[name](tensor) if name in backends else f"no {name} kernel of this operator in this version"
+        answers.append(Verdict(name, against is None, against or "yes"))
+    return answers
+
+
+def choose(operator: str, backends: Mapping[str, Reason], impl: str, tensor: Tensor) -> str:
+    """The backend's name for `impl`: "auto", or a name from NAMES. `CORTEX_FAST_IMPL` replaces "auto".
+
+    Raises ValueError for an unknown name and BackendUnavailableError for a forced backend that cannot serve.
+    """
+    wanted = os.environ.get(IMPL_VARIABLE, "auto") if impl == "auto" else impl
+    if wanted not in ("auto", *NAMES):
+        source = "impl" if impl != "auto" else IMPL_VARIABLE
+        raise ValueError(f"{source}: expected 'auto' or one of {', '.join(map(repr, NAMES))}, got {wanted!r}")
+    answers = verdicts(backends, tensor)
+    if wanted == "auto":
+        return next(answer.backend for answer in answers if answer.usable)
+    answer = next(answer for answer in answers if answer.backend == wanted)
+    if not answer.usable:
+        raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {answer.reason}")
+    return wanted
+
+
+def never(_tensor: Tensor) -> None:
+    """No reason against: the reference serves every tensor."""
+    return None
+
+
+def native_on_cpu(*dtypes: torch.dtype) -> Reason:
+    """The reason function of a native CPU kernel that takes these dtypes."""
+
+    def against(tensor: Tensor) -> str | None:
+        if native.UNAVAILABLE is not None:
+            return native.UNAVAILABLE
+        if tensor.device.type != "cpu":
+            return f"the native kernel runs on the CPU, the tensor is on {tensor.device}"
+        if tensor.dtype not in dtypes:
+            return f"the native kernel takes {', '.join(map(str, dtypes))}, not {tensor.dtype}"
+        return None
+
+    return against

@@ -1,0 +1,66 @@
+"""Counts of each concept's top tokens: the statistic behind T*_concept (eq. 6)."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.kernels import native
+from cortex_fast.kernels.reference import concept_counts as reference
+from cortex_fast.ops.backends import choose, native_on_cpu, never
+
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import concept_counts as native_kernel
+
+PER = ("occurrence", "image")
+BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
+
+
+def concept_counts(
+    tsv: Tensor,
+    tokens: Tensor,
+    labels: Tensor,
+    *,
+    top_n: int,
+    num_concepts: int,
+    codebook_size: int,
+    per: str = "occurrence",
+    impl: str = "auto",
+) -> Tensor:
+    """int64 [num_concepts,K]: how often token t is among the top_n positions by TSV of an image of concept c.
+
+    tsv [B,m,m] floating; tokens [B,m,m] and labels [B] of any integer dtype. Ties go to the lower position (row-major).
+    per: "occurrence" counts every position (the published code), "image" a token at most once an image (eq. 6's union).
+    Raises TypeError for wrong dtypes, and ValueError for shapes that do not fit, top_n outside [1, m*m], tokens outside
+    [0, K), labels outside [0, num_concepts), or a NaN in tsv.
+    """
+    checks.rank("tsv", tsv, "[B, m, m]")
+    checks.floating("tsv", tsv)
+    checks.integral("tokens", tokens)
+    checks.integral("labels", labels)
+    checks.same_shape("tokens", tokens, "tsv", tsv.shape)
+    checks.same_shape("labels", labels, "tsv's batch", tsv.shape[:1])
+    checks.same_device(tsv=tsv, tokens=tokens, labels=labels)
+    checks.whole("top_n", top_n, 1, tsv.shape[1] * tsv.shape[2])
+    checks.whole("num_concepts", num_concepts, 1)
+    checks.whole("codebook_size", codebook_size, 1)
+    checks.one_of("per", per, PER)
+    return _concept_counts(tsv.detach(), tokens, labels, top_n, num_concepts, codebook_size, per, impl)
+
+
+@torch.library.custom_op("cortex_fast::concept_counts", mutates_args=())
+def _concept_counts(
+    tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str, impl: str
+) -> Tensor:
+    checks.in_range("tokens", tokens, codebook_size)  # these read values, so they stand where no tracer looks
+    checks.in_range("labels", labels, num_concepts)
+    if bool(tsv.isnan().any()):
+        raise ValueError("tsv: expected numbers, got NaN")
+    serve = native_kernel if choose("concept_counts", BACKENDS, impl, tsv) == "native" else reference
+    return serve.concept_counts(tsv, tokens, labels, top_n, num_concepts, codebook_size, per)
+
+
+@_concept_counts.register_fake
+def _(
+    tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str, impl: str
+) -> Tensor:
+    return tsv.new_empty((num_concepts, codebook_size), dtype=torch.int64)

@@ -1,0 +1,138 @@
+"""Gumbel-Softmax selection times codebook (eq. 7): the embedding of a sampled token in every row."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.kernels.reference import gumbel_codebook as reference
+from cortex_fast.ops.backends import choose, never
+
+BACKENDS = {"reference": never}
+
+
+def gumbel_codebook(
+    logits: Tensor,
+    codebook: Tensor,
+    *,
+    tau: float = 1.0,
+    seed: int = 0,
+    draw: int = 0,
+    item_ids: Tensor | None = None,
+    hard: bool = True,
+    gumbel: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Logits [...,R,K] and codebook C [K,d] -> embedding [...,R,d] in C's dtype, and the selected index int64 [...,R].
+
+    With g ~ Gumbel(0, 1) and y = softmax((logits + g) / tau), the index is argmax(logits + g); the embedding is
+    C[index] (hard, gradient straight through y) or y C (soft). g is fixed by (seed, item id, draw, row, code):
+    item_ids int [...] defaults to 0, 1, 2, ... over the leading dimensions. gumbel [...,R,K] replaces g, for exact
+    tests. A logit of -inf bans its token, as long as its row has a finite one.
+    Differentiable once, in logits and codebook.
+    Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
+    or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
+    """
+    if logits.ndim < 2:
+        raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
+    checks.floating("logits", logits)
+    checks.rank("codebook", codebook, "[K, d]")
+    checks.floating("codebook", codebook)
+    *lead, rows, codes = logits.shape
+    if codes == 0 or codes != codebook.shape[0]:
+        raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
+    checks.positive("tau", tau)
+    checks.seed(seed)
+    checks.whole("draw", draw, 0, 2**32 - 1)
+    problems = logits.shape[:-2].numel()
+    if item_ids is not None:
+        checks.integral("item_ids", item_ids)
+        checks.same_shape("item_ids", item_ids, "the leading dimensions of logits", logits.shape[:-2])
+    checks.same_device(logits=logits, codebook=codebook, item_ids=item_ids, gumbel=gumbel)
+    flat_gumbel = None
+    if gumbel is not None:
+        checks.floating("gumbel", gumbel)
+        checks.same_shape("gumbel", gumbel, "logits", logits.shape)
+        flat_gumbel = gumbel.detach().reshape(problems, rows, codes)
+    flat = logits.reshape(problems, rows, codes)
+    flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
+    embedding, index = _gumbel_codebook(flat, codebook, flat_ids, flat_gumbel, float(tau), seed, draw, hard, impl)
+    return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows)
+
+
+@torch.library.custom_op("cortex_fast::gumbel_codebook", mutates_args=())
+def _gumbel_codebook(
+    logits: Tensor,
+    codebook: Tensor,
+    item_ids: Tensor | None,
+    gumbel: Tensor | None,
+    tau: float,
+    seed: int,
+    draw: int,
+    hard: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    if item_ids is not None:
+        checks.in_range("item_ids", item_ids, 2**32)
+    choose("gumbel_codebook", BACKENDS, impl, logits)
+    noise = _noise(logits, item_ids, gumbel, seed, draw)
+    return reference.forward(logits, codebook, noise, tau, hard)
+
+
+@_gumbel_codebook.register_fake
+def _(logits, codebook, item_ids, gumbel, tau, seed, draw, hard, impl):
+    problems, rows, _ = logits.shape
+    embedding = codebook.new_empty((problems, rows, codebook.shape[1]))
+    return embedding, logits.new_empty((problems, rows), dtype=torch.int64)
+
+
+@torch.library.custom_op("cortex_fast::gumbel_codebook_backward", mutates_args=())
+def _gumbel_codebook_backward(
+    upstream: Tensor,
+    logits: Tensor,
+    codebook: Tensor,
+    item_ids: Tensor | None,
+    gumbel: Tensor | None,
+    index: Tensor,
+    tau: float,
+    seed: int,
+    draw: int,
+    hard: bool,
+    impl: str,
+    codebook_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    choose("gumbel_codebook", BACKENDS, impl, logits)
+    noise = _noise(logits, item_ids, gumbel, seed, draw)
+    return reference.backward(upstream, logits, codebook, noise, index, tau, hard, codebook_needed)
+
+
+@_gumbel_codebook_backward.register_fake
+def _(upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard, impl, codebook_needed):
+    codes, channels = codebook.shape
+    return logits.new_empty(logits.shape), codebook.new_empty((codes if codebook_needed else 0, channels))
+
+
+def _noise(logits: Tensor, item_ids: Tensor | None, gumbel: Tensor | None, seed: int, draw: int) -> Tensor:
+    if gumbel is not None:
+        return gumbel
+    if item_ids is None:
+        item_ids = torch.arange(logits.shape[0], device=logits.device)
+    return reference.gumbel_noise(item_ids, logits.shape[1], logits.shape[2], seed, draw)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    logits, codebook, item_ids, gumbel, *ctx.settings = inputs
+    _, index = output
+    ctx.mark_non_differentiable(index)
+    ctx.save_for_backward(logits, codebook, item_ids, gumbel, index)
+
+
+def _backward(ctx, upstream: Tensor, _index_upstream):
+    logits, codebook, item_ids, gumbel, index = ctx.saved_tensors
+    codebook_needed = ctx.needs_input_grad[1]
+    grad_logits, grad_codebook = _gumbel_codebook_backward(
+        upstream, logits, codebook, item_ids, gumbel, index, *ctx.settings, codebook_needed
+    )
+    return grad_logits, grad_codebook if codebook_needed else None, None, None, None, None, None, None, None
+
+
+_gumbel_codebook.register_autograd(_backward, setup_context=_setup_context)

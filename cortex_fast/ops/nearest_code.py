@@ -1,0 +1,39 @@
+"""The nearest codebook token of each vector: vector quantisation."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.kernels.reference import nearest_code as reference
+from cortex_fast.ops.backends import choose, never
+
+BACKENDS = {"reference": never}
+
+
+def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
+    """Index int64 [...] of the codebook row [K,d] nearest to z [...,d] in Euclidean distance.
+
+    Computed in float64; among equally near codes the lowest index. A NaN in z gives index 0. Not differentiable.
+    Raises TypeError for integer tensors, ValueError for shapes that do not fit, an empty codebook or mixed devices.
+    """
+    checks.floating("z", z)
+    checks.rank("codebook", codebook, "[K, d]")
+    checks.floating("codebook", codebook)
+    if codebook.shape[0] == 0:
+        raise ValueError("codebook: expected at least one code, got none")
+    if z.ndim == 0 or z.shape[-1] != codebook.shape[1]:
+        raise ValueError(f"z: expected shape [..., {codebook.shape[1]}] as in codebook, got {list(z.shape)}")
+    checks.same_device(z=z, codebook=codebook)
+    flat = z.detach().reshape(z.shape[:-1].numel(), z.shape[-1])
+    return _nearest_code(flat, codebook.detach(), impl).view(z.shape[:-1])
+
+
+@torch.library.custom_op("cortex_fast::nearest_code", mutates_args=())
+def _nearest_code(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
+    choose("nearest_code", BACKENDS, impl, z)
+    return reference.nearest_code(z, codebook)
+
+
+@_nearest_code.register_fake
+def _(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
+    return z.new_empty((z.shape[0],), dtype=torch.int64)

@@ -1,0 +1,69 @@
+"""TSV: mean over noisy gradients, then the channel maximum (the paper's token saliency value)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.kernels import native
+from cortex_fast.kernels.reference import token_saliency as reference
+from cortex_fast.ops.backends import choose, native_on_cpu, never
+
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import token_saliency as native_kernel
+
+REDUCTIONS = ("absmax", "max", "mean")
+BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
+
+
+def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "auto") -> Tensor:
+    """TSV [B,m,m] of noisy gradients [B,N,d,m,m]: the mean over the N samples, then a reduction over the d channels.
+
+    reduction: "absmax" is the paper's max_d |mean_N g|; "max" (signed) and "mean" are the published code's.
+    The result is float32, or float64 for float64 gradients. Differentiable; at a tie the first channel gets it all.
+    Raises TypeError for integer gradients, ValueError for another rank, N = 0, d = 0 or an unknown reduction.
+    """
+    checks.rank("grads", grads, "[B, N, d, m, m]")
+    checks.floating("grads", grads)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    if grads.shape[1] == 0 or grads.shape[2] == 0:
+        raise ValueError(f"grads: expected at least one sample and one channel, got {list(grads.shape)}")
+    return _token_saliency(grads, reduction, impl)
+
+
+@torch.library.custom_op("cortex_fast::token_saliency", mutates_args=())
+def _token_saliency(grads: Tensor, reduction: str, impl: str) -> Tensor:
+    if choose("token_saliency", BACKENDS, impl, grads) == "native":
+        return native_kernel.token_saliency(grads, reduction)
+    return reference.token_saliency(grads, reduction)
+
+
+@_token_saliency.register_fake
+def _(grads: Tensor, reduction: str, impl: str) -> Tensor:
+    batch, _, _, *grid = grads.shape
+    return grads.new_empty((batch, *grid), dtype=reference.accumulation_dtype(grads.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grads, ctx.reduction, _ = inputs
+    ctx.save_for_backward(grads)
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    (grads,) = ctx.saved_tensors
+    _, samples, channels, *_ = grads.shape
+    mean = grads.to(upstream.dtype).mean(dim=1)
+    if ctx.reduction == "mean":
+        per_channel = (upstream[:, None] / channels).expand_as(mean)
+    else:
+        key = mean.abs() if ctx.reduction == "absmax" else mean
+        winner = key.argmax(dim=1, keepdim=True)
+        value = upstream[:, None]
+        if ctx.reduction == "absmax":
+            value = value * mean.gather(1, winner).sign()
+        per_channel = torch.zeros_like(mean).scatter(1, winner, value)
+    return (per_channel / samples)[:, None].expand_as(grads).to(grads.dtype), None, None
+
+
+_token_saliency.register_autograd(_backward, setup_context=_setup_context)

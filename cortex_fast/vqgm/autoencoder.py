@@ -1,0 +1,246 @@
+"""The VQGAN autoencoder: encoder, vector quantiser, decoder.
+
+Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (CVPR 2021). Configuration keys and state-dict
+names are those of the taming-transformers package, so that its checkpoints load by name; the code is our own.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def _conv3(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=padding)
+
+
+class ResnetBlock(nn.Module):
+    """x [B,c,h,w] -> [B,outputs,h,w]: two normalised, activated 3 x 3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float, groups: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(inputs, groups)
+        self.conv1 = _conv3(inputs, outputs)
+        self.norm2 = _norm(outputs, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _conv3(outputs, outputs)
+        if inputs != outputs:
+            self.nin_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """x [B,c,h,w] -> same shape: single-head self-attention over the h w positions, added to x."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, kernel_size=1)
+        self.k = nn.Conv2d(channels, channels, kernel_size=1)
+        self.v = nn.Conv2d(channels, channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))  # [B, h*w, c]
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    """[B,c,h,w] -> [B,c,h/2,w/2] by a strided convolution padded on the right and below."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """[B,c,h,w] -> [B,c,2h,2w]: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where `attend`; then a change of resolution or none."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]], attend: bool, dropout: float, groups: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(inputs, outputs, dropout, groups) for inputs, outputs in widths)
+        self.attn = nn.ModuleList(AttnBlock(outputs, groups) for _, outputs in widths if attend)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for number, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn):
+                h = self.attn[number](h)
+        for resize in ("downsample", "upsample"):
+            if hasattr(self, resize):
+                h = getattr(self, resize)(h)
+        return h
+
+
+class Middle(nn.Module):
+    """Block, attention, block, at the coarsest resolution."""
+
+    def __init__(self, channels: int, dropout: float, groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, dropout, groups)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
+
+
+class Encoder(nn.Module):
+    """Images [B,in_channels,resolution,resolution] -> latents [B,z_channels,m,m], m = resolution / 2^(levels - 1)."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        double_z: bool = False,
+        dropout: float = 0.0,
+        norm_groups: int = 32,
+        **_unused: object,
+    ) -> None:
+        super().__init__()
+        self.conv_in = _conv3(in_channels, ch)
+        self.down = nn.ModuleList()
+        width = ch
+        for number, multiple in enumerate(ch_mult):
+            outputs = ch * multiple
+            widths = [(width, outputs)] + [(outputs, outputs)] * (num_res_blocks - 1)
+            level = Level(widths, (resolution >> number) in attn_resolutions, dropout, norm_groups)
+            if number + 1 < len(ch_mult):
+                level.downsample = Downsample(outputs)
+            self.down.append(level)
+            width = outputs
+        self.mid = Middle(width, dropout, norm_groups)
+        self.norm_out = _norm(width, norm_groups)
+        self.conv_out = _conv3(width, 2 * z_channels if double_z else z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latents [B,z_channels,m,m] -> images [B,out_ch,resolution,resolution]."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        resolution: int,
+        z_channels: int,
+        dropout: float = 0.0,
+        norm_groups: int = 32,
+        **_unused: object,
+    ) -> None:
+        super().__init__()
+        width = ch * ch_mult[-1]
+        self.conv_in = _conv3(z_channels, width)
+        self.mid = Middle(width, dropout, norm_groups)
+        levels: list[Level] = []
+        for number in reversed(range(len(ch_mult))):
+            outputs = ch * ch_mult[number]
+            widths = [(width, outputs)] + [(outputs, outputs)] * num_res_blocks
+            level = Level(widths, (resolution >> number) in attn_resolutions, dropout, norm_groups)
+            if number:
+                level.upsample = Upsample(outputs)
+            levels.insert(0, level)  # `up.0` is the finest level, as in the published names
+            width = outputs
+        self.up = nn.ModuleList(levels)
+        self.norm_out = _norm(width, norm_groups)
+        self.conv_out = _conv3(width, out_ch)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class VectorQuantizer(nn.Module):
+    """Holds the codebook C [K,d] as `embedding.weight`."""
+
+    def __init__(self, n_embed: int, embed_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_embed, embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / n_embed, 1.0 / n_embed)
+
+
+class VQModel(nn.Module):
+    """Autoencoder over a codebook. `ddconfig`, `n_embed` and `embed_dim` are taming-transformers' configuration keys.
+
+    One key is ours: `ddconfig["norm_groups"]`, 32 there; with few channels 32 groups would erase an image's mean
+    colour.
+    """
+
+    def __init__(self, *, ddconfig: dict, n_embed: int, embed_dim: int, **_unused: object) -> None:
+        super().__init__()
+        self.encoder = Encoder(**ddconfig)
+        self.decoder = Decoder(**ddconfig)
+        self.quantize = VectorQuantizer(n_embed, embed_dim)
+        self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, kernel_size=1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [-1, 1] -> continuous latents [B,d,m,m], before quantisation."""
+        return self.quant_conv(self.encoder(images))
+
+    def decode(self, embedding: Tensor) -> Tensor:
+        """Token-based embedding E [B,d,m,m] -> images [B,3,H,W], nominally in [-1, 1]."""
+        return self.decoder(self.post_quant_conv(embedding))
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+F16_16384 = {  # the published ImageNet VQGAN that CORTEX explains: 343 state-dict keys, 76.07 M parameters
+    "n_embed": 16384,
+    "embed_dim": 256,
+    "ddconfig": {
+        "double_z": False,
+        "z_channels": 256,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+        "ch_mult": [1, 1, 2, 2, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [16],
+        "dropout": 0.0,
+    },
+}

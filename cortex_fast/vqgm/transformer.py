@@ -1,0 +1,111 @@
+"""The autoregressive prior over token grids: a decoder-only transformer with a key-value cache.
+
+State-dict names are those of taming-transformers' GPT (itself minGPT's), without the constant `attn.mask` buffers.
+The class label is the sequence's first token and shares the vocabulary, as in the class-conditional ImageNet model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens seen so far: one pair of [B,heads,block_size,head_dim] per layer."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int = 0
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.key = nn.Linear(n_embd, n_embd)
+        self.query = nn.Linear(n_embd, n_embd)
+        self.value = nn.Linear(n_embd, n_embd)
+        self.resid_drop = nn.Dropout(dropout)
+        self.proj = nn.Linear(n_embd, n_embd)
+        self.n_head = n_head
+
+    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+        batch, length, width = x.shape
+        shape = (batch, length, self.n_head, width // self.n_head)
+        q, k, v = (project(x).view(shape).transpose(1, 2) for project in (self.query, self.key, self.value))
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # one new token: it may look at everything before it, so no mask is needed
+            stop = cache.length + length
+            cache.keys[layer][:, :, cache.length : stop] = k
+            cache.values[layer][:, :, cache.length : stop] = v
+            y = F.scaled_dot_product_attention(q, cache.keys[layer][:, :, :stop], cache.values[layer][:, :, :stop])
+        return self.resid_drop(self.proj(y.transpose(1, 2).reshape(batch, length, width)))
+
+
+class Block(nn.Module):
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(n_embd)
+        self.ln2 = nn.LayerNorm(n_embd)
+        self.attn = CausalSelfAttention(n_embd, n_head, dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+        x = x + self.attn(self.ln1(x), cache, layer)
+        return x + self.mlp(self.ln2(x))
+
+
+class GPT(nn.Module):
+    """Token ids [B,T] -> next-token logits [B,T,vocab_size]."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        block_size: int,
+        n_layer: int,
+        n_head: int,
+        n_embd: int,
+        embd_pdrop: float = 0.0,
+        resid_pdrop: float = 0.0,
+        **_unused: object,
+    ) -> None:
+        super().__init__()
+        self.tok_emb = nn.Embedding(vocab_size, n_embd)
+        self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd))
+        self.drop = nn.Dropout(embd_pdrop)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, resid_pdrop) for _ in range(n_layer))
+        self.ln_f = nn.LayerNorm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.block_size = block_size
+        self.n_head = n_head
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def new_cache(self, batch: int) -> Cache:
+        """An empty cache for `batch` sequences."""
+        width = self.tok_emb.embedding_dim
+        shape = (batch, self.n_head, self.block_size, width // self.n_head)
+        weight = self.tok_emb.weight
+
+        def buffers() -> list[Tensor]:
+            return [weight.new_empty(shape) for _ in self.blocks]
+
+        return Cache(buffers(), buffers())
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits for `ids`; with a cache, `ids` is [B,1], continues it, and the cache is extended in place."""
+        start = cache.length if cache else 0
+        x = self.drop(self.tok_emb(ids) + self.pos_emb[:, start : start + ids.shape[1]])
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)
+        if cache:
+            cache.length += ids.shape[1]
+        return self.head(self.ln_f(x))

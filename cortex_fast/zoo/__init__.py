@@ -1,0 +1,56 @@
+"""The bundled demo model: a small VQGAN with its prior, two extractors and four judges, trained on sprite composites.
+
+MODEL_CARD.md beside this file has its measured figures, NOTICE the sources and licences of the pictures.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cortex_fast.extractors import build
+from cortex_fast.vqgm import GPT, TamingVQGM, VQModel
+from cortex_fast.zoo.composites import class_names
+from cortex_fast.zoo.judges import JUDGES, build_judge
+from cortex_fast.zoo.weights import fingerprint, load_weights, read_config
+
+FOLDER = Path(__file__).parent / "weights"
+EXTRACTORS = ("ce", "re")
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """`vqgm`: 64 x 64 px, a 16 x 16 grid. `extractors`: "ce" and "re". `judges`: four image classifiers, pixels in
+    [0,1]."""
+
+    vqgm: TamingVQGM
+    extractors: dict[str, nn.Module]
+    judges: dict[str, nn.Module]
+    names: tuple[str, ...]
+
+
+def load(folder: Path = FOLDER) -> Zoo:
+    """The bundled model, in float32 on the CPU, eval mode. Raises FileNotFoundError where a weight file is missing."""
+    names = class_names()
+    files = {name: folder / f"{name}.safetensors" for name in ("tokenizer", "prior", *EXTRACTORS, *JUDGES)}
+    tokenizer = VQModel(**read_config(files["tokenizer"]))
+    load_weights(files["tokenizer"], tokenizer)
+    config = read_config(files["prior"])
+    prior = GPT(**config)
+    load_weights(files["prior"], prior)
+    vqgm = TamingVQGM(
+        tokenizer,
+        prior,
+        grid=16,
+        fingerprint=fingerprint([files["tokenizer"], files["prior"]]),
+        sampling=config["sampling"],
+    )
+    extractors = {}
+    for name in EXTRACTORS:
+        extractor = build(name, **read_config(files[name]))
+        extractors[name] = load_weights(files[name], extractor)
+    judges = {name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES}
+    return Zoo(vqgm, extractors, judges, names)
+
+
+__all__ = ["EXTRACTORS", "FOLDER", "JUDGES", "Zoo", "class_names", "load"]

@@ -1,0 +1,45 @@
+"""Weight files of the bundled model: half-precision safetensors with the module's configuration beside the tensors."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from cortex_fast.data.results import replace_whole
+
+
+def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
+    """Write a module's state in float16 (integers as they are) and its configuration."""
+    half = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).detach().contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+    replace_whole(path, lambda file: save_file(half, file, {"config": json.dumps(config, sort_keys=True)}))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration beside the tensors."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["config"])
+
+
+def load_weights(path: Path, module: nn.Module) -> nn.Module:
+    """Fill a module from `save_weights`'s file, in float32, and put it into eval mode without parameter gradients."""
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    module.load_state_dict({k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()})
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.eval().requires_grad_(False)
+
+
+def fingerprint(paths: list[Path]) -> str:
+    """The first 16 hex digits of the SHA-256 over the files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,34 @@
+// A loop over ranges, run by OpenMP threads where the build has OpenMP.
+//
+// The caller names the number of threads, so the core never asks or changes any global setting. Which thread serves
+// which range never enters a result: bodies write disjoint memory, or add integers atomically.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace cortex_fast {
+
+// How many ranges parallel_ranges makes of `count` items: for scratch memory, which is allocated before the loop.
+inline int range_count(std::int64_t count, int threads) {
+  return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(count, threads)));
+}
+
+// Calls body(range, begin, end) for range = 0 .. range_count(count, threads) - 1; the ranges partition [0, count) in
+// order and differ by at most one item in length. The body must not throw.
+template <typename Body>
+void parallel_ranges(std::int64_t count, int threads, const Body& body) {
+  const int ranges = range_count(count, threads);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(ranges) schedule(static) if (ranges > 1)
+#endif
+  for (int range = 0; range < ranges; ++range) {
+    body(range, count * range / ranges, count * (range + 1) / ranges);
+  }
+}
+
+}  // namespace cortex_fast

@@ -1,0 +1,77 @@
+"""Builds cortex_fast._native with CMake and Ninja, both from the build environment; everything else is pyproject.toml.
+
+The build needs a C++17 compiler and no torch. The package itself is never imported here.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+NO_COMPILER = """cortex-fast needs a C++17 compiler, and found none. Install one:
+  Debian, Ubuntu: apt install g++        Fedora: dnf install gcc-c++
+  conda:          conda install cxx-compiler
+  macOS:          xcode-select --install
+or name one in the environment variable CXX."""
+
+
+def require_compiler() -> None:
+    """Raise CompileError, with what to install, where no C++ compiler is in sight. On Windows CMake knows better."""
+    named = os.environ.get("CXX")
+    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
+    if sys.platform != "win32" and not any(map(shutil.which, candidates)):
+        raise CompileError(NO_COMPILER if not named else f"{NO_COMPILER}\n(CXX is {named!r}, which is not there.)")
+
+
+def build_folder() -> Path:
+    """Kept between builds, one for each interpreter; emptied when the source tree has moved."""
+    folder = ROOT / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    cache = folder / "CMakeCache.txt"
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in cache.read_text().splitlines():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import cmake  # here, since an sdist needs none of them
+        import ninja
+        import pybind11
+
+        require_compiler()
+        folder = build_folder()
+        program = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
+        # Given at each build: an isolated environment has another path each time, and the cache would keep the last.
+        definitions = {
+            "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
+            "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": folder / "out",
+            "CORTEX_FAST_VERSION": self.distribution.get_version(),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        configure = [program, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+        configure += [f"-D{name}={value}" for name, value in definitions.items()]
+        build = [program, "--build", str(folder), "--target", "_native"]
+        if self.parallel:  # else CMake reads CMAKE_BUILD_PARALLEL_LEVEL itself
+            build += ["--parallel", str(self.parallel)]
+        for command in (configure, build):
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError as error:
+                raise CompileError(f"the native core did not build; see the messages above ({error})") from error
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a process may have the old one loaded
+        shutil.copy2(folder / "out" / target.name, target)
+
+
+setup(ext_modules=[Extension("cortex_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

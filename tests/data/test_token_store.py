@@ -1,0 +1,103 @@
+"""The token store and result files: what is written is read, and nothing else is."""
+
+import os
+
+import pytest
+import torch
+
+from cortex_fast import ResultFileError, TokenStore, embed
+from cortex_fast.data.results import load_result, replace_whole, save_result
+
+
+def store(count: int = 5, codes: int = 30) -> TokenStore:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(codes, (count, 4, 4), generator=generator)
+    return TokenStore(
+        tokens, torch.arange(count) % 3, torch.randn(codes, 6, generator=generator), ("a", "b", "ü"), {"s": 1}
+    )
+
+
+def test_embed_is_the_codebook_at_the_tokens():
+    codebook, tokens = torch.randn(9, 5), torch.randint(9, (2, 3, 4))
+    embedding = embed(tokens, codebook)
+    for image in range(2):
+        for y in range(3):
+            for x in range(4):
+                assert torch.equal(embedding[image, :, y, x], codebook[tokens[image, y, x]])
+
+
+def test_two_bytes_a_token_where_they_suffice():
+    assert store().tokens.dtype == torch.uint16
+    wide = TokenStore(torch.full((1, 2, 2), 70_000), torch.zeros(1, dtype=torch.int64), torch.zeros(70_001, 1), ("a",))
+    assert wide.tokens.dtype == torch.int32 and int(wide.tokens.max()) == 70_000
+
+
+def test_save_and_load(tmp_path):
+    kept = store()
+    kept.save(tmp_path / "deep" / "tokens.safetensors")
+    again = TokenStore.load(tmp_path / "deep" / "tokens.safetensors")
+    assert again.names == ("a", "b", "ü") and again.fingerprint == {"s": 1}
+    for name in ("tokens", "labels", "codebook"):
+        assert torch.equal(getattr(again, name).int(), getattr(kept, name).int())
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["tokens.safetensors"]
+
+
+def test_empty_store_and_batches(tmp_path):
+    empty = store(0)
+    empty.save(tmp_path / "e")
+    assert len(TokenStore.load(tmp_path / "e")) == 0 and list(empty.batches(4)) == []
+    assert list(store(5).batches(2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert store(5).embedding(slice(1, 3)).shape == (2, 6, 4, 4)
+    assert torch.equal(store(5).select(torch.tensor([4, 0])).labels, torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"tokens": torch.zeros(5, 16, dtype=torch.int64)}, "tokens"),
+        ({"tokens": torch.zeros(5, 4, 4)}, "tokens"),
+        ({"tokens": torch.full((5, 4, 4), 30)}, "tokens"),
+        ({"tokens": torch.full((5, 4, 4), -1)}, "tokens"),
+        ({"labels": torch.zeros(4, dtype=torch.int64)}, "labels"),
+        ({"labels": torch.full((5,), 3)}, "labels"),
+        ({"codebook": torch.zeros(30)}, "codebook"),
+        ({"codebook": torch.full((30, 6), torch.nan)}, "codebook"),
+    ],
+)
+def test_bad_parts_are_named(change, named):
+    whole = {name: getattr(store(), name) for name in ("tokens", "labels", "codebook", "names")} | change
+    with pytest.raises((ValueError, TypeError), match=rf"^{named}:"):
+        TokenStore(**whole)
+
+
+def test_truncated_foreign_and_other_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "tokens.safetensors"
+    store().save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-10], whole[:4], b"", b"PK\x03\x04 something else entirely"):
+        path.write_bytes(damaged)
+        with pytest.raises(ResultFileError, match=r"tokens\.safetensors"):
+            TokenStore.load(path)
+    save_result(path, "Saliency", {"tsv": torch.zeros(1)}, {})
+    with pytest.raises(ResultFileError, match="expected a result of kind 'TokenStore', got 'Saliency'"):
+        TokenStore.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ResultFileError, match="not a result of cortex-fast"):
+        load_result(path, "TokenStore")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        TokenStore.load(tmp_path / "nowhere")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result"
+    path.write_text("old")
+
+    def break_off(file):
+        file.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_whole(path, break_off)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["result"]  # noqa: PTH208 (names are enough)

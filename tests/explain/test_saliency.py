@@ -1,0 +1,175 @@
+"""SmoothGrad and TSV against formulas, one image at a time, and under every way of cutting the work."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cortex_fast import smoothgrad, token_saliency, top_tokens
+from tests.known_extractors import Convolutional, Cubic, Linear
+
+
+def embedding(batch=3, channels=5, grid=4, seed=0):
+    return torch.randn(batch, channels, grid, grid, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_linear_extractor_gives_its_weight_back():
+    extractor, x = Linear(5, 4, 6).eval(), embedding()
+    target = torch.tensor([0, 5, 2])
+    wanted = extractor.weight.detach()[target].view_as(x)
+    torch.testing.assert_close(smoothgrad(extractor, x, target, num_samples=7), wanted)
+    torch.testing.assert_close(token_saliency(extractor, x, target, num_samples=7), wanted.abs().amax(dim=1))
+    torch.testing.assert_close(token_saliency(extractor, x, target, reduction="max"), wanted.amax(dim=1))
+    torch.testing.assert_close(token_saliency(extractor, x, target, reduction="mean"), wanted.mean(dim=1))
+
+
+@pytest.mark.parametrize("sigma_range", ["sample", "batch"])
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+def test_the_mean_over_noise_is_the_analytic_one(sigma_range, noise):
+    extractor, x = Cubic(2, 3).eval(), embedding(2, 2, 3) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    got = smoothgrad(extractor, x, 1, num_samples=4000, sigma_range=sigma_range, noise=noise, chunk=1000)
+    spread = x.flatten(1).amax(1) - x.flatten(1).amin(1)
+    sigma = 0.2 * (spread if sigma_range == "sample" else (x.max() - x.min()).expand(2))
+    a = extractor.a.detach()[1].view(1, 2, 1, 1)
+    wanted = a * (x**2 + sigma.view(2, 1, 1, 1) ** 2)
+    # one draw's gradient a (x + s e)^2 has standard deviation a s sqrt(4 x^2 + 2 s^2); 5 standard errors of 4000
+    s = sigma.view(2, 1, 1, 1)
+    bound = 5 * a * s * (4 * x**2 + 2 * s**2).sqrt() / 4000**0.5
+    assert ((got - wanted).abs() <= bound).all()
+
+
+def test_equal_to_one_backward_pass_for_each_image_and_draw():
+    """The published procedure, written out: one image, one noisy copy and one backward pass at a time."""
+    from cortex_fast.ops import smoothgrad_noise
+
+    extractor, x, target = Convolutional(5, 4).eval(), embedding(), torch.tensor([3, 0, 1])
+    got = smoothgrad(extractor, x, target, num_samples=6, noise="independent", seed=9)
+    spread = x.flatten(1).amax(1) - x.flatten(1).amin(1)
+    noisy = smoothgrad_noise(x, 0.2 * spread, 6, seed=9)
+    for image in range(3):
+        total = torch.zeros(5, 4, 4, dtype=torch.float64)
+        for sample in range(6):
+            copy = noisy[image, sample][None].clone().requires_grad_(True)
+            extractor(copy)[0, target[image]].backward()
+            total += copy.grad[0].double()
+        torch.testing.assert_close(got[image].double(), total / 6, rtol=1e-5, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.integers(1, 5), st.integers(1, 6), st.integers(1, 40), st.sampled_from(["shared", "independent"]), st.booleans()
+)
+def test_the_chunk_and_the_batch_do_not_matter(batch, samples, chunk, noise, antithetic):
+    extractor, x, target = Convolutional(5, 4).eval(), embedding(batch), torch.arange(batch) % 4
+    arguments = {"num_samples": samples, "noise": noise, "antithetic": antithetic, "seed": 2}
+    whole = token_saliency(extractor, x, target, **arguments)
+    torch.testing.assert_close(token_saliency(extractor, x, target, chunk=chunk, **arguments), whole)
+    last = batch - 1
+    alone = token_saliency(extractor, x[last:], target[last:], item_ids=torch.tensor([last]), chunk=chunk, **arguments)
+    torch.testing.assert_close(alone[0], whole[last])
+
+
+def test_seeds_repeat_and_differ():
+    extractor, x = Convolutional(5, 4).eval(), embedding()
+    first, again, other = (smoothgrad(extractor, x, 1, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+
+
+def test_shared_noise_is_the_same_for_all_images():
+    extractor, x = Convolutional(5, 4).eval(), embedding(1).expand(3, -1, -1, -1)
+    shared = smoothgrad(extractor, x, 1, noise="shared")
+    torch.testing.assert_close(shared[0], shared[2])
+    independent = smoothgrad(extractor, x, 1, noise="independent")
+    assert not torch.allclose(independent[0], independent[2])
+
+
+def test_no_parameter_gets_a_gradient_and_flags_are_kept():
+    extractor = Convolutional(5, 4).eval()
+    extractor.head.bias.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in extractor.named_parameters()}
+    smoothgrad(extractor, embedding(), 0)
+    assert all(p.grad is None for p in extractor.parameters())
+    assert {name: p.requires_grad for name, p in extractor.named_parameters()} == before
+
+
+def test_works_under_no_grad_and_inference_mode():
+    extractor, x = Convolutional(5, 4).eval(), embedding()
+    wanted = smoothgrad(extractor, x, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(smoothgrad(extractor, x, 0), wanted)
+
+
+def test_constant_embedding_has_sigma_zero():
+    extractor = Convolutional(5, 4).eval()
+    x = torch.full((2, 5, 4, 4), 0.7)
+    torch.testing.assert_close(
+        smoothgrad(extractor, x, 1, num_samples=5), smoothgrad(extractor, x, 1, num_samples=1, alpha=0.0)
+    )
+
+
+def test_empty_batch():
+    extractor, x = Convolutional(5, 4).eval(), torch.empty(0, 5, 4, 4)
+    assert smoothgrad(extractor, x, 0).shape == (0, 5, 4, 4)
+    assert token_saliency(extractor, x, torch.empty(0, dtype=torch.int64)).shape == (0, 4, 4)
+
+
+def test_non_contiguous_and_half_precision():
+    extractor, x = Convolutional(5, 4).eval(), embedding()
+    strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    torch.testing.assert_close(token_saliency(extractor, strided, 2), token_saliency(extractor, x, 2))
+    for dtype in (torch.float16, torch.bfloat16):
+        half = token_saliency(Convolutional(5, 4).eval().to(dtype), x.to(dtype), 2)
+        assert half.dtype == torch.float32 and torch.isfinite(half).all()
+    double = token_saliency(Convolutional(5, 4).eval().double(), x.double(), 2)
+    assert double.dtype == torch.float64
+
+
+GOOD = {"embedding": embedding(), "target": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"embedding": torch.randn(5, 4, 4)}, "embedding"),
+        ({"embedding": torch.ones(3, 5, 4, 4, dtype=torch.int64)}, "embedding"),
+        ({"embedding": torch.full((3, 5, 4, 4), torch.inf)}, "embedding"),
+        ({"embedding": torch.full((3, 5, 4, 4), torch.nan)}, "embedding"),
+        ({"target": 4}, "target"),
+        ({"target": -1}, "target"),
+        ({"target": 1.0}, "target"),
+        ({"target": torch.tensor([0, 1])}, "target"),
+        ({"target": torch.tensor([0, 1, 4])}, "target"),
+        ({"target": torch.tensor([0.0, 1.0, 2.0])}, "target"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": 2.5}, "num_samples"),
+        ({"alpha": -0.1}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"sigma_range": "image"}, "sigma_range"),
+        ({"noise": "none"}, "noise"),
+        ({"seed": -1}, "seed"),
+        ({"item_ids": torch.tensor([0])}, "item_ids"),
+        ({"chunk": 0}, "chunk"),
+    ],
+)
+@pytest.mark.parametrize("function", [smoothgrad, token_saliency])
+def test_bad_arguments_are_named(function, change, named):
+    with pytest.raises((ValueError, TypeError), match=rf"^{named}:"):
+        function(Convolutional(5, 4).eval(), **(GOOD | change))
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match=r"^extractor: expected eval mode"):
+        smoothgrad(Convolutional(5, 4).train(), embedding(), 0)
+
+
+def test_top_tokens_by_hand():
+    tsv = torch.tensor([[[1.0, 5.0], [5.0, 2.0]]])
+    tokens = torch.tensor([[[10, 11], [12, 13]]], dtype=torch.int16)
+    ids, positions = top_tokens(tsv, tokens, 3)
+    assert ids.tolist() == [[11, 12, 13]] and positions.tolist() == [[1, 2, 3]]  # the tie goes to the lower position
+
+
+@pytest.mark.parametrize("n", [0, 17, -1, True])
+def test_top_tokens_refuses_other_n(n):
+    with pytest.raises((ValueError, TypeError), match=r"^n:"):
+        top_tokens(torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64), n)

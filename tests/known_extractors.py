@@ -1,0 +1,45 @@
+"""Small extractors whose gradients are known."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """logits = W flatten(x): the gradient of logit t is row t, whatever the noise."""
+
+    def __init__(self, channels: int, grid: int, classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(classes, channels * grid * grid, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).to(self.weight.dtype) @ self.weight.T
+
+
+class Cubic(nn.Module):
+    """logit t = sum a_t x^3 / 3: the gradient is a_t x^2, and its mean under noise a_t (x^2 + sigma^2)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.arange(1.0, classes + 1)[:, None] * torch.linspace(1, 2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x**3 / 3).sum(dim=(2, 3)) @ self.a.T
+
+
+class Convolutional(nn.Module):
+    """Convolution, BatchNorm with running statistics, ReLU, dropout: what real extractors are made of."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Conv2d(channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.conv(x)))
+        return self.head(self.drop(h.amax(dim=(2, 3))))

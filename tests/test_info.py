@@ -1,0 +1,84 @@
+"""info: says what is there, and why not where it is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cortex_fast import info as module
+from cortex_fast.kernels import native
+from cortex_fast.ops.backends import IMPL_VARIABLE, NAMES
+
+needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
+
+
+def test_names_versions_devices_and_every_operator() -> None:
+    facts = module.info()
+    assert facts.versions["torch"] == torch.__version__
+    assert facts.versions["cortex-fast"] != ""
+    assert str(torch.get_num_threads()) in facts.devices["threads"]
+    if not torch.cuda.is_available():
+        assert facts.devices["CUDA"].startswith("none: ")
+    assert {"token_saliency", "concept_counts"} <= facts.operators.keys()
+    for devices in facts.operators.values():
+        for answers in devices.values():
+            assert [answer.backend for answer in answers] == list(NAMES)
+            assert all(answer.reason for answer in answers)
+            assert answers[-1].usable
+
+
+@needs_native
+def test_native_core_passes_its_self_test() -> None:
+    facts = module.info()
+    assert facts.native["self-test"].startswith("passed")
+    assert facts.native["version"] == facts.versions["cortex-fast"]
+
+
+@needs_native
+def test_self_test_notices_a_wrong_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.native_saliency, "token_saliency", lambda grads, _: grads[:, 0, 0] * float("nan"))
+    assert module.info().native["self-test"].startswith("FAILED: token_saliency")
+
+
+def test_describe_holds_it_all_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    text = module.describe()
+    for part in ("versions", "devices", "native core", "token_saliency (float32, cpu)", "reference", torch.__version__):
+        assert part in text
+    assert capsys.readouterr() == ("", "")
+
+
+def test_describe_tells_of_a_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(IMPL_VARIABLE, raising=False)
+    assert IMPL_VARIABLE not in module.describe()
+    monkeypatch.setenv(IMPL_VARIABLE, "reference")
+    assert f"{IMPL_VARIABLE}  'reference' stands for" in module.describe()
+
+
+def test_without_the_extension_says_why() -> None:
+    code = "import sys; sys.modules['cortex_fast._native'] = None; import cortex_fast.info as i; print(i.describe())"
+    root = Path(module.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "missing  cortex_fast._native did not load" in done.stdout
+    assert "native     cortex_fast._native did not load" in done.stdout
+
+
+MAPPED = "7f00-7f01 r-xp 00000000 08:01 {number}    {path}\n"
+
+
+@pytest.mark.parametrize(
+    ("libraries", "expected"),
+    [
+        (["/a/libgomp.so.1", "/a/libgomp.so.1", "/a/libtorch.so"], "yes, shared with torch: /a/libgomp.so.1"),
+        (["/a/libgomp.so.1", "/my env/libgomp.so.1"], "2 OpenMP libraries are loaded"),
+        ([], "this system does not tell"),
+    ],
+)
+def test_openmp_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libraries: list[str], expected: str) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("7f00-7f01 rw-p 00000000 00:00 0\n" + "".join(MAPPED.format(number=1, path=p) for p in libraries))
+    monkeypatch.setattr(module, "MAPPED_FILES", maps)
+    assert expected in module._openmp()
+    monkeypatch.setattr(module, "MAPPED_FILES", tmp_path / "absent")
+    assert "this system does not tell" in module._openmp()

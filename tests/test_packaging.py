@@ -1,0 +1,149 @@
+"""The package as it is built, installed and checked."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cortex_fast.kernels import native
+from cortex_fast.version import __version__
+
+ROOT = Path(__file__).parents[1]
+IGNORED = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache")
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+PINS = {
+    re.sub(r"[-_.]+", "-", name).lower(): version
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+}
+
+
+def requirements(key: str) -> list[str]:
+    """The names in a list of pyproject.toml; without tomllib, which Python 3.10 lacks."""
+    found = re.search(rf"^{key} = (\[.*?\])$", PYPROJECT, re.MULTILINE | re.DOTALL)
+    assert found is not None, key
+    return [re.split(r"[<>=\[ ]", name)[0] for name in ast.literal_eval(found[1])]
+
+
+def package_files(root: Path) -> set[str]:
+    folder = root / "cortex_fast"
+    names = {path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if "__pycache__" not in name and not name.endswith((".so", ".pyd"))}
+
+
+def test_ci_calls_make_test_and_nothing_else() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    shebang, *lines = script.read_text().splitlines()
+    assert shebang == "#!/usr/bin/env bash"
+    assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
+
+
+def test_make_test_lints_and_tests() -> None:
+    plan = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for command in (
+        "ruff check",
+        "ruff format --check",
+        "mypy cortex_fast",
+        "clang-format --dry-run -Werror",
+        "pytest",
+    ):
+        assert re.search(rf"^\.venv/bin/{command}", plan, re.MULTILINE), command
+
+
+def test_one_version() -> None:
+    assert importlib.metadata.version("cortex-fast") == __version__
+    if native.UNAVAILABLE is None:
+        from cortex_fast import _native
+
+        assert _native.build_info()["version"] == __version__
+
+
+@pytest.mark.parametrize("key", ["requires", "dependencies", "pandas", "dev"])
+def test_everything_required_is_pinned(key: str) -> None:
+    assert {name.lower() for name in requirements(key)} <= PINS.keys()
+
+
+def test_setup_imports_neither_the_package_nor_torch() -> None:
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported - sys.stdlib_module_names == {"cmake", "ninja", "pybind11", "setuptools"}
+    assert "torch" not in " ".join(requirements("requires"))
+
+
+def test_core_knows_neither_python_nor_torch() -> None:
+    for path in (ROOT / "csrc").rglob("*.*"):
+        included = re.findall(r'#include [<"]([^>"]+)', path.read_text())
+        assert not [name for name in included if name.lower().startswith(("python", "torch", "aten", "c10", "pybind"))]
+
+
+def test_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    require_compiler = runpy.run_path(str(ROOT / "setup.py"))["require_compiler"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(Exception, match=r"needs a C\+\+17 compiler(.|\n)*apt install g\+\+"):
+        require_compiler()
+    monkeypatch.setenv("CXX", "ccache nowhere++")
+    with pytest.raises(Exception, match="CXX is 'ccache nowhere"):
+        require_compiler()
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist of a copy of the tree."""
+    pytest.importorskip("setuptools")
+    tree, out = tmp_path_factory.mktemp("tree") / "cortex-fast", tmp_path_factory.mktemp("sdist")
+    shutil.copytree(ROOT, tree, ignore=IGNORED)
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True)
+    return out / f"cortex_fast-{__version__}.tar.gz"
+
+
+def test_sdist_is_complete(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    native_sources = [path for folder in ("csrc", "python") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in native_sources} <= names
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "constraints.txt"} <= names
+    assert package_files(ROOT) <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc")) or name.startswith(("build/", ".venv/"))]
+
+
+@pytest.mark.slow
+def test_wheel_builds_in_isolation_and_loads_without_torch(sdist: Path, tmp_path: Path) -> None:
+    constraints = str(ROOT / "constraints.txt")
+    environment = {**os.environ, "PIP_CONSTRAINT": constraints, "PIP_BUILD_CONSTRAINT": constraints}
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(sdist)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    assert package_files(ROOT) <= set(wheel.namelist())
+    extension = next(
+        name for name in wheel.namelist() if name.startswith("cortex_fast/_native.") and ".pyi" not in name
+    )
+    wheel.extract(extension, tmp_path)
+    code = (
+        "import importlib.util, json, sys\n"
+        "spec = importlib.util.spec_from_file_location('_native', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(json.dumps([module.build_info(), 'torch' in sys.modules]))\n"
+    )
+    bare = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / extension)]
+    build, torch_loaded = json.loads(subprocess.run(bare, check=True, capture_output=True, text=True).stdout)
+    assert build["build_type"] == "Release"
+    assert not torch_loaded

@@ -1,0 +1,40 @@
+"""Train the bundled model from the bundled sprites: tokenizer, prior, extractors and judges, and write its model card.
+
+    python tools/train_zoo.py --work build/zoo
+
+Every stage is kept in the work folder; a second run goes on where the first stopped.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from zoo_stages import common, export, extractors, judges, prior, tokenizer
+
+STAGES = {
+    "tokenizer": tokenizer.train,
+    "prior": prior.train,
+    "samples": prior.samples,
+    "extractors": extractors.train,
+    "judges": judges.train,
+    "export": export.export,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="folder for intermediate products")
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the work, to try the code")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    arguments = parser.parse_args()
+    work = common.Work(arguments.work, arguments.quick)
+    for name in arguments.stages:
+        began = time.time()
+        STAGES[name](work)
+        elapsed = time.time() - began
+        common.add_seconds(work, name, elapsed)
+        print(f"{name}: {elapsed:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
