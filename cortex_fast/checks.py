@@ -60,8 +60,9 @@ def whole(name: str, value: object, low: int, high: int | None = None) -> None:
         raise ValueError(f"{name}: expected a whole number {bounds}, got {value}")
 
 
-def positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
+def positive(name: str, value: object) -> None:
+    _number(name, value, "a positive number")
+    if not 0 < value < float("inf"):  # type: ignore[operator]
         raise ValueError(f"{name}: expected a positive number, got {value}")
 
 
@@ -75,6 +76,12 @@ def seed(value: object) -> None:
     whole("seed", value, 0, 2**63 - 1)
 
 
-def non_negative(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
+def non_negative(name: str, value: object) -> None:
+    _number(name, value, "a number of at least 0")
+    if not 0 <= value < float("inf"):  # type: ignore[operator]
         raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+
+
+def _number(name: str, value: object, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")

@@ -63,7 +63,7 @@ class TokenStore:
 
     def embedding(self, rows: Tensor | slice) -> Tensor:
         """E [B,d,m,m] of the images at `rows`."""
-        return embed(self.tokens[rows], self.codebook)
+        return embed(self.tokens[rows].to(self.codebook.device), self.codebook)
 
     def batches(self, size: int) -> Iterator[slice]:
         """Consecutive slices of at most `size` images."""

@@ -22,8 +22,7 @@ def to_pictures(images: Tensor) -> np.ndarray:
 
 
 def patch(picture: np.ndarray, position: int, grid: int) -> np.ndarray:
-    """The cell at a flat position and its eight neighbours, cut from uint8 [H,W,3]; edges are repeated at the
-    border."""
+    """The cell at a flat position and its eight neighbours, cut from uint8 [H,W,3]; borders repeat their edge."""
     height, width = picture.shape[0] // grid, picture.shape[1] // grid
     padded = np.pad(picture, ((height, height), (width, width), (0, 0)), mode="edge")
     top, left = position // grid * height, position % grid * width

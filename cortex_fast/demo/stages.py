@@ -85,8 +85,7 @@ def concepts(
 
 
 def edit_problems(zoo: Zoo, held_out: TokenStore, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [P,m,m], source and target classes [P]: the first held-out images of each class, to become the next
-    class."""
+    """Tokens [P,m,m], source and target classes [P]: held-out images of each class, to become the next class."""
     count = settings.edits_per_class * len(zoo.names)
     source = held_out.labels[:count]
     return held_out.tokens[:count].long(), source, (source + 1) % len(zoo.names)

@@ -1,5 +1,7 @@
-"""Beyond the paper: the causal test. Replace tokens in the grid, decode, and let the judges say whether the concept
-went."""
+"""Beyond the paper: the causal test.
+
+Replace tokens in the grid, decode, and let the judges say whether the concept went.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast.evaluate.judging import Judges, of_class, probabilities
+from cortex_fast.evaluate.masking import random_positions
 from cortex_fast.explain.saliency import top_tokens
 
 ARMS = ("top", "random", "low")
@@ -15,8 +18,7 @@ ARMS = ("top", "random", "low")
 
 @dataclass(frozen=True)
 class Intervention:
-    """Mean probability of the image's class: `before` [J], and `after` [arms,J,L] for L numbers `ns` of replaced
-    tokens."""
+    """Mean probability of the image's class: `before` [J], and `after` [arms,J,L] for L numbers `ns` replaced."""
 
     judges: tuple[str, ...]
     ns: tuple[int, ...]
@@ -51,11 +53,10 @@ def intervention(
     if 2 * most >= cells:
         raise ValueError(f"ns: expected at most {(cells - 1) // 2} of {cells} tokens, got {most}")
     _, order = top_tokens(tsv, tokens, cells)
-    generator = torch.Generator().manual_seed(seed)
-    chance = torch.rand(batch, cells, generator=generator).argsort(dim=1)
+    chance = random_positions(batch, cells, cells, seed).to(tokens.device)
     middle = order[:, most : cells - most]
-    draws = torch.randint(middle.shape[1], (batch, most), generator=generator)
-    donors = middle.gather(1, draws)
+    draws = torch.randint(middle.shape[1], (batch, most), generator=torch.Generator().manual_seed(seed))
+    donors = middle.gather(1, draws.to(tokens.device))
     after = torch.empty(len(ARMS), len(judges), len(ns))
     for column, n in enumerate(ns):
         for arm, positions in enumerate((order[:, :n], chance[:, :n], order[:, cells - n :])):

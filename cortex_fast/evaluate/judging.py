@@ -10,7 +10,7 @@ from cortex_fast import checks
 Judges = Mapping[str, nn.Module]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def probabilities(judges: Judges, images: Tensor, *, batch_size: int = 128) -> Tensor:
     """Class probabilities float32 [judges,B,classes] for images [B,3,H,W] in [0,1]."""
     checks.rank("images", images, "[B, 3, H, W]")
@@ -20,7 +20,7 @@ def probabilities(judges: Judges, images: Tensor, *, batch_size: int = 128) -> T
             torch.cat([judge(part).float().softmax(dim=1) for part in images.split(batch_size)])
             for judge in judges.values()
         ]
-    ).clone()
+    )
 
 
 def of_class(probability: Tensor, labels: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def cells_of_tokens(tokens: Tensor, chosen: Tensor) -> Tensor:
 
 
 def random_positions(batch: int, cells: int, n: int, seed: int) -> Tensor:
-    """n different positions of each image, int64 [B,n], the same for every judge and method."""
+    """n different positions of each image, int64 [B,n] on the CPU: the same on every device, for every method."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, cells, generator=generator).argsort(dim=1)[:, :n]
 
@@ -88,7 +88,7 @@ def image_level(
     curves: dict[str, list[Tensor]] = {"ours": [], "random": []}
     for n in ns:
         _, ours = top_tokens(tsv, tokens, n)
-        chance = random_positions(len(images), grid[0] * grid[1], n, seed)
+        chance = random_positions(len(images), grid[0] * grid[1], n, seed).to(tokens.device)
         for method, positions in (("ours", ours), ("random", chance)):
             mask = cells_at(positions, grid)
             if by == "token":
@@ -116,7 +116,7 @@ def concept_level(
     """
     start = probabilities(judges, images)
     ours = cells_of_tokens(tokens, concept_tokens[labels])
-    order = random_positions(len(images), tokens[0].numel(), tokens[0].numel(), seed)
+    order = random_positions(len(images), tokens[0].numel(), tokens[0].numel(), seed).to(tokens.device)
     as_many = (order.argsort(dim=1) < ours.flatten(1).sum(dim=1, keepdim=True)).view_as(ours)
     masks = {
         "concept tokens": ours,

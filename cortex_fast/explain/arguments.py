@@ -33,7 +33,7 @@ def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Ten
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
     """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = extractor(sample)
     if logits.ndim != 2:
         raise ValueError(f"extractor: expected logits [B, classes], got {list(logits.shape)}")

@@ -191,10 +191,10 @@ def optimise(
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _probability(extractor: nn.Module, codebook: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
     probability = extractor(embed(tokens, codebook)).softmax(dim=1)
-    return probability.gather(1, target[:, None])[:, 0].float().clone()
+    return probability.gather(1, target[:, None])[:, 0].float()
 
 
 def check_schedule(steps: int, lr: float, regularisation: float, judge_every: int, seed: int) -> None:

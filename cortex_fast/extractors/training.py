@@ -62,7 +62,7 @@ def train_extractor(
     extractor.eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def accuracy(
     extractor: nn.Module, codebook: Tensor, tokens: Tensor, labels: Tensor, *, top: tuple[int, ...] = (1,)
 ) -> dict[int, float]:

@@ -21,13 +21,13 @@ def smoothgrad_noise(
     noise: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """x[:, None] + sigma e: noisy copies [B,N,d,m,m] of x [B,d,m,m], in x's dtype; sigma [B] >= 0, floating.
+    """x[:, None] + sigma e: noisy copies [B,N,d,m,m] of x [B,d,m,m], in x's dtype; sigma [B] floating.
 
     e is standard normal, fixed by (seed, item id, sample, grid position, channel) and nothing else. item_ids int [B]
     defaults to 0, 1, 2, ...; images with the same id get the same noise. antithetic: samples 2j and 2j + 1 are +-e_j.
     noise [B,N,d,m,m] replaces e, for exact tests. Differentiable in x, sigma and noise.
-    Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, mixed devices, or a seed or item id
-    outside [0, 2^63) or [0, 2^32).
+    Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, mixed devices, antithetic with noise, or a
+    seed or item id outside [0, 2^63) or [0, 2^32).
     """
     checks.rank("x", x, "[B, d, m, m]")
     checks.floating("x", x)
@@ -44,6 +44,8 @@ def smoothgrad_noise(
         checks.floating("noise", noise)
         expected = torch.Size((x.shape[0], num_samples, *x.shape[1:]))
         checks.same_shape("noise", noise, "the result", expected)
+        if antithetic:
+            raise ValueError("antithetic: expected False with noise, which is taken as it is")
     else:
         noise = _standard_noise(item_ids.long(), num_samples, list(x.shape[1:]), seed, antithetic)
     return _smoothgrad_noise(x, sigma, noise, impl)

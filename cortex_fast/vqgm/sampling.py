@@ -22,7 +22,7 @@ def _keep_top(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     return logits
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_tokens(
     prior: GPT,
     labels: Tensor,

@@ -12,7 +12,7 @@ from cortex_fast.extractors import build
 from cortex_fast.vqgm import GPT, TamingVQGM, VQModel
 from cortex_fast.zoo.composites import class_names
 from cortex_fast.zoo.judges import JUDGES, build_judge
-from cortex_fast.zoo.weights import fingerprint, load_weights, read_config
+from cortex_fast.zoo.weight_files import fingerprint, load_weights, read_config
 
 FOLDER = Path(__file__).parent / "weights"
 EXTRACTORS = ("ce", "re")
@@ -43,6 +43,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         prior,
         grid=16,
         fingerprint=fingerprint([files["tokenizer"], files["prior"]]),
+        num_classes=len(names),
         sampling=config["sampling"],
     )
     extractors = {}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cortex_fast import zoo
 from cortex_fast.evaluate import correct, probabilities
 from cortex_fast.extractors import accuracy
-from cortex_fast.zoo.weights import save_weights
+from cortex_fast.zoo.weight_files import save_weights
 
 from . import extractors, judges, prior, tokenizer
 from .common import Work, composites, replace_file

@@ -17,8 +17,8 @@ def _scores(logits: Tensor, gumbel: Tensor) -> Tensor:
 
 
 def _soften(scores: Tensor, tau: float, codebook: Tensor) -> Tensor:
-    """y = softmax(scores / tau), at least in the codebook's precision. The largest score goes first: it may exceed tau
-    times the largest float."""
+    """y = softmax(scores / tau), at least in the codebook's precision."""
+    # the largest score is taken off first: scores / tau may exceed the largest float
     scores = scores.to(torch.promote_types(scores.dtype, codebook.dtype))
     return ((scores - scores.amax(dim=-1, keepdim=True)) / tau).softmax(dim=-1)
 

@@ -1,0 +1,129 @@
+"""The demo at its smallest: every file, resuming, refusals, and the command line's manners."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from cortex_fast import ConceptExplanations, ResultFileError, TokenSelection, TokenStore
+from cortex_fast.cli import main
+from cortex_fast.demo import Settings, run_demo
+from cortex_fast.demo.pages import patch
+
+TINY = Settings(
+    images_per_class=1,
+    held_out_per_class=1,
+    composites_per_class=1,
+    num_samples=2,
+    edits_per_class=1,
+    edit_steps=3,
+    top_k=10,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_demo(folder, TINY, progress=False)
+
+
+def test_every_result_is_there_and_loads(finished):
+    folder, summary = finished
+    store = TokenStore.load(folder / "samples.safetensors")
+    assert len(store) == 24 and store.tokens.dtype == torch.uint16
+    for name in ("ce", "re"):
+        concepts = ConceptExplanations.load(folder / f"concepts-{name}.safetensors")
+        assert concepts.counts.sum(dim=1).max() <= 20 and concepts.names == store.names
+    edits = TokenSelection.load(folder / "edits-tokens.safetensors")
+    assert edits.loss.shape == (3, 12) and not edits.changed[:, :4].any()
+    assert len(summary.rows) == 6
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def test_numbers_for_programs(finished):
+    folder, _ = finished
+    numbers = json.loads((folder / "evaluation.json").read_text())
+    assert numbers["fingerprint"]["seed"] == "0" and len(numbers["fingerprint"]["model"]) == 16
+    measures = numbers["measures"]
+    assert len(measures["image_level"]["ce"]["ours"]) == 4 and measures["image_level"]["re"]["ns"][-1] == 50
+    assert 0 <= measures["grounding"]["ce"]["ours"][0] <= 1
+    with (folder / "concepts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    concepts = ConceptExplanations.load(folder / "concepts-ce.safetensors")
+    total = sum(int(row["count"]) for row in rows if row["extractor"] == "ce")
+    assert total == int(concepts.counts.sum())
+
+
+def test_report_has_a_page_for_each_concept(finished):
+    folder, _ = finished
+    assert (folder / "report" / "index.html").is_file()
+    assert len(list((folder / "report" / "concepts").glob("*.html"))) == 12
+
+
+def test_a_second_run_reuses_and_another_seed_does_not(finished):
+    folder, first = finished
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert run_demo(folder, TINY, progress=False).rows == first.rows
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == times
+
+
+def test_a_damaged_file_is_refused_by_name(finished, tmp_path):
+    folder, _ = finished
+    whole = (folder / "samples.safetensors").read_bytes()
+    (tmp_path / "samples.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ResultFileError, match=r"samples\.safetensors"):
+        run_demo(tmp_path, TINY, progress=False)
+    assert (tmp_path / "samples.safetensors").stat().st_size == len(whole) // 2
+
+
+def test_a_file_of_other_settings_is_made_again(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "samples.safetensors").write_bytes((folder / "samples.safetensors").read_bytes())
+    other = dataclasses.replace(TINY, seed=1)
+    run_demo(tmp_path, other, progress=False)
+    first, second = (TokenStore.load(path / "samples.safetensors") for path in (folder, tmp_path))
+    assert second.fingerprint["demo"]["seed"] == "1"
+    assert not torch.equal(first.tokens.int(), second.tokens.int())
+
+
+def test_patches_at_the_border_repeat_the_edge():
+    picture = torch.arange(8 * 8 * 3, dtype=torch.uint8).view(8, 8, 3).numpy()
+    corner = patch(picture, 0, 4)
+    assert corner.shape == (6, 6, 3) and (corner[2:4, 2:4] == picture[:2, :2]).all()
+    assert (corner[0, 0] == picture[0, 0]).all()
+    inner = patch(picture, 5, 4)
+    assert (inner == picture[0:6, 0:6]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--out", "{file}"], "--out"),
+        (["demo", "--out", "{new}", "--images", "0"], "images_per_class"),
+        (["demo", "--out", "{new}", "--steps", "-3"], "edit_steps"),
+        (["demo", "--out", "{new}", "--seed", "-1"], "seed"),
+    ],
+)
+def test_careless_commands_fail_with_a_sentence(arguments, message, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    places = {"file": tmp_path / "file", "new": tmp_path / "new"}
+    assert main([argument.format(**places) for argument in arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "new").exists()
+
+
+def test_unknown_commands_and_help(capsys):
+    for arguments, status in ((["nonsense"], 2), ([], 2), (["--help"], 0), (["--version"], 0)):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == status
+    assert "demo" in capsys.readouterr().out
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "native", "reference", "token_saliency", "gumbel_codebook"):
+        assert word in text

@@ -1,0 +1,80 @@
+"""The prior: its key-value cache against the plain forward pass, and sampling by counter-based noise."""
+
+import pytest
+import torch
+
+from cortex_fast.vqgm import GPT
+from cortex_fast.vqgm.sampling import _keep_top, sample_tokens
+
+CONFIG = {"vocab_size": 17, "block_size": 12, "n_layer": 3, "n_head": 2, "n_embd": 16}
+
+
+@pytest.fixture(scope="module")
+def prior():
+    torch.manual_seed(0)
+    gpt = GPT(**CONFIG).eval()
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))  # so that attention is not uniform
+    return gpt
+
+
+def test_names_are_tamings():
+    names = set(GPT(**CONFIG).state_dict())
+    assert {"tok_emb.weight", "pos_emb", "ln_f.weight", "ln_f.bias", "head.weight"} <= names
+    block = {name.removeprefix("blocks.2.") for name in names if name.startswith("blocks.2.")}
+    layers = ("ln1", "ln2", "attn.key", "attn.query", "attn.value", "attn.proj", "mlp.0", "mlp.2")
+    assert block == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+
+def test_causal(prior):
+    ids = torch.randint(17, (2, 12))
+    changed = ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 17
+    torch.testing.assert_close(prior(ids)[:, :7], prior(changed)[:, :7])
+    assert not torch.allclose(prior(ids)[:, 7], prior(changed)[:, 7])
+
+
+def test_cache_equals_the_whole_pass(prior):
+    ids = torch.randint(17, (3, 12))
+    cache = prior.new_cache(3)
+    with torch.inference_mode():
+        steps = [prior(ids[:, position : position + 1], cache) for position in range(12)]
+        torch.testing.assert_close(torch.cat(steps, dim=1), prior(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(prior):
+    labels, items = torch.tensor([1, 2, 3, 1]), torch.arange(4)
+    whole = sample_tokens(prior, labels, 12, seed=3, item_ids=items)
+    part = sample_tokens(prior, labels[2:], 12, seed=3, item_ids=items[2:])
+    assert torch.equal(whole[2:], part)
+    assert not torch.equal(whole[0], whole[3])  # the same class, another item
+    assert not torch.equal(whole, sample_tokens(prior, labels, 12, seed=4, item_ids=items))
+
+
+def test_the_first_token_has_the_models_distribution(prior):
+    count = 4000
+    tokens = sample_tokens(prior, torch.full((count,), 5), 1, seed=0, item_ids=torch.arange(count), temperature=1.3)
+    wanted = (prior(torch.tensor([[5]]))[0, 0] / 1.3).softmax(dim=0) * count
+    got = torch.bincount(tokens[:, 0], minlength=17)
+    common = wanted > 5
+    chi_square = ((got - wanted).square() / wanted)[common].sum()
+    assert chi_square < 45  # 16 degrees of freedom: a chance of 1e-4
+
+
+def test_top_k_and_top_p_by_hand():
+    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
+    kept = lambda **limits: (_keep_top(logits, **limits) > -torch.inf)[0].tolist()  # noqa: E731
+    assert kept(top_k=2, top_p=None) == [False, True, True, False]
+    assert kept(top_k=None, top_p=0.5) == [False, True, True, False]
+    assert kept(top_k=None, top_p=0.4) == [False, True, False, False]
+    assert kept(top_k=None, top_p=1e-9) == [False, True, False, False]
+    assert kept(top_k=9, top_p=1.0) == [True] * 4
+    torch.testing.assert_close(_keep_top(logits, 2, None)[0, 1:3], logits[0, 1:3])
+
+
+def test_tokens_stay_below_the_codebook(prior):
+    tokens = sample_tokens(
+        prior, torch.arange(10), 12, seed=0, item_ids=torch.arange(10), codebook_size=4, temperature=5.0
+    )
+    assert tokens.max() < 4
