@@ -43,12 +43,16 @@ def _info() -> int:
 
 def _demo(parsed: argparse.Namespace) -> int:
     from cortex_fast.demo import Settings, run_demo
+    from cortex_fast.ops.backends import BackendUnavailableError
 
     if parsed.out.exists() and not parsed.out.is_dir():
         raise NotADirectoryError(f"--out: expected a folder, got the file {parsed.out}")
     settings = Settings(seed=parsed.seed, images_per_class=parsed.images, edit_steps=parsed.steps)
     began = time.perf_counter()
-    summary = run_demo(parsed.out, settings, progress=not parsed.quiet)
+    try:
+        summary = run_demo(parsed.out, settings, progress=not parsed.quiet)
+    except BackendUnavailableError as error:
+        raise ValueError(str(error)) from error
     print(_text_table(summary.columns, summary.rows))
     print(summary.note)
     index = (parsed.out / "report" / "index.html").resolve()

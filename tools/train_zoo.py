@@ -30,9 +30,11 @@ def main() -> None:
     work = common.Work(arguments.work, arguments.quick)
     for name in arguments.stages:
         began = time.time()
-        STAGES[name](work)
-        elapsed = time.time() - began
-        common.add_seconds(work, name, elapsed)
+        try:
+            STAGES[name](work)
+        finally:
+            elapsed = time.time() - began
+            common.add_seconds(work, name, elapsed)
         print(f"{name}: {elapsed:.0f} s", flush=True)
 
 

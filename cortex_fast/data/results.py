@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = "cortex_fast"
+Result = TypeVar("Result")
 
 
 class ResultFileError(ValueError):
@@ -19,9 +20,12 @@ class ResultFileError(ValueError):
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` and rename, so that `path` is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make the file private
         write(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,3 +58,15 @@ def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[st
     if metadata.get("kind") != kind:
         raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {metadata.get('kind')!r}")
     return tensors, json.loads(metadata["header"])
+
+
+def read_result(path: Path | str, kind: str, build: Callable[..., Result]) -> Result:
+    """`build` called with a result's tensors and header entries by name; its complaints are the file's fault.
+
+    Raises as `load_result`, and ResultFileError where the contents do not fit, as in a file of another version.
+    """
+    tensors, header = load_result(path, kind)
+    try:
+        return build(**tensors, **header)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultFileError(f"{path}: not a {kind} of this version ({error})") from error

@@ -9,14 +9,27 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.data.results import load_result, save_result
+from cortex_fast.data.results import read_result, save_result
 
 _KIND = "TokenStore"
 
 
-def embed(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """Tokens int [B,m,m] and codebook C [K,d] -> E [B,d,m,m] with E[:, p] = C[token at p], channels last in memory."""
+def gather(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """`embed` without its checks, for inner loops."""
     return torch.nn.functional.embedding(tokens.long(), codebook).permute(0, 3, 1, 2)
+
+
+def embed(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """Tokens int [B,m,m] and codebook C [K,d] -> E [B,d,m,m] with E[:, p] = C[token at p], channels last in memory.
+
+    Raises TypeError or ValueError for other shapes or dtypes, tokens outside [0, K), or mixed devices.
+    """
+    checks.rank("tokens", tokens, "[B, m, m]")
+    checks.integral("tokens", tokens)
+    checks.rank("codebook", codebook, "[K, d]")
+    checks.same_device(tokens=tokens, codebook=codebook)
+    checks.in_range("tokens", tokens, len(codebook))
+    return gather(tokens, codebook)
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,12 @@ class TokenStore:
         checks.rank("codebook", self.codebook, "[K, d]")
         checks.floating("codebook", self.codebook)
         checks.finite("codebook", self.codebook)
-        checks.in_range("tokens", self.tokens.int(), self.codebook.shape[0])
+        checks.in_range("tokens", self.tokens, self.codebook.shape[0])
         checks.in_range("labels", self.labels, len(self.names))
         small = torch.uint16 if self.codebook.shape[0] <= 2**16 else torch.int32
         object.__setattr__(self, "tokens", self.tokens.to(small))
         object.__setattr__(self, "labels", self.labels.long())
+        object.__setattr__(self, "codebook", self.codebook.detach())
         object.__setattr__(self, "names", tuple(self.names))
 
     def __len__(self) -> int:
@@ -63,7 +77,7 @@ class TokenStore:
 
     def embedding(self, rows: Tensor | slice) -> Tensor:
         """E [B,d,m,m] of the images at `rows`."""
-        return embed(self.tokens[rows].to(self.codebook.device), self.codebook)
+        return gather(self.tokens[rows].to(self.codebook.device), self.codebook)
 
     def batches(self, size: int) -> Iterator[slice]:
         """Consecutive slices of at most `size` images."""
@@ -78,5 +92,4 @@ class TokenStore:
     @classmethod
     def load(cls, path: Path | str) -> "TokenStore":
         """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
-        tensors, header = load_result(path, _KIND)
-        return cls(**tensors, names=header["names"], fingerprint=header["fingerprint"])
+        return read_result(path, _KIND, cls)

@@ -13,6 +13,7 @@ from cortex_fast.data import TokenStore
 from cortex_fast.demo.settings import Settings
 from cortex_fast.demo.stages import edit_problems
 from cortex_fast.explain import ConceptExplanations, TokenSelection, token_saliency
+from cortex_fast.explain.concepts import token_frequency
 from cortex_fast.extractors import accuracy
 from cortex_fast.zoo import Zoo
 from cortex_fast.zoo.composites import make_composites
@@ -122,7 +123,7 @@ def _grounding(zoo: Zoo, name: str, explained: TokenStore, settings: Settings) -
         zoo.extractors[name], zoo.vqgm.embed(tokens), labels, num_samples=settings.num_samples, seed=settings.seed
     )
     cells = evaluate.object_cells(torch.from_numpy(made.masks), zoo.vqgm.grid)
-    frequency = evaluate.token_frequency(explained.tokens, explained.labels, len(zoo.names), len(zoo.vqgm.codebook))
+    frequency = token_frequency(explained.tokens, explained.labels, len(zoo.names), len(zoo.vqgm.codebook))
     return evaluate.grounding(tsv, tokens, labels, cells, frequency, settings.top_n)
 
 

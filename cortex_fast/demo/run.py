@@ -10,6 +10,7 @@ from cortex_fast.demo import measures, pages, stages, tables
 from cortex_fast.demo.settings import Settings, fingerprint
 from cortex_fast.explain import ConceptExplanations
 from cortex_fast.report import Report, Table, write_report
+from cortex_fast.report.html import check_replaceable
 
 INTRODUCTION = (
     "A small VQGAN with a class-conditional prior drew these images from 1,024 codebook tokens on a 16 x 16 grid. "
@@ -21,12 +22,13 @@ INTRODUCTION = (
 def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Table:
     """Sample, explain, edit, evaluate; write results and `report/index.html` to `folder`; give back the summary table.
 
-    Files: samples, saliency-*, concepts-*, edits-* (.safetensors; load with TokenStore, ConceptExplanations and
-    TokenSelection), concepts.csv, evaluation.json. A file with the same fingerprint is reused; one that is not ours
-    raises ResultFileError.
+    Files: samples, concepts-* and edits-* (.safetensors, read by TokenStore, ConceptExplanations and TokenSelection),
+    saliency-* (.safetensors, a tensor `tsv`), concepts.csv, evaluation.json. A file with the same fingerprint is
+    reused. Raises ResultFileError for a file that is not ours, FileExistsError for a report folder that is not.
     """
+    check_replaceable(folder / "report")  # before the work, not after it
     zoo = bundled.load()
-    made = fingerprint(settings, zoo.vqgm.fingerprint)
+    made = fingerprint(settings, zoo.fingerprint)
     store = stages.sample(zoo, settings, folder, made, progress)
     cut = settings.images_per_class * len(zoo.names)
     explained, held_out = store.select(slice(0, cut)), store.select(slice(cut, None))

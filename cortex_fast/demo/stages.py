@@ -57,7 +57,7 @@ def saliency(
     path = folder / f"saliency-{name}.safetensors"
     if path.exists():
         tensors, header = load_result(path, "Saliency")
-        if header["demo"] == made:
+        if header.get("demo") == made and "tsv" in tensors:
             return tensors["tsv"]
     tsv = score_tokens(
         zoo.extractors[name],

@@ -1,7 +1,7 @@
 """The evaluation: the paper's tables on independent judges, and two tests with ground truth beyond it."""
 
 from cortex_fast.evaluate.editing import EditScores, edit_scores
-from cortex_fast.evaluate.grounding import Grounding, grounding, object_cells, token_frequency
+from cortex_fast.evaluate.grounding import Grounding, grounding, object_cells
 from cortex_fast.evaluate.intervention import ARMS, Intervention, intervention
 from cortex_fast.evaluate.judging import correct, of_class, probabilities
 from cortex_fast.evaluate.masking import ConceptMasking, MaskingCurves, concept_level, image_level
@@ -22,5 +22,4 @@ __all__ = [
     "object_cells",
     "of_class",
     "probabilities",
-    "token_frequency",
 ]

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from cortex_fast.explain.saliency import top_tokens
 
 
 @dataclass(frozen=True)
@@ -27,18 +24,19 @@ def grounding(tsv: Tensor, tokens: Tensor, labels: Tensor, cells: Tensor, freque
     """tsv, tokens [B,m,m], labels int64 [B], object cells bool [B,m,m], frequency [C,K] of each class's tokens.
 
     Random positions hit the object with its share of the area, exactly. The frequency baseline takes the n positions
-    whose tokens are the most frequent of the class.
+    whose tokens are the most frequent of the class; ties count with their expected share.
     """
-
-    def on_object(score: Tensor) -> Tensor:
-        _, positions = top_tokens(score, tokens, n)
-        return cells.flatten(1).gather(1, positions).float().mean(dim=1)
-
-    often = frequency.float()[labels[:, None, None], tokens.long()]
-    return Grounding(on_object(tsv), cells.flatten(1).float().mean(dim=1), on_object(often))
+    often = frequency.float().to(tokens.device)[labels[:, None, None], tokens.long()]
+    return Grounding(hits(tsv, cells, n), cells.flatten(1).float().mean(dim=1), hits(often, cells, n))
 
 
-def token_frequency(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_size: int) -> Tensor:
-    """How often each token occurs in each class's images: int64 [C,K]."""
-    cells = labels[:, None] * codebook_size + tokens.flatten(1).long()
-    return torch.bincount(cells.flatten(), minlength=num_concepts * codebook_size).view(num_concepts, codebook_size)
+def hits(score: Tensor, cells: Tensor, n: int) -> Tensor:
+    """Share of the n positions of largest score [B,m,m] that lie on cells bool [B,m,m]: float32 [B].
+
+    Where positions tie for the last places it is the mean over every way to choose among them.
+    """
+    score, cells = score.flatten(1), cells.flatten(1).float()
+    last = score.sort(dim=1, descending=True).values[:, n - 1 : n]
+    above, tied = (score > last).float(), (score == last).float()
+    from_tied = (n - above.sum(dim=1)) * (cells * tied).sum(dim=1) / tied.sum(dim=1)
+    return ((cells * above).sum(dim=1) + from_tied) / n

@@ -26,10 +26,18 @@ class Intervention:
     after: Tensor
 
 
-def replace_tokens(tokens: Tensor, positions: Tensor, donors: Tensor) -> Tensor:
-    """tokens int64 [B,m,m] with those at positions [B,n] replaced by the tokens that stood at donors [B,n]."""
+def replace_tokens(tokens: Tensor, positions: Tensor, donors: Tensor, order: Tensor) -> Tensor:
+    """tokens int64 [B,m,m] with those at positions [B,n] replaced by other tokens, from donor positions [B,D].
+
+    order float [B,n,D]: the donor of largest value whose token differs from the lost one is taken; where none differs,
+    the token stays.
+    """
     flat = tokens.flatten(1)
-    return flat.scatter(1, positions, flat.gather(1, donors)).view_as(tokens)
+    lost, offered = flat.gather(1, positions), flat.gather(1, donors)
+    other = offered[:, None, :] != lost[:, :, None]
+    choice = order.masked_fill(~other, -1).argmax(dim=2)
+    new = torch.where(other.any(dim=2), offered.gather(1, choice), lost)
+    return flat.scatter(1, positions, new).view_as(tokens)
 
 
 def intervention(
@@ -42,25 +50,25 @@ def intervention(
     ns: Sequence[int] = (10, 20, 30, 40, 50),
     seed: int = 0,
 ) -> Intervention:
-    """Replace the n tokens of highest TSV, n random ones, or the n lowest, each by a token from elsewhere in the image.
+    """Replace the n tokens of highest TSV, n random ones, or the n lowest, each by another token of the same image.
 
-    tokens int64 [B,m,m], tsv [B,m,m], labels int64 [B]. In all three arms the new tokens come from the same places:
-    drawn from the positions that are neither among the top nor among the low max(ns), so the arms differ only in what
-    is lost. Raises ValueError where 2 max(ns) leaves no such position.
+    tokens int64 [B,m,m], tsv [B,m,m], labels int64 [B]. In all three arms the new tokens come from the same places, the
+    positions that are neither among the top nor among the low max(ns), and every one differs from what it replaces, so
+    the arms differ only in what is lost. Raises ValueError where 2 max(ns) leaves no such position.
     """
-    batch, cells = len(tokens), tokens[0].numel()
+    batch, cells = len(tokens), tokens.shape[1:].numel()
     most = max(ns)
     if 2 * most >= cells:
         raise ValueError(f"ns: expected at most {(cells - 1) // 2} of {cells} tokens, got {most}")
     _, order = top_tokens(tsv, tokens, cells)
     chance = random_positions(batch, cells, cells, seed).to(tokens.device)
     middle = order[:, most : cells - most]
-    draws = torch.randint(middle.shape[1], (batch, most), generator=torch.Generator().manual_seed(seed))
-    donors = middle.gather(1, draws.to(tokens.device))
+    generator = torch.Generator().manual_seed(seed)
+    preference = torch.rand(batch, most, middle.shape[1], generator=generator).to(tokens.device)
     after = torch.empty(len(ARMS), len(judges), len(ns))
     for column, n in enumerate(ns):
         for arm, positions in enumerate((order[:, :n], chance[:, :n], order[:, cells - n :])):
-            images = decode(replace_tokens(tokens, positions, donors[:, :n]))
+            images = decode(replace_tokens(tokens, positions, middle, preference[:, :n]))
             after[arm, :, column] = of_class(probabilities(judges, images), labels).mean(dim=1)
     before = of_class(probabilities(judges, decode(tokens)), labels).mean(dim=1)
     return Intervention(tuple(judges), tuple(ns), before, after)

@@ -43,7 +43,10 @@ class ConceptMasking:
 
 
 def blacken(images: Tensor, mask: Tensor) -> Tensor:
-    """Images [B,3,H,W] with the cells of mask bool [B,m,m] set to black; m divides H and W."""
+    """Images [B,3,H,W] with the cells of mask bool [B,m,m] set to black; m must divide H and W."""
+    if images.shape[2] % mask.shape[1] or images.shape[3] % mask.shape[2]:
+        got = f"{list(images.shape[2:])} and {list(mask.shape[1:])}"
+        raise ValueError(f"images: expected sides that the grid divides, got {got}")
     height, width = images.shape[2] // mask.shape[1], images.shape[3] // mask.shape[2]
     cells = mask.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)
     return images.masked_fill(cells[:, None], 0.0)
@@ -111,18 +114,17 @@ def concept_level(
 ) -> ConceptMasking:
     """Mask a concept's tokens in images that did not make the explanation.
 
-    concept_tokens, frequent_tokens int64 [C,k], -1 for none: ours, and the class's most frequent tokens. A third method
-    masks as many random positions in each image as ours does, since the first two mask different amounts.
+    concept_tokens, frequent_tokens int64 [C,k], -1 for none: ours, and the class's most frequent tokens. The two mask
+    different amounts, so each is followed by its control: as many random positions in each image.
     """
     start = probabilities(judges, images)
-    ours = cells_of_tokens(tokens, concept_tokens[labels])
-    order = random_positions(len(images), tokens[0].numel(), tokens[0].numel(), seed).to(tokens.device)
-    as_many = (order.argsort(dim=1) < ours.flatten(1).sum(dim=1, keepdim=True)).view_as(ours)
-    masks = {
-        "concept tokens": ours,
-        "most frequent tokens": cells_of_tokens(tokens, frequent_tokens[labels]),
-        "as many random positions": as_many,
-    }
+    cells = tokens.shape[1:].numel()
+    order = random_positions(len(images), cells, cells, seed).argsort(dim=1).to(tokens.device)
+    masks = {}
+    for method, chosen in (("concept tokens", concept_tokens), ("most frequent tokens", frequent_tokens)):
+        mask = cells_of_tokens(tokens, chosen.to(tokens.device)[labels])
+        masks[method] = mask
+        masks[f"random, as many as {method}"] = (order < mask.flatten(1).sum(dim=1, keepdim=True)).view_as(mask)
     accuracy, probability, masked = [], [], []
     for mask in masks.values():
         after = probabilities(judges, blacken(images, mask))

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from cortex_fast import checks
 
 
-def check_eval(extractor: nn.Module) -> None:
-    """In training mode BatchNorm would mix the images and dropout would add noise of its own."""
+def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
+    """Eval mode: else BatchNorm would mix the images and dropout add noise of its own. And the tensors' device."""
     if extractor.training:
         raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
+    checks.same_device(extractor=next(extractor.parameters(), None), **tensors)
 
 
 def check_embedding(embedding: Tensor) -> None:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.data.token_store import embed
+from cortex_fast.data.token_store import gather
 from cortex_fast.explain.selection import OPTIMIZERS, Box, TokenSelection, check_problems, check_schedule, optimise
 
 
+@torch.inference_mode(False)
 def optimise_embedding(
     extractor: nn.Module,
     codebook: Tensor,
@@ -33,19 +34,21 @@ def optimise_embedding(
     problems = check_problems(extractor, codebook, target, tokens, region, grid, None)
     check_schedule(steps, lr, regularisation, judge_every, 0)
     free = problems.region.flatten().nonzero().flatten()
-    embedding = embed(problems.start, codebook).flatten(2).transpose(1, 2)[:, free].clone()  # [P, rows, d]
-    embedding.requires_grad_(True)
+    codebook = problems.codebook
+    start = gather(problems.start, codebook).flatten(2).transpose(1, 2)[:, free]  # [P, rows, d]
+    # at least float32, as the logits of token selection are: Adam's epsilon is 0 in float16
+    embedding = start.to(torch.promote_types(start.dtype, torch.float32), copy=True).requires_grad_(True)
     rule = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
     return optimise(
         extractor,
-        codebook,
         problems,
         update=rule([embedding], lr=lr),
-        propose=lambda step: embedding,
+        propose=lambda step: embedding.to(codebook.dtype),
         decide=lambda: ops.nearest_code(embedding, codebook),
         steps=steps,
         regularisation=regularisation,
         judge_every=judge_every,
         tick=tick,
-        fingerprint={"method": "embedding optimisation", "steps": steps, "lr": lr, "optimizer": optimizer},
+        fingerprint={"method": "embedding optimisation", "steps": steps, "lr": lr, "optimizer": optimizer}
+        | {"regularisation": regularisation},
     )

@@ -1,5 +1,6 @@
 """The concept-level explanation: the tokens most often salient in a concept's images (eq. 6)."""
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cortex_fast import checks, ops
-from cortex_fast.data.results import load_result, save_result
+from cortex_fast.data.results import read_result, save_result
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.explain.saliency import token_saliency, top_tokens
 from cortex_fast.ops.concept_counts import PER
@@ -39,25 +40,25 @@ class ConceptExplanations:
     num_images: Tensor
     examples: Tensor
     top_n: int
+    per: str
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shares(self) -> Tensor:
-        """counts as a part of all the concept's top-token occurrences, float32 [C,k] in [0,1]."""
-        return self.counts / (self.num_images * self.top_n).clamp(min=1)[:, None]
+        """counts as a part, float32 [C,k] in [0,1]: of all top tokens ("occurrence"), or of all images ("image")."""
+        each = self.top_n if self.per == "occurrence" else 1
+        return self.counts / (self.num_images * each).clamp(min=1)[:, None]
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, whole or not at all."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        header = {"names": self.names, "top_n": self.top_n, "fingerprint": self.fingerprint}
+        header = {"names": self.names, "top_n": self.top_n, "per": self.per, "fingerprint": self.fingerprint}
         save_result(path, _KIND, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "ConceptExplanations":
         """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
-        tensors, header = load_result(path, _KIND)
-        names = tuple(header["names"])
-        return cls(**tensors, names=names, top_n=header["top_n"], fingerprint=header["fingerprint"])
+        return read_result(path, _KIND, lambda names, **rest: cls(names=tuple(names), **rest))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """One row for each concept and rank: concept, rank, token, count, share. Needs pandas."""
@@ -126,6 +127,9 @@ def explain_concepts(
     checks.whole("top_k", top_k, 1)
     checks.whole("examples", examples, 0)
     checks.one_of("per", per, PER)
+    if tsv is not None and settings:
+        raise TypeError(f"{', '.join(settings)}: expected none of token_saliency's settings with tsv, which is made")
+    made = "given as tsv" if tsv is not None else {name: str(value) for name, value in _effective(settings).items()}
     if tsv is None:
         tsv = score_tokens(extractor, dataset, batch_size=batch_size, progress=progress, **settings)
     tokens, labels = dataset.tokens.int().cpu(), dataset.labels.cpu()
@@ -134,9 +138,7 @@ def explain_concepts(
     counts = ops.concept_counts(
         tsv, tokens, labels, top_n=top_n, num_concepts=num_concepts, codebook_size=codebook_size, per=per
     )
-    frequency = torch.bincount(
-        (labels[:, None] * codebook_size + tokens.flatten(1)).flatten(), minlength=num_concepts * codebook_size
-    ).view(num_concepts, codebook_size)
+    frequency = token_frequency(tokens, labels, num_concepts, codebook_size)
     best, best_counts = _most_frequent(counts, top_k)
     frequent, frequent_counts = _most_frequent(frequency, top_k)
     return ConceptExplanations(
@@ -148,8 +150,22 @@ def explain_concepts(
         num_images=torch.bincount(labels, minlength=num_concepts),
         examples=_examples(tsv, tokens, labels, best, top_n, examples),
         top_n=top_n,
-        fingerprint={"dataset": dataset.fingerprint, "per": per, **{k: str(v) for k, v in settings.items()}},
+        per=per,
+        fingerprint={"dataset": dataset.fingerprint, "saliency": made},
     )
+
+
+def token_frequency(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_size: int) -> Tensor:
+    """How often each token occurs in each class's images: int64 [C,K]."""
+    cells = labels[:, None] * codebook_size + tokens.flatten(1).long()
+    return torch.bincount(cells.flatten(), minlength=num_concepts * codebook_size).view(num_concepts, codebook_size)
+
+
+def _effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """`token_saliency`'s settings as they come to be: its defaults, replaced by those given."""
+    parameters = inspect.signature(token_saliency).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: value for name, value in (defaults | settings).items() if name not in ("item_ids", "chunk", "tick")}
 
 
 def _most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.engine import target_gradient
-from cortex_fast.explain.arguments import check_classes, check_embedding, check_eval, target_vector
-from cortex_fast.kernels.reference.concept_counts import top_positions
+from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor, target_vector
+from cortex_fast.ops.concept_counts import top_positions
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
 SIGMA_RANGES = ("sample", "batch")
@@ -37,7 +37,8 @@ def smoothgrad(
     extractor: eval-mode module, E [B,d,m,m] -> logits [B,classes]. target: a class, or int [B].
     Noise is N(0, sigma^2) with sigma = alpha (max E - min E), of each image ("sample", the paper) or of the whole batch
     ("batch", the published code). noise: "shared" gives all images the same N draws, "independent" each its own, by
-    `item_ids` int [B] (default 0, 1, 2, ...). chunk: the most noisy embeddings of one pass; it bounds the memory.
+    `item_ids` int [B] (default 0, 1, 2, ...). chunk: the most noisy embeddings of one pass; it bounds the memory of the
+    activations (the N copies of one image are always made).
     antithetic: draws come in pairs of opposite sign. tick is called with the number of images done.
     Raises TypeError or ValueError naming the argument: wrong shapes or dtypes, non-finite E, a target outside the
     classes.
@@ -100,8 +101,8 @@ def _noisy_gradients(
     extractor: nn.Module, embedding: Tensor, target: int | Tensor, settings: _Settings
 ) -> Iterator[tuple[slice, Tensor]]:
     """Check the arguments, then yield (slice of images, gradients [b,N,d,m,m]) over all images."""
-    check_eval(extractor)
     check_embedding(embedding)
+    check_extractor(extractor, embedding=embedding)
     samples, chunk = settings.num_samples, settings.chunk
     checks.whole("num_samples", samples, 1)
     checks.non_negative("alpha", settings.alpha)

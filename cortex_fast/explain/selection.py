@@ -1,6 +1,6 @@
 """The optimisation-based explanation: a token selection over the whole codebook (eq. 7-9)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.data.results import load_result, save_result
-from cortex_fast.data.token_store import embed
-from cortex_fast.engine import frozen
-from cortex_fast.explain.arguments import check_classes, check_eval, target_vector
-from cortex_fast.kernels.reference import philox
+from cortex_fast.data.results import read_result, save_result
+from cortex_fast.data.token_store import gather
+from cortex_fast.engine import frozen, ordinary, target_logits
+from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
+from cortex_fast.ops.random_stream import normal
 
 _KIND = "TokenSelection"
 _START_DRAW = 2**32 - 1  # the draw that makes the first logits; steps use 0, 1, 2, ...
@@ -57,20 +57,21 @@ class TokenSelection:
     @classmethod
     def load(cls, path: Path | str) -> "TokenSelection":
         """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
-        tensors, header = load_result(path, _KIND)
-        return cls(**tensors, fingerprint=header["fingerprint"])
+        return read_result(path, _KIND, cls)
 
 
 @dataclass(frozen=True)
 class Problems:
-    """Checked arguments of P problems: start [P,m,m], region bool [m,m], target [P], item ids [P]."""
+    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [m,m], target [P], item ids [P]."""
 
+    codebook: Tensor
     start: Tensor
     region: Tensor
     target: Tensor
     item_ids: Tensor
 
 
+@torch.inference_mode(False)
 def select_tokens(
     extractor: nn.Module,
     codebook: Tensor,
@@ -106,9 +107,10 @@ def select_tokens(
     checks.one_of("optimizer", optimizer, OPTIMIZERS)
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
     check_schedule(steps, lr, regularisation, judge_every, seed)
+    codebook = problems.codebook
     rows = problems.region.flatten().nonzero().flatten()
     start = torch.tensor([_START_DRAW], device=codebook.device)
-    logits = philox.normal(seed, problems.item_ids, start, len(rows), codebook.shape[0])[:, 0]
+    logits = normal(seed, problems.item_ids, start, len(rows), codebook.shape[0])[:, 0]
     logits.requires_grad_(True)
     rule = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
 
@@ -118,7 +120,6 @@ def select_tokens(
 
     return optimise(
         extractor,
-        codebook,
         problems,
         update=rule([logits], lr=lr),
         propose=propose,
@@ -134,7 +135,6 @@ def select_tokens(
 
 def optimise(
     extractor: nn.Module,
-    codebook: Tensor,
     problems: Problems,
     *,
     update: torch.optim.Optimizer,
@@ -150,9 +150,9 @@ def optimise(
 
     propose(step): the embedding [P,rows,d] of the free positions, differentiable; decide(): their tokens [P,rows] now.
     """
-    batch = len(problems.target)
+    batch, codebook = len(problems.target), problems.codebook
     free = problems.region.flatten().nonzero().flatten()
-    fixed = embed(problems.start, codebook).flatten(2)  # [P, d, m*m]
+    fixed = gather(problems.start, codebook).flatten(2)  # [P, d, m*m]
     grid = problems.start.shape[1:]
     losses = torch.empty(steps, batch, device=codebook.device)
     judged = [problems.start]
@@ -162,9 +162,9 @@ def optimise(
         for step in range(steps):
             with torch.enable_grad():
                 embedding = fixed.index_copy(2, free, propose(step).transpose(1, 2)).unflatten(2, grid)
-                loss = -extractor(embedding).gather(1, problems.target[:, None])[:, 0]
-                if regularisation:
-                    loss = loss + regularisation * embedding.square().sum(dim=(1, 2, 3))
+                loss = -target_logits(extractor, embedding, problems.target).float()
+                if regularisation:  # in float32: the sum of squares overflows float16
+                    loss = loss + regularisation * embedding.float().square().sum(dim=(1, 2, 3))
                 update.zero_grad(set_to_none=True)
                 loss.sum().backward()
             update.step()
@@ -193,7 +193,7 @@ def optimise(
 
 @torch.no_grad()
 def _probability(extractor: nn.Module, codebook: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
-    probability = extractor(embed(tokens, codebook)).softmax(dim=1)
+    probability = extractor(gather(tokens, codebook)).softmax(dim=1)
     return probability.gather(1, target[:, None])[:, 0].float()
 
 
@@ -215,11 +215,11 @@ def check_problems(
     item_ids: Tensor | None,
 ) -> Problems:
     """The arguments that every optimisation shares, checked and made whole."""
-    check_eval(extractor)
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)
-    device = codebook.device
+    check_extractor(extractor, codebook=codebook)
+    codebook, device = ordinary(codebook.detach()), codebook.device
     if tokens is None:
         size = 16 if grid is None else grid
         checks.whole("grid", size, 1)
@@ -231,17 +231,17 @@ def check_problems(
         raise ValueError("grid: expected None with tokens, whose shape gives it")
     checks.rank("tokens", tokens, "[P, m, m]")
     checks.integral("tokens", tokens)
-    checks.same_device(codebook=codebook, tokens=tokens)
-    tokens = tokens.long()
+    checks.same_device(codebook=codebook, tokens=tokens, item_ids=item_ids)
     checks.in_range("tokens", tokens, codebook.shape[0])
-    targets = target_vector(target, len(tokens), device)
+    tokens = ordinary(tokens.long())
+    targets = ordinary(target_vector(target, len(tokens), device))
     if len(tokens):
-        check_classes(extractor, embed(tokens[:1], codebook), targets)
+        check_classes(extractor, gather(tokens[:1], codebook), targets)
     if item_ids is None:
         item_ids = torch.arange(len(tokens), device=device)
     checks.integral("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
-    return Problems(tokens, region_mask(region, tokens.shape[1:]).to(device), targets, item_ids.long())
+    return Problems(codebook, tokens, region_mask(region, tokens.shape[1:]).to(device), targets, item_ids.long())
 
 
 def region_mask(region: Box | Tensor | None, grid: torch.Size) -> Tensor:
@@ -257,8 +257,8 @@ def region_mask(region: Box | Tensor | None, grid: torch.Size) -> Tensor:
         checks.same_shape("region", region, "the grid", grid)
         mask = region
     else:
-        if len(region) != 4:
-            raise ValueError(f"region: expected (top, left, bottom, right), got {region!r}")
+        if not isinstance(region, Sequence) or len(region) != 4 or not all(isinstance(side, int) for side in region):
+            raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {region!r}")
         top, left, bottom, right = region
         if not (0 <= top <= bottom <= grid[0] and 0 <= left <= right <= grid[1]):
             raise ValueError(f"region: expected a box within the {grid[0]} x {grid[1]} grid, got {region!r}")

@@ -12,6 +12,7 @@ if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import concept_counts as native_kernel
 
 PER = ("occurrence", "image")
+top_positions = reference.top_positions
 BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
 
 

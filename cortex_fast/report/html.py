@@ -37,8 +37,7 @@ def write_report(report: Report, folder: Path) -> Path:
     and ValueError if a picture, a TSV, a box or a series of the report is out of shape; then nothing is left behind.
     """
     target = Path(folder).resolve()
-    if not _may_replace(target):
-        raise FileExistsError(f"folder: expected none, an empty one or an older report, got other content at {target}")
+    check_replaceable(target)
     part = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
@@ -64,10 +63,10 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain)[:_SLUG_LENGTH].strip("-") or "concept"
 
 
-def _may_replace(target: Path) -> bool:
-    if not target.exists():
-        return True
-    return target.is_dir() and ((target / _MARKER).is_file() or not any(target.iterdir()))
+def check_replaceable(target: Path) -> None:
+    """Raise FileExistsError where the folder holds anything but an older report."""
+    if target.exists() and not (target.is_dir() and ((target / _MARKER).is_file() or not any(target.iterdir()))):
+        raise FileExistsError(f"folder: expected none, an empty one or an older report, got other content at {target}")
 
 
 def _put_in_place(part: Path, target: Path) -> None:

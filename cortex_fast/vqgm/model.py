@@ -31,6 +31,8 @@ class TamingVQGM:
         num_classes: int = 0,
         sampling: dict[str, Any] | None = None,
     ) -> None:
+        if prior is not None and num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1 with a prior, got {num_classes}")
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.prior = prior.eval().requires_grad_(False) if prior is not None else None
         self.codebook = self.autoencoder.quantize.embedding.weight.detach()
@@ -41,9 +43,6 @@ class TamingVQGM:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens int [B,m,m] -> E [B,d,m,m]."""
-        checks.rank("tokens", tokens, "[B, m, m]")
-        checks.integral("tokens", tokens)
-        checks.in_range("tokens", tokens.int(), len(self.codebook))
         return embed(tokens, self.codebook)
 
     @torch.no_grad()
@@ -54,6 +53,9 @@ class TamingVQGM:
         parts = [torch.empty(0, self.grid, self.grid, dtype=torch.int64, device=images.device)]
         for part in images.split(batch_size) if len(images) else ():
             latents = self.autoencoder.latents(part * 2 - 1)
+            if latents.shape[2:] != (self.grid, self.grid):
+                got = f"{list(images.shape[2:])} (a grid of {list(latents.shape[2:])})"
+                raise ValueError(f"images: expected the size that gives a grid of {self.grid}, got {got}")
             parts.append(nearest_code(latents.permute(0, 2, 3, 1), self.codebook))
         return torch.cat(parts)
 
@@ -82,6 +84,8 @@ class TamingVQGM:
         if self.prior is None:
             raise ValueError("sample: this model has no prior, only an autoencoder")
         if isinstance(condition, Tensor):
+            if n is not None:
+                raise ValueError("n: expected None with a label for each image")
             labels = condition
         else:
             checks.whole("condition", condition, 0)
@@ -91,6 +95,9 @@ class TamingVQGM:
         checks.integral("condition", labels)
         checks.in_range("condition", labels, self.num_classes)
         checks.seed(seed)
+        if item_ids is not None:
+            checks.integral("item_ids", item_ids)
+            checks.same_shape("item_ids", item_ids, "condition", labels.shape)
         items = torch.arange(len(labels), device=labels.device) if item_ids is None else item_ids
         tokens = sample_tokens(
             self.prior,

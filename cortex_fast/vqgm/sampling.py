@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels.reference import philox
+from cortex_fast.ops.random_stream import sampling_gumbel
 from cortex_fast.vqgm.transformer import GPT
 
 
@@ -47,7 +47,7 @@ def sample_tokens(
     for position in range(length):
         logits = prior(current, cache)[:, -1, :codebook_size].float() / temperature
         draw = torch.tensor([position], device=labels.device)
-        noise = philox.gumbel(seed, item_ids, draw, 1, logits.shape[1])[:, 0, 0]
+        noise = sampling_gumbel(seed, item_ids, draw, logits.shape[1])[:, 0]
         tokens[:, position] = (_keep_top(logits, top_k, top_p) + noise).argmax(dim=1)
         current = tokens[:, position : position + 1]
         tick()

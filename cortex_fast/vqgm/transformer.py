@@ -102,6 +102,8 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits for `ids`; with a cache, `ids` is [B,1], continues it, and the cache is extended in place."""
+        if cache and ids.shape[1] != 1:
+            raise ValueError(f"ids: expected one token with a cache, got {ids.shape[1]}")
         start = cache.length if cache else 0
         x = self.drop(self.tok_emb(ids) + self.pos_emb[:, start : start + ids.shape[1]])
         for layer, block in enumerate(self.blocks):

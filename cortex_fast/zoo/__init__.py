@@ -20,13 +20,16 @@ EXTRACTORS = ("ce", "re")
 
 @dataclass(frozen=True)
 class Zoo:
-    """`vqgm`: 64 x 64 px, a 16 x 16 grid. `extractors`: "ce" and "re". `judges`: four image classifiers, pixels in
-    [0,1]."""
+    """`vqgm`: 64 x 64 px, a 16 x 16 grid. `extractors`: "ce" and "re".
+
+    `judges`: four image classifiers of pixels in [0,1]. `names`: the classes'. `fingerprint`: of all weight files.
+    """
 
     vqgm: TamingVQGM
     extractors: dict[str, nn.Module]
     judges: dict[str, nn.Module]
     names: tuple[str, ...]
+    fingerprint: str
 
 
 def load(folder: Path = FOLDER) -> Zoo:
@@ -51,7 +54,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         extractor = build(name, **read_config(files[name]))
         extractors[name] = load_weights(files[name], extractor)
     judges = {name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES}
-    return Zoo(vqgm, extractors, judges, names)
+    return Zoo(vqgm, extractors, judges, names, fingerprint(list(files.values())))
 
 
 __all__ = ["EXTRACTORS", "FOLDER", "JUDGES", "Zoo", "class_names", "load"]

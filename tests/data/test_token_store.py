@@ -57,6 +57,7 @@ def test_empty_store_and_batches(tmp_path):
         ({"tokens": torch.zeros(5, 16, dtype=torch.int64)}, "tokens"),
         ({"tokens": torch.zeros(5, 4, 4)}, "tokens"),
         ({"tokens": torch.full((5, 4, 4), 30)}, "tokens"),
+        ({"tokens": torch.full((5, 4, 4), 2**32 + 5)}, "tokens"),
         ({"tokens": torch.full((5, 4, 4), -1)}, "tokens"),
         ({"labels": torch.zeros(4, dtype=torch.int64)}, "labels"),
         ({"labels": torch.full((5,), 3)}, "labels"),
@@ -88,6 +89,33 @@ def test_truncated_foreign_and_other_files_are_refused_by_name(tmp_path):
         load_result(path, "TokenStore")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         TokenStore.load(tmp_path / "nowhere")
+
+
+def test_a_file_of_another_version_is_refused_by_name(tmp_path):
+    path = tmp_path / "next"
+    header = {"names": ["a"], "fingerprint": {}}
+    tensors = {"tokens": torch.zeros(1, 2, 2).int(), "labels": torch.zeros(1).long(), "codebook": torch.zeros(3, 2)}
+    save_result(path, "TokenStore", tensors, header)
+    assert len(TokenStore.load(path)) == 1
+    for changed, kept in ((tensors | {"more": torch.zeros(1)}, header), (tensors, {"names": ["a"], "fingerprnt": {}})):
+        save_result(path, "TokenStore", changed, kept)
+        with pytest.raises(ResultFileError, match="next"):
+            TokenStore.load(path)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [(torch.rand(1, 4, 4), "tokens"), (torch.zeros(4, 4).long(), "tokens"), (torch.full((1, 2, 2), 9), "tokens")],
+)
+def test_embed_names_bad_tokens(tokens, named):
+    with pytest.raises((TypeError, ValueError), match=rf"^{named}:"):
+        embed(tokens, torch.randn(9, 5))
+
+
+def test_files_have_the_users_own_mode(tmp_path):
+    (tmp_path / "plain").touch()
+    store().save(tmp_path / "result")
+    assert (tmp_path / "result").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -97,6 +97,20 @@ def test_patches_at_the_border_repeat_the_edge():
     assert (inner == picture[0:6, 0:6]).all()
 
 
+def test_a_foreign_report_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="report"):
+        run_demo(tmp_path, TINY, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_forced_backend_that_cannot_serve(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CORTEX_FAST_IMPL", "triton")
+    assert main(["demo", "--out", str(tmp_path), "--quiet"]) == 1
+    assert "impl='triton' cannot serve" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -84,7 +84,7 @@ def test_concept_level_by_hand():
     tokens, labels = grids(), torch.tensor([0, 1] * 3)
     concept, frequent = torch.tensor([[1, 2, -1], [9, 8, 7]]), torch.tensor([[3, -1, -1], [1, 2, 3]])
     got = evaluate.concept_level(JUDGES, decode(tokens), tokens, labels, concept, frequent)
-    for row, chosen in enumerate((concept, frequent)):
+    for row, chosen in ((0, concept), (2, frequent)):
         hit = torch.stack(
             [torch.isin(grid, chosen[label][chosen[label] >= 0]) for grid, label in zip(tokens, labels, strict=True)]
         )
@@ -93,7 +93,7 @@ def test_concept_level_by_hand():
         after = expected(2.0, (tokens * ~hit).float().flatten(1).mean(dim=1) / 10)
         change = torch.where(labels == 1, after - start, start - after).mean()
         torch.testing.assert_close(got.probability[row, 0], change)
-    assert got.masked[2] == got.masked[0]  # the third method masks as many cells as ours
+        assert got.masked[row + 1] == got.masked[row]  # the control masks as many
 
 
 def test_edit_scores_by_hand():
@@ -113,25 +113,27 @@ def test_grounding_by_hand():
     tokens[:, :, 0] = 1  # token 1 fills the left column
     tsv = torch.zeros(2, GRID, GRID)
     tsv[0, 0] = 1.0  # on the object
-    tsv[1, 3, 0:3] = 1.0  # three of four off it; the fourth place goes to the lowest position, which is on it
+    tsv[1, 3, 0:3] = 1.0  # three of four off it
+    tsv[1, 0, 0] = 0.5
     frequency = torch.tensor([[1, 5]])
     got = evaluate.grounding(tsv, tokens, torch.zeros(2, dtype=torch.int64), cells, frequency, 4)
     assert got.ours.tolist() == [1.0, 0.25] and got.random.tolist() == [0.5, 0.5]
     assert got.frequency.tolist() == [0.5, 0.5]  # the left column
+    few = evaluate.grounding(tsv, tokens, torch.zeros(2, dtype=torch.int64), cells, frequency, 2)
+    assert few.frequency.tolist() == [0.5, 0.5]  # two of the four that tie: half of them lie on the object
     masks = torch.zeros(1, 12, 12)
     masks[:, :6, :5] = 1.0
     assert evaluate.object_cells(masks, GRID)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
-def test_token_frequency_by_hand():
-    tokens, labels = torch.tensor([[[0, 1], [1, 2]], [[2, 2], [2, 2]]]), torch.tensor([1, 0])
-    assert evaluate.token_frequency(tokens, labels, 3, 4).tolist() == [[0, 0, 4, 0], [1, 2, 1, 0], [0, 0, 0, 0]]
-
-
 def test_replace_tokens_by_hand():
     tokens = torch.arange(16).view(1, 4, 4)
-    got = replace_tokens(tokens, torch.tensor([[0, 15]]), torch.tensor([[5, 6]])).flatten().tolist()
-    assert got == [5, *range(1, 15), 6]
+    tokens[0, 1, 1] = 0  # the preferred donor of position 0 holds the token that is lost there
+    order = torch.tensor([[[0.9, 0.5], [0.9, 0.5]]])
+    got = replace_tokens(tokens, torch.tensor([[0, 15]]), torch.tensor([[5, 6]]), order).flatten().tolist()
+    assert got == [6, 1, 2, 3, 4, 0, *range(6, 15), 0]
+    same = torch.full((1, 4, 4), 7)
+    assert torch.equal(replace_tokens(same, torch.tensor([[0, 15]]), torch.tensor([[5, 6]]), order), same)
 
 
 def test_intervention_takes_what_matters():

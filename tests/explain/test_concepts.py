@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cortex_fast import ConceptExplanations, ResultFileError, TokenStore, explain_concepts, score_tokens
+from cortex_fast.explain.concepts import token_frequency
 from tests.known_extractors import Convolutional
 
 NAMES = ("red", "green", "blue")
@@ -37,9 +38,11 @@ def test_counts_ranks_and_padding(per, top_n):
         wanted = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:8]
         wanted += [(-1, 0)] * (8 - len(wanted))
         assert list(zip(got.tokens[concept].tolist(), got.counts[concept].tolist(), strict=True)) == wanted
+        images = int((data.labels == concept).sum())
+        total = images * top_n if per == "occurrence" else images
+        for rank, (_, count) in enumerate(wanted):
+            assert float(got.shares[concept, rank]) == pytest.approx(count / total if total else 0.0)
     assert got.num_images.tolist() == [int((data.labels == c).sum()) for c in range(3)]
-    if per == "occurrence" and top_n <= 5:
-        torch.testing.assert_close(got.shares.sum(dim=1)[:2], torch.ones(2), atol=0.4, rtol=0)
 
 
 def test_frequency_baseline_counts_every_position():
@@ -78,13 +81,24 @@ def test_save_load_and_pandas(tmp_path):
     for name, value in vars(got).items():
         other = getattr(again, name)
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
-    assert again.fingerprint["seed"] == "4"
+    made = again.fingerprint["saliency"]
+    assert made["seed"] == "4" and made["num_samples"] == "2" and made["alpha"] == "0.2"
     frame = got.to_pandas()
     assert list(frame.columns) == ["concept", "rank", "token", "count", "share"]
     assert frame["count"].sum() == got.counts.sum() and (frame["token"] >= 0).all()
     store().save(tmp_path / "tokens")
     with pytest.raises(ResultFileError, match="tokens"):
         ConceptExplanations.load(tmp_path / "tokens")
+
+
+def test_settings_beside_given_scores_are_refused():
+    with pytest.raises(TypeError, match=r"^num_samples:"):
+        explain_concepts(Convolutional(5, 3).eval(), store(), top_n=4, tsv=torch.rand(12, 4, 4), num_samples=5)
+
+
+def test_token_frequency_by_hand():
+    tokens, labels = torch.tensor([[[0, 1], [1, 2]], [[2, 2], [2, 2]]]), torch.tensor([1, 0])
+    assert token_frequency(tokens, labels, 3, 4).tolist() == [[0, 0, 4, 0], [1, 2, 1, 0], [0, 0, 0, 0]]
 
 
 def test_an_empty_data_set():

@@ -95,8 +95,9 @@ def test_no_parameter_gets_a_gradient_and_flags_are_kept():
 def test_works_under_no_grad_and_inference_mode():
     extractor, x = Convolutional(5, 4).eval(), embedding()
     wanted = smoothgrad(extractor, x, 0)
-    with torch.no_grad():
-        torch.testing.assert_close(smoothgrad(extractor, x, 0), wanted)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(smoothgrad(extractor, x.clone(), torch.tensor([0, 0, 0])), wanted)
 
 
 def test_constant_embedding_has_sigma_zero():

@@ -36,7 +36,7 @@ def test_paper_scale_has_the_published_keys_and_parameters():
         "encoder.mid.attn_1.q.weight": (512, 512, 1, 1),
         "decoder.up.4.attn.2.norm.weight": (512,),
         "decoder.up.1.upsample.conv.weight": (128, 128, 3, 3),
-        "decoder.up.2.block.0.nin_shortcut.weight": (256, 512, 1, 1),
+        "decoder.up.3.block.0.nin_shortcut.weight": (256, 512, 1, 1),
         "decoder.norm_out.bias": (128,),
         "quantize.embedding.weight": (16384, 256),
         "quant_conv.weight": (256, 256, 1, 1),
@@ -75,5 +75,7 @@ def test_bad_arguments_and_missing_prior_are_named():
         vqgm.decode(torch.full((1, 8, 8), 20))
     with pytest.raises(ValueError, match=r"^images:"):
         vqgm.encode(torch.rand(3, 16, 16))
+    with pytest.raises(ValueError, match=r"^images: expected the size that gives a grid of 8"):
+        vqgm.encode(torch.rand(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"no prior"):
         vqgm.sample(0, 2)

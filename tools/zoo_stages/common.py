@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cortex_fast.data.results import replace_whole
 from cortex_fast.zoo.composites import make_composites
 
 CHUNK = 500  # composites made by one task
@@ -28,20 +29,12 @@ class Work:
         return max(2, full // 100) if self.quick else full
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write `path` by way of a temporary name, so that it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
-    write(temporary)
-    temporary.replace(path)
-
-
 def add_seconds(work: Work, stage: str, seconds: float) -> None:
     """Keep how long each stage took, over all runs that it needed."""
     path = work.folder / "seconds.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept[stage] = kept.get(stage, 0.0) + seconds
-    replace_file(path, lambda file: file.write_text(json.dumps(kept, indent=1)))
+    replace_whole(path, lambda file: file.write_text(json.dumps(kept, indent=1)))
 
 
 def _images_and_labels(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +50,7 @@ def composites(work: Work, split: str, count: int) -> tuple[np.ndarray, np.ndarr
         with get_context("spawn").Pool() as pool:
             parts = pool.map(_images_and_labels, tasks)
         images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        replace_file(path, lambda file: np.savez(file, images=images, labels=labels))
+        replace_whole(path, lambda file: np.savez(file, images=images, labels=labels))
     with np.load(path, allow_pickle=False) as archive:
         return archive["images"], archive["labels"]
 
@@ -95,7 +88,7 @@ def resumable_steps(
         yield step
         if (step + 1) % every == 0 and step + 1 < steps:
             parts = {name: part.state_dict() for name, part in state.items()}
-            replace_file(path, lambda file, at=step + 1, kept=parts: torch.save({"step": at, **kept}, file))
+            replace_whole(path, lambda file, at=step + 1, kept=parts: torch.save({"step": at, **kept}, file))
         if (step + 1) % 50 == 0:
             print(
                 f"{stage}: step {step + 1}/{steps}, {(time.time() - began) / (step + 1 - first):.2f} s a step",

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from cortex_fast import zoo
+from cortex_fast.data.results import replace_whole
 from cortex_fast.evaluate import correct, probabilities
 from cortex_fast.extractors import accuracy
 from cortex_fast.zoo.weight_files import save_weights
 
 from . import extractors, judges, prior, tokenizer
-from .common import Work, composites, replace_file
+from .common import Work, composites
 
 CARD = zoo.FOLDER.parent / "MODEL_CARD.md"
 TEST_COMPOSITES = 960
@@ -71,7 +72,7 @@ def export(work: Work) -> None:
     figures = measure(work, folder)
     times = json.loads((work.folder / "seconds.json").read_text())
     card = work.folder / "MODEL_CARD.md" if work.quick else CARD
-    replace_file(card, lambda file: file.write_text(_card(figures, times)))
+    replace_whole(card, lambda file: file.write_text(_card(figures, times)))
 
 
 def _card(figures: dict[str, float], times: dict[str, float]) -> str:
@@ -100,6 +101,9 @@ Training: `python tools/train_zoo.py`, resumable, seeded; {platform.machine()}, 
 | stage | minutes |
 |---|---|
 {seconds}
+
+The judges' training blackens up to a quarter of the 4 x 4 px cells, varies brightness and blurs, so that masking tests
+weigh evidence. Times are of one shared machine, with other work beside it.
 
 Left out: an adversarial loss (at 4 x 4 px a token the reconstruction is sharp without it).
 Weights: Apache-2.0, like the code. The sprites keep their licences (NOTICE).

@@ -4,10 +4,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cortex_fast.data.results import replace_whole
 from cortex_fast.extractors import Recipe, build, train_extractor
 
 from . import prior, tokenizer
-from .common import Work, replace_file
+from .common import Work
 
 CONFIGS = {
     "ce": {"num_classes": 12, "in_channels": 32, "width": 48, "grid": 16},
@@ -34,6 +35,6 @@ def train(work: Work) -> dict[str, nn.Module]:
 
             train_extractor(extractor, codebook, tokens.view(-1, 16, 16), labels, RECIPE, seed=2, after_epoch=report)
             weights = {key: tensor.contiguous() for key, tensor in extractor.state_dict().items()}
-            replace_file(path, lambda file, weights=weights: save_file(weights, file))
+            replace_whole(path, lambda file, weights=weights: save_file(weights, file))
         trained[name] = extractor.eval()
     return trained

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cortex_fast.data.results import replace_whole
 from cortex_fast.zoo.judges import JUDGES, build_judge
 
-from .common import Work, composites, cosine, replace_file, resumable_steps
+from .common import Work, composites, cosine, resumable_steps
 from .tokenizer import IMAGES
 
 STEPS = {"residual-s": 700, "residual-m": 500, "transformer-s": 800, "transformer-m": 650}
@@ -39,7 +40,7 @@ def train(work: Work) -> dict[str, nn.Module]:
         else:
             _train_one(work, name, judge)
             weights = {key: tensor.contiguous() for key, tensor in judge.state_dict().items()}
-            replace_file(path, lambda file, weights=weights: save_file(weights, file))
+            replace_whole(path, lambda file, weights=weights: save_file(weights, file))
         trained[name] = judge.eval()
     return trained
 

@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cortex_fast.data.results import replace_whole
 from cortex_fast.ops import nearest_code
 from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.sampling import sample_tokens
 from cortex_fast.vqgm.transformer import GPT
 
 from . import tokenizer
-from .common import Work, composites, cosine, pixels, replace_file, resumable_steps
+from .common import Work, composites, cosine, pixels, resumable_steps
 
 CONFIG = {"vocab_size": 1024, "block_size": 256, "n_layer": 8, "n_head": 6, "n_embd": 192}
 SEQUENCES = 36_000
@@ -32,7 +33,7 @@ def encoded(work: Work, split: str, count: int) -> tuple[Tensor, Tensor]:
         images, labels = composites(work, split, count)
         parts = [encode(model, images[start : start + 100]) for start in range(0, count, 100)]
         kept = {"tokens": torch.cat(parts).to(torch.int16), "labels": torch.from_numpy(labels)}
-        replace_file(path, lambda file: save_file(kept, file))
+        replace_whole(path, lambda file: save_file(kept, file))
     loaded = load_file(path)
     return loaded["tokens"].long(), loaded["labels"]
 
@@ -76,7 +77,7 @@ def train(work: Work) -> GPT:
         if (step + 1) % 50 == 0:
             print(f"prior: loss {running / 50:.4f} nats a token", flush=True)
             running = 0.0
-    replace_file(path, lambda file: save_file(model.state_dict(), file))
+    replace_whole(path, lambda file: save_file(model.state_dict(), file))
     return model.eval()
 
 
@@ -93,7 +94,7 @@ def samples(work: Work) -> dict[str, tuple[Tensor, Tensor]]:
             parts.append(sample_tokens(prior, items % 12, 256, seed=SAMPLE_SEED, item_ids=items, **SAMPLING))
             print(f"samples: {int(items[-1]) + 1}/{total}", flush=True)
         kept = {"tokens": torch.cat(parts).to(torch.int16)}
-        replace_file(path, lambda file: save_file(kept, file))
+        replace_whole(path, lambda file: save_file(kept, file))
     tokens = load_file(path)["tokens"].long()
     labels = torch.arange(len(tokens)) % 12
     cut = sizes["train"]

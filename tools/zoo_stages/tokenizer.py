@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cortex_fast.data.results import replace_whole
 from cortex_fast.vqgm.autoencoder import VQModel
 
-from .common import Work, composites, cosine, pixels, replace_file, resumable_steps
+from .common import Work, composites, cosine, pixels, resumable_steps
 
 CONFIG = {
     "n_embed": 1024,
@@ -114,5 +115,5 @@ def train(work: Work) -> VQModel:
             used = int((average.count > 0.1).sum())
             print(f"tokenizer: loss {loss.item():.4f}, {used} tokens in use", flush=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    replace_file(path, lambda file: save_file(weights, file))
+    replace_whole(path, lambda file: save_file(weights, file))
     return model.eval()

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-NORMAL, GUMBEL = 1, 2  # stream numbers
+NORMAL, GUMBEL, SAMPLING = 1, 2, 3  # stream numbers
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -77,5 +77,13 @@ def normal(seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> T
 
 def gumbel(seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
     """Gumbel(0, 1) float32 [items, draws, rows, length]: -log(-log1p(-u)), which resolves the winning (upper) tail."""
-    parts = [-(-torch.log1p(-uniform(word))).log() for word in words(seed, GUMBEL, items, draws, rows, length)]
-    return _interleave(parts, length)
+    return _gumbel(words(seed, GUMBEL, items, draws, rows, length), length)
+
+
+def sampling_gumbel(seed: int, items: Tensor, draws: Tensor, length: int) -> Tensor:
+    """Gumbel(0, 1) float32 [items, draws, length] for sampling images: a stream of its own, one row."""
+    return _gumbel(words(seed, SAMPLING, items, draws, 1, length), length)[:, :, 0]
+
+
+def _gumbel(drawn: tuple[Tensor, ...], length: int) -> Tensor:
+    return _interleave([-(-torch.log1p(-uniform(word))).log() for word in drawn], length)
