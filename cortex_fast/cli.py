@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--out", type=Path, required=True, help="folder for results and report/index.html")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--images", type=int, default=16, help="images explained for each class (default 16)")
-    demo.add_argument("--steps", type=int, default=240, help="steps of token selection (default 240)")
+    demo.add_argument("--steps", type=int, default=200, help="steps of token selection (default 200)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     parsed = parser.parse_args(arguments)
     try:

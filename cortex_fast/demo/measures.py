@@ -51,7 +51,7 @@ def measure(
     """Run every measure. The images that made an explanation and those that judge it are disjoint at concept level."""
     names = list(tsv)
     held_images = zoo.vqgm.decode(held_out.tokens)
-    some = slice(0, len(zoo.names) * 8)  # of the explained images: enough to judge single images
+    some = slice(0, len(zoo.names) * 4)  # of the explained images: enough to judge single images
     some_tokens, some_labels = explained.tokens[some].long(), explained.labels[some]
     some_images = zoo.vqgm.decode(some_tokens)
     with tqdm(total=3 + 4 * len(names), desc="evaluating", unit="test", disable=not progress) as bar:

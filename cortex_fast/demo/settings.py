@@ -21,7 +21,7 @@ class Settings:
     top_n: int = 20
     top_k: int = 50
     edits_per_class: int = 2
-    edit_steps: int = 240
+    edit_steps: int = 200
     edit_lr: float = 0.1
     embedding_lr: float = 0.1
     region: tuple[int, int, int, int] = (4, 4, 12, 12)
