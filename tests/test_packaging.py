@@ -23,7 +23,9 @@ IGNORED = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.egg-info",
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 PINS = {
     re.sub(r"[-_.]+", "-", name).lower(): version
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    for name, version in re.findall(
+        r"^([\w.-]+)==([^\s;]+)(?:; .+)?$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )
 }
 
 

@@ -101,7 +101,7 @@ def edits(
         "tokens": tokens,
         "region": settings.region,
         "steps": settings.edit_steps,
-        "judge_every": max(1, settings.edit_steps // 6),
+        "judge_every": -(-settings.edit_steps // 6),  # six pictures on the way
     }
 
     def by_tokens() -> TokenSelection:

@@ -68,7 +68,7 @@ def evaluation(measures: Measures) -> list[Table | Curves]:
         parts += [
             _image_curves(name, measures.image_level[name]),
             _intervention_curves(name, measures.intervention[name]),
-            _concept_table(name, measures.concept_level[name]),
+            *_concept_tables(name, measures.concept_level[name]),
             _grounding_table(name, measures.grounding[name]),
         ]
     parts.append(_edit_table(measures.edits))
@@ -114,19 +114,23 @@ def _intervention_curves(name: str, result: evaluate.Intervention) -> Curves:
     )
 
 
-def _concept_table(name: str, result: evaluate.ConceptMasking) -> Table:
-    rows = [
-        (method, judge, float(result.accuracy[m, j]), float(result.probability[m, j]), float(result.masked[m]))
-        for j, judge in enumerate(result.judges)
-        for m, method in enumerate(result.methods)
-    ]
-    return Table(
-        f"Concept level ({name.upper()}): mask the concept's tokens in held-out images",
-        ("Tokens masked", "Judge", "Accuracy change", "Probability change", "Cells masked"),
-        rows,
-        "More negative changes with fewer cells masked are better. The two methods mask different amounts, so compare "
-        "each with its own random control.",
+def _concept_tables(name: str, result: evaluate.ConceptMasking) -> list[Table]:
+    accuracy, probability = result.accuracy.mean(dim=1).tolist(), result.probability.mean(dim=1).tolist()
+    title = f"Concept level ({name.upper()}): mask the concept's tokens in held-out images"
+    means = Table(
+        title,
+        ("Cells masked", "Number", "Accuracy change", "Probability change"),
+        list(zip(result.methods, result.masked.tolist(), accuracy, probability, strict=True)),
+        "Mean over the judges. More negative with fewer cells masked is better; compare each method with its random "
+        "control, since the two may mask different amounts.",
     )
+    by_judge = Table(
+        f"{title}, by judge",
+        ("Judge", "Concept tokens", "Random, as many", "Most frequent", "Random, as many"),
+        [(judge, *result.probability[:, column].tolist()) for column, judge in enumerate(result.judges)],
+        "Change of the class's probability.",
+    )
+    return [means, by_judge]
 
 
 def _grounding_table(name: str, result: evaluate.Grounding) -> Table:
