@@ -2,8 +2,8 @@
 
     python tools/train_zoo.py --work build/zoo
 
-Takes about two hours on 2 cores (the model card has each stage). Every stage is kept in the work folder; a second run goes
-on where the first stopped.
+Takes about two hours on 2 cores; the model card has each stage's minutes. Every stage is kept in the work folder, and a
+second run goes on where the first stopped.
 """
 
 import argparse
