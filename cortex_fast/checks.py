@@ -8,6 +8,7 @@ from torch import Tensor
 
 def rank(name: str, tensor: Tensor, shape: str) -> None:
     """`shape` is written as in the documentation, for instance "[B, m, m]"; only its rank is checked."""
+    _tensor(name, tensor)
     expected = shape.count(",") + 1
     if tensor.ndim != expected:
         raise ValueError(f"{name}: expected shape {shape}, got {list(tensor.shape)}")
@@ -19,11 +20,13 @@ def same_shape(name: str, tensor: Tensor, other_name: str, shape: torch.Size) ->
 
 
 def floating(name: str, tensor: Tensor) -> None:
+    _tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
 
 
 def integral(name: str, tensor: Tensor) -> None:
+    _tensor(name, tensor)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected an integer tensor, got {tensor.dtype}")
 
@@ -85,3 +88,8 @@ def non_negative(name: str, value: object) -> None:
 def _number(name: str, value: object, expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")

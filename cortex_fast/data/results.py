@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,7 +21,7 @@ class ResultFileError(ValueError):
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` and rename, so that `path` is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.partial{path.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make the file private
@@ -57,7 +58,10 @@ def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[st
         raise ResultFileError(f"{path}: not a result of cortex-fast")
     if metadata.get("kind") != kind:
         raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {metadata.get('kind')!r}")
-    return tensors, json.loads(metadata["header"])
+    try:
+        return tensors, json.loads(metadata["header"])
+    except (KeyError, ValueError) as error:
+        raise ResultFileError(f"{path}: its header is damaged ({error})") from error
 
 
 def read_result(path: Path | str, kind: str, build: Callable[..., Result]) -> Result:

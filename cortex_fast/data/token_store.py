@@ -32,12 +32,13 @@ def embed(tokens: Tensor, codebook: Tensor) -> Tensor:
     return gather(tokens, codebook)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenStore:
     """Token grids with labels and the codebook they index.
 
     tokens: integer [n,m,m], kept as uint16 where K <= 65,536, else int32. labels: int64 [n]. codebook: float [K,d].
-    names: the classes' names. fingerprint: what made the images (model, seed, settings).
+    names: the classes' names. fingerprint: what made the images (model, seed, settings). Tensors of the right dtype are
+    shared with the caller, not copied.
     Raises TypeError or ValueError for shapes, dtypes or values that do not fit together.
     """
 
@@ -50,6 +51,8 @@ class TokenStore:
     def __post_init__(self) -> None:
         checks.rank("tokens", self.tokens, "[n, m, m]")
         checks.integral("tokens", self.tokens)
+        if self.tokens.shape[1] != self.tokens.shape[2]:
+            raise ValueError(f"tokens: expected square grids, got {list(self.tokens.shape)}")
         checks.integral("labels", self.labels)
         checks.same_shape("labels", self.labels, "tokens' first dimension", self.tokens.shape[:1])
         checks.rank("codebook", self.codebook, "[K, d]")

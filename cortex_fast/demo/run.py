@@ -26,7 +26,8 @@ def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Tabl
     saliency-* (.safetensors, a tensor `tsv`), concepts.csv, evaluation.json. A file with the same fingerprint is
     reused. Raises ResultFileError for a file that is not ours, FileExistsError for a report folder that is not.
     """
-    check_replaceable(folder / "report")  # before the work, not after it
+    check_replaceable(folder / "report")  # this and the next before the work, not after it
+    folder.mkdir(parents=True, exist_ok=True)
     zoo = bundled.load()
     made = fingerprint(settings, zoo.fingerprint)
     store = stages.sample(zoo, settings, folder, made, progress)

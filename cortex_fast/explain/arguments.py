@@ -8,8 +8,13 @@ from cortex_fast import checks
 
 def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
     """Eval mode: else BatchNorm would mix the images and dropout add noise of its own. And the tensors' device."""
-    if extractor.training:
-        raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
+    if not isinstance(extractor, nn.Module):
+        raise TypeError(f"extractor: expected a torch.nn.Module, got {type(extractor).__name__}")
+    training = [name or "the module itself" for name, module in extractor.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"extractor: expected eval mode, got training mode in {training[0]}; call extractor.eval() first"
+        )
     checks.same_device(extractor=next(extractor.parameters(), None), **tensors)
 
 
@@ -36,6 +41,8 @@ def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
     """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
     with torch.no_grad():
         logits = extractor(sample)
-    if logits.ndim != 2:
-        raise ValueError(f"extractor: expected logits [B, classes], got {list(logits.shape)}")
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"extractor: expected a tensor of logits, got {type(logits).__name__}")
+    if logits.ndim != 2 or logits.shape[0] != 1:
+        raise ValueError(f"extractor: expected logits [B, classes] for B = 1, got {list(logits.shape)}")
     checks.in_range("target", target, logits.shape[1])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _KIND = "ConceptExplanations"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConceptExplanations:
     """T*_concept for every concept, with the frequency baseline and where the tokens were seen.
 
@@ -92,7 +92,11 @@ def score_tokens(
     """
     checks.whole("batch_size", batch_size, 1)
     device = dataset.codebook.device
-    tsv = torch.empty(len(dataset), dataset.grid, dataset.grid)
+    for name in ("item_ids", "tick"):
+        if name in settings:
+            raise TypeError(f"{name}: expected none, since the images' numbers and the progress bar take its place")
+    dtype = torch.promote_types(dataset.codebook.dtype, torch.float32)
+    tsv = torch.empty(len(dataset), dataset.grid, dataset.grid, dtype=dtype)
     with tqdm(total=len(dataset), desc=description, unit="image", disable=not progress) as bar:
         for rows in dataset.batches(batch_size):
             items = torch.arange(rows.start, rows.stop, device=device)

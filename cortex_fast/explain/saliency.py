@@ -152,7 +152,7 @@ def top_tokens(tsv: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     [B,n].
 
     tsv [B,m,m] floating; tokens int [B,m,m]. Position y * m + x; ties go to the lower position.
-    Raises TypeError or ValueError for wrong dtypes, shapes that differ, or n outside [1, m * m].
+    Raises TypeError or ValueError for wrong dtypes, shapes that differ, n outside [1, m * m], or a NaN.
     """
     checks.rank("tsv", tsv, "[B, m, m]")
     checks.floating("tsv", tsv)
@@ -160,5 +160,7 @@ def top_tokens(tsv: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     checks.same_shape("tokens", tokens, "tsv", tsv.shape)
     checks.same_device(tsv=tsv, tokens=tokens)
     checks.whole("n", n, 1, tsv.shape[1] * tsv.shape[2])
+    if bool(tsv.isnan().any()):
+        raise ValueError("tsv: expected numbers, got NaN")
     positions = top_positions(tsv, n)
     return tokens.flatten(1).long().gather(1, positions), positions

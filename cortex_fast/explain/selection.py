@@ -22,7 +22,7 @@ OPTIMIZERS = ("adam", "sgd")
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenSelection:
     """P selections, one for each problem.
 
@@ -62,13 +62,17 @@ class TokenSelection:
 
 @dataclass(frozen=True)
 class Problems:
-    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [m,m], target [P], item ids [P]."""
+    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [m,m], target [P], item ids [P].
+
+    `given`: the start is the user's, so that it may itself be the best.
+    """
 
     codebook: Tensor
     start: Tensor
     region: Tensor
     target: Tensor
     item_ids: Tensor
+    given: bool
 
 
 @torch.inference_mode(False)
@@ -98,7 +102,8 @@ def select_tokens(
     codebook C: float [K,d]. target: a class, or int [P]. tokens: int [P,m,m] to start from and to keep outside the
     region; without it every position is free and `grid` is m (default 16). region: a half-open box (top, left, bottom,
     right) or a boolean [m,m] mask; default everything. lr and optimizer ("adam", "sgd") as in torch. The selection
-    without noise is judged every `judge_every` steps and at the end, and the one of largest target probability is kept.
+    without noise is judged every `judge_every` steps and at the end, and the one of largest target probability is kept
+    (the tokens given are a candidate too).
     Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...). tick is called after each step.
     Raises TypeError or ValueError naming the argument: shapes that do not fit, tokens outside [0, K), a target outside
     the classes, an empty region, tau <= 0, steps < 1.
@@ -176,7 +181,10 @@ def optimise(
                 times.append(step + 1)
             tick()
     history, probability = torch.stack(judged), torch.stack(probabilities)
-    best = probability[1:].argmax(dim=0) + 1 if batch else torch.empty(0, dtype=torch.int64)
+    if not probability.isfinite().any(dim=0).all():
+        raise ValueError("extractor: expected finite logits, got none for any selection that was judged")
+    first = 0 if problems.given else 1  # without tokens the start is no selection of anyone's
+    best = probability[first:].nan_to_num(nan=-1.0).argmax(dim=0) + first
     return TokenSelection(
         tokens=history[best, torch.arange(batch, device=best.device)],
         initial=problems.start,
@@ -220,6 +228,7 @@ def check_problems(
     checks.finite("codebook", codebook)
     check_extractor(extractor, codebook=codebook)
     codebook, device = ordinary(codebook.detach()), codebook.device
+    given = tokens is not None
     if tokens is None:
         size = 16 if grid is None else grid
         checks.whole("grid", size, 1)
@@ -241,7 +250,7 @@ def check_problems(
         item_ids = torch.arange(len(tokens), device=device)
     checks.integral("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
-    return Problems(codebook, tokens, region_mask(region, tokens.shape[1:]).to(device), targets, item_ids.long())
+    return Problems(codebook, tokens, region_mask(region, tokens.shape[1:]).to(device), targets, item_ids.long(), given)
 
 
 def region_mask(region: Box | Tensor | None, grid: torch.Size) -> Tensor:
@@ -257,7 +266,7 @@ def region_mask(region: Box | Tensor | None, grid: torch.Size) -> Tensor:
         checks.same_shape("region", region, "the grid", grid)
         mask = region
     else:
-        if not isinstance(region, Sequence) or len(region) != 4 or not all(isinstance(side, int) for side in region):
+        if not isinstance(region, Sequence) or len(region) != 4 or not all(type(side) is int for side in region):
             raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {region!r}")
         top, left, bottom, right = region
         if not (0 <= top <= bottom <= grid[0] and 0 <= left <= right <= grid[1]):

@@ -56,6 +56,9 @@ def test_empty_store_and_batches(tmp_path):
     [
         ({"tokens": torch.zeros(5, 16, dtype=torch.int64)}, "tokens"),
         ({"tokens": torch.zeros(5, 4, 4)}, "tokens"),
+        ({"tokens": torch.zeros(5, 4, 3, dtype=torch.int64)}, "tokens"),
+        ({"tokens": [[[0]]]}, "tokens"),
+        ({"labels": [0, 1]}, "labels"),
         ({"tokens": torch.full((5, 4, 4), 30)}, "tokens"),
         ({"tokens": torch.full((5, 4, 4), 2**32 + 5)}, "tokens"),
         ({"tokens": torch.full((5, 4, 4), -1)}, "tokens"),
@@ -99,6 +102,12 @@ def test_a_file_of_another_version_is_refused_by_name(tmp_path):
     assert len(TokenStore.load(path)) == 1
     for changed, kept in ((tensors | {"more": torch.zeros(1)}, header), (tensors, {"names": ["a"], "fingerprnt": {}})):
         save_result(path, "TokenStore", changed, kept)
+        with pytest.raises(ResultFileError, match="next"):
+            TokenStore.load(path)
+    from safetensors.torch import save_file
+
+    for text in ({}, {"header": "[1"}):
+        save_file(tensors, path, {"format": "cortex_fast", "kind": "TokenStore", **text})
         with pytest.raises(ResultFileError, match="next"):
             TokenStore.load(path)
 

@@ -91,6 +91,25 @@ def test_save_load_and_pandas(tmp_path):
         ConceptExplanations.load(tmp_path / "tokens")
 
 
+def test_scores_keep_double_precision():
+    """TSVs that differ by 1e-9 of themselves: float32 would make them ties."""
+    from tests.known_extractors import Linear
+
+    extractor = Linear(5, 4, 3).eval().double()
+    with torch.no_grad():
+        extractor.weight.copy_(1 + 1e-9 * torch.arange(80.0).double().expand(3, 80))
+    data = store()
+    wide = TokenStore(data.tokens, data.labels, data.codebook.double(), NAMES)
+    scores = score_tokens(extractor, wide, num_samples=2, progress=False)
+    assert scores.dtype == torch.float64 and scores.flatten(1).argmax(dim=1).tolist() == [15] * 12
+
+
+@pytest.mark.parametrize("name", ["item_ids", "tick"])
+def test_settings_that_the_data_set_decides_are_refused(name):
+    with pytest.raises(TypeError, match=rf"^{name}:"):
+        score_tokens(Convolutional(5, 3).eval(), store(), progress=False, **{name: None})
+
+
 def test_settings_beside_given_scores_are_refused():
     with pytest.raises(TypeError, match=r"^num_samples:"):
         explain_concepts(Convolutional(5, 3).eval(), store(), top_n=4, tsv=torch.rand(12, 4, 4), num_samples=5)

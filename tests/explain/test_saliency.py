@@ -159,8 +159,23 @@ def test_bad_arguments_are_named(function, change, named):
 
 
 def test_training_mode_is_refused():
-    with pytest.raises(ValueError, match=r"^extractor: expected eval mode"):
-        smoothgrad(Convolutional(5, 4).train(), embedding(), 0)
+    partly = Convolutional(5, 4).eval()
+    partly.norm.train()
+    for extractor in (Convolutional(5, 4).train(), partly):
+        with pytest.raises(ValueError, match=r"^extractor: expected eval mode"):
+            smoothgrad(extractor, embedding(), 0)
+
+
+@pytest.mark.parametrize("output", [lambda y: (y,), lambda y: y[0], lambda y: y[:, :, None]])
+def test_other_outputs_than_logits_are_named(output):
+    class Odd(Convolutional):
+        def forward(self, x):
+            return output(super().forward(x))
+
+    with pytest.raises((TypeError, ValueError), match=r"^extractor: expected"):
+        smoothgrad(Odd(5, 4).eval(), embedding(), 0)
+    with pytest.raises(TypeError, match=r"^extractor: expected a torch.nn.Module, got function"):
+        smoothgrad(lambda x: x, embedding(), 0)
 
 
 def test_top_tokens_by_hand():
@@ -168,6 +183,11 @@ def test_top_tokens_by_hand():
     tokens = torch.tensor([[[10, 11], [12, 13]]], dtype=torch.int16)
     ids, positions = top_tokens(tsv, tokens, 3)
     assert ids.tolist() == [[11, 12, 13]] and positions.tolist() == [[1, 2, 3]]  # the tie goes to the lower position
+
+
+def test_top_tokens_refuses_nan():
+    with pytest.raises(ValueError, match=r"^tsv:"):
+        top_tokens(torch.full((1, 4, 4), torch.nan), torch.zeros(1, 4, 4, dtype=torch.int64), 3)
 
 
 @pytest.mark.parametrize("n", [0, 17, -1, True])

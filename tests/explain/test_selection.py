@@ -61,8 +61,32 @@ def test_history_keeps_the_best(optimise):
         torch.testing.assert_close(got.probability[row], wanted.detach())
     for problem in range(2):
         best = int(got.best[problem])
-        assert best >= 1 and got.probability[best, problem] == got.probability[1:, problem].max()
+        assert got.probability[best, problem] == got.probability[:, problem].max()
         assert torch.equal(got.tokens[problem], got.history[best, problem])
+
+
+class Partial(Linear):
+    """NaN wherever token 0's embedding stands first."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.where(x[:, :1, 0, 0] == codebook()[0, 0], torch.nan, 0.0)
+
+
+def test_nan_is_never_the_best():
+    extractor = Partial(CHANNELS, GRID, CLASSES).eval()
+    starts = torch.zeros(1, GRID, GRID, dtype=torch.int64)
+    got = select_tokens(extractor, codebook(), 1, tokens=starts, steps=12, lr=0.5, judge_every=2)
+    assert got.probability[0].isnan().all() and got.probability[int(got.best[0]), 0].isfinite()
+    with pytest.raises(ValueError, match=r"^extractor: expected finite logits"):
+        select_tokens(extractor, codebook(), 1, tokens=starts, region=(3, 3, 4, 4), steps=2)
+
+
+@pytest.mark.parametrize("optimise", BOTH)
+def test_never_worse_than_the_start(optimise):
+    extractor = Convolutional(CHANNELS, CLASSES).eval()
+    good = select_tokens(extractor, codebook(), torch.tensor([0, 1]), tokens=grids(), steps=60, lr=0.3).tokens
+    got = optimise(extractor, codebook(), torch.tensor([0, 1]), tokens=good, steps=1)
+    assert (got.probability.gather(0, got.best[None])[0] >= got.probability[0]).all()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -178,6 +202,8 @@ def test_no_problem_at_all(optimise):
         ({"region": (0, 0, 5, 4)}, "region"),
         ({"region": (0, 0, 4)}, "region"),
         ({"region": 5}, "region"),
+        ({"region": (False, False, True, True)}, "region"),
+        ({"tokens": [[[0]]]}, "tokens"),
         ({"region": (0.0, 0.0, 2.0, 2.0)}, "region"),
         ({"region": torch.zeros(4, 4, dtype=torch.bool)}, "region"),
         ({"region": torch.ones(3, 4, dtype=torch.bool)}, "region"),
