@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from cortex_fast import checks
+
 
 @dataclass(frozen=True)
 class Grounding:
@@ -25,7 +27,9 @@ def grounding(tsv: Tensor, tokens: Tensor, labels: Tensor, cells: Tensor, freque
 
     Random positions hit the object with its share of the area, exactly. The frequency baseline takes the n positions
     whose tokens are the most frequent of the class; ties count with their expected share.
+    Raises TypeError or ValueError for n outside [1, m * m].
     """
+    checks.whole("n", n, 1, cells.shape[1] * cells.shape[2])
     often = frequency.float().to(tokens.device)[labels[:, None, None], tokens.long()]
     return Grounding(hits(tsv, cells, n), cells.flatten(1).float().mean(dim=1), hits(often, cells, n))
 

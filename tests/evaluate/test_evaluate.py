@@ -121,6 +121,9 @@ def test_grounding_by_hand():
     assert got.frequency.tolist() == [0.5, 0.5]  # the left column
     few = evaluate.grounding(tsv, tokens, torch.zeros(2, dtype=torch.int64), cells, frequency, 2)
     assert few.frequency.tolist() == [0.5, 0.5]  # two of the four that tie: half of them lie on the object
+    for n in (0, 17):
+        with pytest.raises(ValueError, match=r"^n:"):
+            evaluate.grounding(tsv, tokens, torch.zeros(2, dtype=torch.int64), cells, frequency, n)
     masks = torch.zeros(1, 12, 12)
     masks[:, :6, :5] = 1.0
     assert evaluate.object_cells(masks, GRID)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]

@@ -78,25 +78,26 @@ def export(work: Work) -> None:
 def _card(figures: dict[str, float], times: dict[str, float]) -> str:
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
     seconds = "\n".join(f"| {name} | {value / 60:.0f} |" for name, value in times.items())
+    ce, re = (extractors.CONFIGS[name]["width"] for name in ("ce", "re"))
+    sampling = f"temperature {prior.SAMPLING['temperature']}, top-k {prior.SAMPLING['top_k']}"
+    seen, made, judged = (f"{n:,}" for n in (tokenizer.IMAGES, prior.TRAIN_SAMPLES, prior.TEST_SAMPLES))
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return f"""# The bundled model
 
 A VQGAN-type tokenizer (64 x 64 px to 16 x 16 tokens, K = 1024, d = 32), a class-conditional transformer over its
-tokens, the extractors CE (width {extractors.CONFIGS["ce"]["width"]}) and RE (width
-{extractors.CONFIGS["re"]["width"]}), and four judges. 12 classes. Made for demonstrations and tests of cortex-fast; it
-knows nothing of the world beyond 59 sprites.
+tokens, the extractors CE (width {ce}) and RE (width {re}), and four judges. 12 classes.
+Made for demonstrations and tests of cortex-fast; it knows nothing of the world beyond 59 sprites.
 
 Data: composites of bundled sprites (NOTICE) on generated backgrounds; `cortex_fast.zoo.composites`. Splits share the
 sprites and differ in everything else (background, place, size, turn, flip), so "held-out" means new composites, not new
-drawings. The tokenizer and the judges saw {tokenizer.IMAGES:,} training composites, the prior the same through the
-tokenizer; extractors saw {prior.TRAIN_SAMPLES:,} images sampled from the prior (temperature
-{prior.SAMPLING["temperature"]}, top-k {prior.SAMPLING["top_k"]}) and are measured on {prior.TEST_SAMPLES:,} others.
+drawings. The tokenizer and the judges saw {seen} training composites, the prior the same through the tokenizer.
+The extractors saw {made} images sampled from the prior ({sampling}) and are measured on {judged} others.
 
 | measured on the shipped float16 weights | |
 |---|---|
 {rows}
 
-Training: `python tools/train_zoo.py`, resumable, seeded; {platform.machine()}, {torch.get_num_threads()} threads, torch
-{torch.__version__}.
+Training: `python tools/train_zoo.py`, resumable, seeded; {machine}.
 
 | stage | minutes |
 |---|---|
