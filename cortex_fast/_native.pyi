@@ -8,10 +8,83 @@ class BuildInfo(TypedDict):
     build_type: str
     openmp: bool
 
+class GumbelCodebook:
+    def __init__(
+        self,
+        *,
+        logits: int,
+        codebook: int,
+        gumbel: int,
+        item_ids: int,
+        sizes: Sequence[int],
+        tau: float,
+        seed: int,
+        draw: int,
+    ) -> None: ...
+
 def build_info() -> BuildInfo: ...
-def token_saliency(
-    *, grads: int, sizes: Sequence[int], strides: Sequence[int], reduction: str, out: int, threads: int
+def levels() -> list[str]: ...
+def advise_large_pages(memory: int, bytes: int) -> None: ...
+def random_stream(
+    *, seed: int, stream: str, items: int, draws: int, sizes: Sequence[int], out: int, threads: int, level: str
 ) -> None: ...
+def random_words(
+    *, seed: int, stream: str, item: int, draw: int, sizes: Sequence[int], out: int, threads: int, level: str
+) -> None: ...
+def gumbel_codebook(
+    args: GumbelCodebook, *, hard: bool, embedding: int, index: int, threads: int, level: str
+) -> None: ...
+def gumbel_codebook_backward(
+    args: GumbelCodebook,
+    *,
+    upstream: int,
+    index: int,
+    hard: bool,
+    grad_logits: int,
+    grad_codebook: int,
+    threads: int,
+    level: str,
+) -> None: ...
+def gumbel_codebook_step(
+    args: GumbelCodebook,
+    *,
+    upstream: int,
+    logits: int,
+    moments: Sequence[int],
+    lr: float,
+    betas: Sequence[float],
+    eps: float,
+    step: int,
+    threads: int,
+    level: str,
+) -> None: ...
+def nearest_code(*, z: int, codebook: int, sizes: Sequence[int], index: int, threads: int, level: str) -> None: ...
+def smoothgrad_noise_float32(
+    *,
+    x: int,
+    sigma: int,
+    noise: int,
+    order: int,
+    group_starts: int,
+    group_items: int,
+    sizes: Sequence[int],
+    seed: int,
+    antithetic: bool,
+    out: int,
+    threads: int,
+    level: str,
+) -> None: ...
+
+smoothgrad_noise_bfloat16 = smoothgrad_noise_float32
+smoothgrad_noise_float16 = smoothgrad_noise_float32
+
+def token_saliency_float32(
+    *, grads: int, sizes: Sequence[int], strides: Sequence[int], reduction: str, out: int, threads: int, level: str
+) -> None: ...
+
+token_saliency_bfloat16 = token_saliency_float32
+token_saliency_float16 = token_saliency_float32
+
 def concept_counts_uint8(
     *,
     tsv: int,

@@ -8,8 +8,14 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cortex_fast/concept_counts.h"
+#include "cortex_fast/gumbel_codebook.h"
+#include "cortex_fast/nearest_code.h"
+#include "cortex_fast/random_stream.h"
+#include "cortex_fast/run.h"
+#include "cortex_fast/smoothgrad_noise.h"
 #include "cortex_fast/token_saliency.h"
 
 namespace py = pybind11;
@@ -21,6 +27,32 @@ using Address = std::uintptr_t;
 template <typename T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+const char* name_of(cortex_fast::Level level) {
+  switch (level) {
+    case cortex_fast::Level::kAvx512:
+      return "avx512";
+    case cortex_fast::Level::kAvx2:
+      return "avx2";
+    case cortex_fast::Level::kBaseline:
+      break;
+  }
+  return "baseline";
+}
+
+std::vector<std::string> level_names() {
+  std::vector<std::string> names;
+  for (const auto level : cortex_fast::levels()) names.emplace_back(name_of(level));
+  return names;
+}
+
+// Raises for a level that this processor has not: its instructions would end the process.
+cortex_fast::Run run_of(int threads, const std::string& name) {
+  for (const auto level : cortex_fast::levels()) {
+    if (name == name_of(level)) return {threads, level};
+  }
+  throw std::invalid_argument("level: expected one that this processor has, got '" + name + "'");
 }
 
 cortex_fast::Reduction reduction_of(const std::string& name) {
@@ -36,14 +68,22 @@ cortex_fast::Per per_of(const std::string& name) {
   throw std::invalid_argument("per: expected 'occurrence' or 'image', got '" + name + "'");
 }
 
+template <typename T>
 void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
-                    const std::string& reduction, Address out, int threads) {
-  cortex_fast::Gradients gradients{pointer<const float>(grads), {}, {}};
+                    const std::string& reduction, Address out, int threads, const std::string& level) {
+  cortex_fast::Gradients<T> gradients{pointer<const T>(grads), {}, {}};
   std::copy(sizes.begin(), sizes.end(), gradients.sizes);
   std::copy(strides.begin(), strides.end(), gradients.strides);
   const auto kind = reduction_of(reduction);
+  const auto run = run_of(threads, level);
   py::gil_scoped_release release;
-  cortex_fast::token_saliency(gradients, kind, pointer<float>(out), threads);
+  cortex_fast::token_saliency(gradients, kind, pointer<float>(out), run);
+}
+
+template <typename T>
+void define_token_saliency(py::module_& module, const char* name) {
+  module.def(name, &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"), py::arg("strides"),
+             py::arg("reduction"), py::arg("out"), py::arg("threads"), py::arg("level"));
 }
 
 template <typename T>
@@ -73,6 +113,126 @@ void define_concept_counts(py::module_& module, const char* name) {
              py::arg("codebook_size"), py::arg("per"), py::arg("counts"), py::arg("threads"));
 }
 
+cortex_fast::Stream stream_of(const std::string& name) {
+  if (name == "normal") return cortex_fast::Stream::kNormal;
+  if (name == "gumbel") return cortex_fast::Stream::kGumbel;
+  if (name == "sampling") return cortex_fast::Stream::kSampling;
+  throw std::invalid_argument("stream: expected 'normal', 'gumbel' or 'sampling', got '" + name + "'");
+}
+
+void random_stream(std::uint64_t seed, const std::string& stream, Address items, Address draws,
+                   const std::array<std::int64_t, 4>& sizes, Address out, int threads, const std::string& level) {
+  const auto kind = stream_of(stream);
+  const auto run = run_of(threads, level);
+  py::gil_scoped_release release;
+  cortex_fast::random_stream(seed, kind, pointer<const std::int64_t>(items), pointer<const std::int64_t>(draws),
+                             {sizes[0], sizes[1], sizes[2], sizes[3]}, pointer<float>(out), run);
+}
+
+void random_words(std::uint64_t seed, const std::string& stream, std::int64_t item, std::int64_t draw,
+                  const std::array<std::int64_t, 2>& sizes, Address out, int threads, const std::string& level) {
+  const auto kind = stream_of(stream);
+  const auto run = run_of(threads, level);
+  py::gil_scoped_release release;
+  cortex_fast::random_words(seed, kind, item, draw, sizes[0], sizes[1], pointer<std::uint32_t>(out), run);
+}
+
+// What the three functions of gumbel_codebook share; sizes are problems, rows, codes, channels. gumbel 0: drawn.
+cortex_fast::GumbelCodebook selection(Address logits, Address codebook, Address gumbel, Address item_ids,
+                                      const std::array<std::int64_t, 4>& sizes, float tau, std::uint64_t seed,
+                                      std::int64_t draw) {
+  return {pointer<const float>(logits),
+          pointer<const float>(codebook),
+          pointer<const float>(gumbel),
+          pointer<const std::int64_t>(item_ids),
+          sizes[0],
+          sizes[1],
+          sizes[2],
+          sizes[3],
+          tau,
+          seed,
+          draw};
+}
+
+void gumbel_codebook(const cortex_fast::GumbelCodebook& args, bool hard, Address embedding, Address index, int threads,
+                     const std::string& level) {
+  const auto run = run_of(threads, level);
+  py::gil_scoped_release release;
+  cortex_fast::gumbel_codebook(args, hard, pointer<float>(embedding), pointer<std::int64_t>(index), run);
+}
+
+void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address upstream, Address index, bool hard,
+                              Address grad_logits, Address grad_codebook, int threads, const std::string& level) {
+  const auto run = run_of(threads, level);
+  py::gil_scoped_release release;
+  cortex_fast::gumbel_codebook_backward(args, pointer<const float>(upstream), pointer<const std::int64_t>(index), hard,
+                                        pointer<float>(grad_logits), pointer<float>(grad_codebook), run);
+}
+
+// Moments 0, 0: plain gradient descent.
+void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address logits,
+                          const std::array<Address, 2>& moments, double lr, const std::array<double, 2>& betas,
+                          double eps, std::int64_t step, int threads, const std::string& level) {
+  const auto run = run_of(threads, level);
+  const cortex_fast::Update update{
+      pointer<float>(moments[0]), pointer<float>(moments[1]), lr, betas[0], betas[1], eps, step};
+  py::gil_scoped_release release;
+  cortex_fast::gumbel_codebook_step(args, pointer<const float>(upstream), update, pointer<float>(logits), run);
+}
+
+void define_gumbel_codebook(py::module_& module) {
+  py::class_<cortex_fast::GumbelCodebook>(module, "GumbelCodebook")
+      .def(py::init(&selection), py::kw_only(), py::arg("logits"), py::arg("codebook"), py::arg("gumbel"),
+           py::arg("item_ids"), py::arg("sizes"), py::arg("tau"), py::arg("seed"), py::arg("draw"));
+  module.def("gumbel_codebook", &gumbel_codebook, py::arg("args"), py::kw_only(), py::arg("hard"), py::arg("embedding"),
+             py::arg("index"), py::arg("threads"), py::arg("level"));
+  module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::arg("args"), py::kw_only(), py::arg("upstream"),
+             py::arg("index"), py::arg("hard"), py::arg("grad_logits"), py::arg("grad_codebook"), py::arg("threads"),
+             py::arg("level"));
+  module.def("gumbel_codebook_step", &gumbel_codebook_step, py::arg("args"), py::kw_only(), py::arg("upstream"),
+             py::arg("logits"), py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"),
+             py::arg("threads"), py::arg("level"));
+}
+
+// sizes are batch, groups, samples, channels, positions; noise 0: drawn.
+template <typename T>
+void smoothgrad_noise(Address x, Address sigma, Address noise, Address order, Address group_starts, Address group_items,
+                      const std::array<std::int64_t, 5>& sizes, std::uint64_t seed, bool antithetic, Address out,
+                      int threads, const std::string& level) {
+  const auto run = run_of(threads, level);
+  const cortex_fast::NoisyCopies<T> args{pointer<const T>(x),
+                                         pointer<const float>(sigma),
+                                         pointer<const float>(noise),
+                                         pointer<const std::int64_t>(order),
+                                         pointer<const std::int64_t>(group_starts),
+                                         pointer<const std::int64_t>(group_items),
+                                         sizes[0],
+                                         sizes[1],
+                                         sizes[2],
+                                         sizes[3],
+                                         sizes[4],
+                                         seed,
+                                         antithetic};
+  py::gil_scoped_release release;
+  cortex_fast::smoothgrad_noise(args, pointer<T>(out), run);
+}
+
+template <typename T>
+void define_smoothgrad_noise(py::module_& module, const char* name) {
+  module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("noise"),
+             py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("sizes"), py::arg("seed"),
+             py::arg("antithetic"), py::arg("out"), py::arg("threads"), py::arg("level"));
+}
+
+// sizes are rows, codes, channels.
+void nearest_code(Address z, Address codebook, const std::array<std::int64_t, 3>& sizes, Address index, int threads,
+                  const std::string& level) {
+  const auto run = run_of(threads, level);
+  py::gil_scoped_release release;
+  cortex_fast::nearest_code({pointer<const float>(z), pointer<const float>(codebook), sizes[0], sizes[1], sizes[2]},
+                            pointer<std::int64_t>(index), run);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = CORTEX_FAST_VERSION;
@@ -92,8 +252,24 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The native core of cortex-fast: addresses, sizes and strides in. Use cortex_fast.ops instead.";
   module.def("build_info", &build_info);
-  module.def("token_saliency", &token_saliency, py::kw_only(), py::arg("grads"), py::arg("sizes"), py::arg("strides"),
-             py::arg("reduction"), py::arg("out"), py::arg("threads"));
+  module.def("levels", &level_names);
+  module.def(
+      "advise_large_pages",
+      [](Address memory, std::size_t bytes) { cortex_fast::advise_large_pages(pointer<void>(memory), bytes); },
+      py::arg("memory"), py::arg("bytes"));
+  module.def("random_stream", &random_stream, py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("items"),
+             py::arg("draws"), py::arg("sizes"), py::arg("out"), py::arg("threads"), py::arg("level"));
+  module.def("random_words", &random_words, py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("item"),
+             py::arg("draw"), py::arg("sizes"), py::arg("out"), py::arg("threads"), py::arg("level"));
+  define_gumbel_codebook(module);
+  define_token_saliency<float>(module, "token_saliency_float32");
+  define_token_saliency<cortex_fast::BFloat16>(module, "token_saliency_bfloat16");
+  define_token_saliency<cortex_fast::Float16>(module, "token_saliency_float16");
+  define_smoothgrad_noise<float>(module, "smoothgrad_noise_float32");
+  define_smoothgrad_noise<cortex_fast::BFloat16>(module, "smoothgrad_noise_bfloat16");
+  define_smoothgrad_noise<cortex_fast::Float16>(module, "smoothgrad_noise_float16");
+  module.def("nearest_code", &nearest_code, py::kw_only(), py::arg("z"), py::arg("codebook"), py::arg("sizes"),
+             py::arg("index"), py::arg("threads"), py::arg("level"));
   define_concept_counts<std::uint8_t>(module, "concept_counts_uint8");
   define_concept_counts<std::int16_t>(module, "concept_counts_int16");
   define_concept_counts<std::uint16_t>(module, "concept_counts_uint16");

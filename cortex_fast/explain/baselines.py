@@ -37,13 +37,19 @@ def optimise_embedding(
     codebook = problems.codebook
     start = gather(problems.start, codebook).flatten(2).transpose(1, 2)[:, free]  # [P, rows, d]
     # at least float32, as the logits of token selection are: Adam's epsilon is 0 in float16
-    embedding = start.to(torch.promote_types(start.dtype, torch.float32), copy=True).requires_grad_(True)
+    embedding = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
     rule = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+    update = rule([embedding.requires_grad_(True)], lr=lr)
+
+    def learn(_step: int, gradient: Tensor) -> None:
+        embedding.grad = gradient.to(embedding.dtype)
+        update.step()
+
     return optimise(
         extractor,
         problems,
-        update=rule([embedding], lr=lr),
         propose=lambda step: embedding.to(codebook.dtype),
+        learn=learn,
         decide=lambda: ops.nearest_code(embedding, codebook),
         steps=steps,
         regularisation=regularisation,

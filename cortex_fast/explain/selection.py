@@ -115,20 +115,23 @@ def select_tokens(
     codebook = problems.codebook
     rows = problems.region.flatten().nonzero().flatten()
     start = torch.tensor([_START_DRAW], device=codebook.device)
-    logits = normal(seed, problems.item_ids, start, len(rows), codebook.shape[0])[:, 0]
-    logits.requires_grad_(True)
-    rule = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+    logits = normal(seed, problems.item_ids, start, len(rows), codebook.shape[0])[:, 0].contiguous()
+    moments = (torch.zeros_like(logits), torch.zeros_like(logits)) if optimizer == "adam" else None
+    noise: dict[str, Any] = {"tau": tau, "seed": seed, "item_ids": problems.item_ids}
 
     def propose(step: int) -> Tensor:
-        selected, _ = ops.gumbel_codebook(logits, codebook, tau=tau, seed=seed, draw=step, item_ids=problems.item_ids)
+        selected, _ = ops.gumbel_codebook(logits, codebook, draw=step, **noise)
         return selected
+
+    def learn(step: int, gradient: Tensor) -> None:
+        ops.gumbel_codebook_step(logits, codebook, gradient, lr=lr, moments=moments, step=step + 1, draw=step, **noise)
 
     return optimise(
         extractor,
         problems,
-        update=rule([logits], lr=lr),
         propose=propose,
-        decide=lambda: logits.detach().argmax(dim=2),
+        learn=learn,
+        decide=lambda: logits.argmax(dim=2),
         steps=steps,
         regularisation=regularisation,
         judge_every=judge_every,
@@ -142,8 +145,8 @@ def optimise(
     extractor: nn.Module,
     problems: Problems,
     *,
-    update: torch.optim.Optimizer,
     propose: Callable[[int], Tensor],
+    learn: Callable[[int, Tensor], None],
     decide: Callable[[], Tensor],
     steps: int,
     regularisation: float,
@@ -153,7 +156,8 @@ def optimise(
 ) -> TokenSelection:
     """The loop that token selection and its baseline share.
 
-    propose(step): the embedding [P,rows,d] of the free positions, differentiable; decide(): their tokens [P,rows] now.
+    propose(step): the embedding [P,rows,d] of the free positions; learn(step, gradient): the step taken along the
+    loss's gradient in it; decide(): the positions' tokens [P,rows] now.
     """
     batch, codebook = len(problems.target), problems.codebook
     free = problems.region.flatten().nonzero().flatten()
@@ -166,13 +170,13 @@ def optimise(
     with frozen(extractor):
         for step in range(steps):
             with torch.enable_grad():
-                embedding = fixed.index_copy(2, free, propose(step).transpose(1, 2)).unflatten(2, grid)
+                proposed = propose(step).detach().requires_grad_(True)
+                embedding = fixed.index_copy(2, free, proposed.transpose(1, 2)).unflatten(2, grid)
                 loss = -target_logits(extractor, embedding, problems.target).float()
                 if regularisation:  # in float32: the sum of squares overflows float16
                     loss = loss + regularisation * embedding.float().square().sum(dim=(1, 2, 3))
-                update.zero_grad(set_to_none=True)
-                loss.sum().backward()
-            update.step()
+                (gradient,) = torch.autograd.grad(loss.sum(), proposed)
+            learn(step, gradient)
             losses[step] = loss.detach()
             if (step + 1) % judge_every == 0 or step + 1 == steps:
                 tokens = problems.start.flatten(1).index_copy(1, free, decide()).view_as(problems.start)

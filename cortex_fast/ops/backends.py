@@ -18,6 +18,7 @@ IMPL_VARIABLE = "CORTEX_FAST_IMPL"
 NAMES = ("cuda", "triton", "native", "reference")
 
 Reason = Callable[[Tensor], str | None]
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class BackendUnavailableError(RuntimeError):
@@ -33,16 +34,19 @@ class Verdict:
     reason: str
 
 
-def verdicts(backends: Mapping[str, Reason], tensor: Tensor) -> list[Verdict]:
-    """Every backend's answer for an operator applied to `tensor`, best first."""
+def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
+    """Every backend's answer for an operator applied to `tensors`, best first."""
     answers = []
     for name in NAMES:
-        against = backends[name](tensor) if name in backends else f"no {name} kernel of this operator in this version"
+        if name in backends:
+            against = next(filter(None, map(backends[name], tensors)), None)
+        else:
+            against = f"no {name} kernel of this operator in this version"
         answers.append(Verdict(name, against is None, against or "yes"))
     return answers
 
 
-def choose(operator: str, backends: Mapping[str, Reason], impl: str, tensor: Tensor) -> str:
+def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: Tensor) -> str:
     """The backend's name for `impl`: "auto", or a name from NAMES. `CORTEX_FAST_IMPL` replaces "auto".
 
     Raises ValueError for an unknown name and BackendUnavailableError for a forced backend that cannot serve.
@@ -51,7 +55,7 @@ def choose(operator: str, backends: Mapping[str, Reason], impl: str, tensor: Ten
     if wanted not in ("auto", *NAMES):
         source = "impl" if impl != "auto" else IMPL_VARIABLE
         raise ValueError(f"{source}: expected 'auto' or one of {', '.join(map(repr, NAMES))}, got {wanted!r}")
-    answers = verdicts(backends, tensor)
+    answers = verdicts(backends, *tensors)
     if wanted == "auto":
         return next(answer.backend for answer in answers if answer.usable)
     answer = next(answer for answer in answers if answer.backend == wanted)
@@ -66,14 +70,14 @@ def never(_tensor: Tensor) -> None:
 
 
 def native_on_cpu(*dtypes: torch.dtype) -> Reason:
-    """The reason function of a native CPU kernel that takes these dtypes."""
+    """The reason function of a native CPU kernel that takes these dtypes (none named: any)."""
 
     def against(tensor: Tensor) -> str | None:
         if native.UNAVAILABLE is not None:
             return native.UNAVAILABLE
         if tensor.device.type != "cpu":
             return f"the native kernel runs on the CPU, the tensor is on {tensor.device}"
-        if tensor.dtype not in dtypes:
+        if dtypes and tensor.dtype not in dtypes:
             return f"the native kernel takes {', '.join(map(str, dtypes))}, not {tensor.dtype}"
         return None
 

@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import choose, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
 
-BACKENDS = {"reference": never}
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import gumbel_codebook as native_kernel
+
+BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
 
 
 def gumbel_codebook(
@@ -32,31 +36,44 @@ def gumbel_codebook(
     Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
     or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
     """
+    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel)
+    *lead, rows, codes = logits.shape
+    problems = logits.shape[:-2].numel()
+    flat_gumbel = None if gumbel is None else gumbel.detach().reshape(problems, rows, codes)
+    flat = logits.reshape(problems, rows, codes)
+    flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
+    embedding, index = _gumbel_codebook(flat, codebook, flat_ids, flat_gumbel, float(tau), seed, draw, hard, impl)
+    return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows)
+
+
+def check_arguments(
+    logits: Tensor,
+    codebook: Tensor,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: Tensor | None,
+    gumbel: Tensor | None,
+) -> None:
+    """What this operator and its fused step ask of the arguments that they share."""
+    checks.floating("logits", logits)
     if logits.ndim < 2:
         raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
-    checks.floating("logits", logits)
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
-    *lead, rows, codes = logits.shape
+    codes = logits.shape[-1]
     if codes == 0 or codes != codebook.shape[0]:
         raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
     checks.positive("tau", tau)
     checks.seed(seed)
     checks.whole("draw", draw, 0, 2**32 - 1)
-    problems = logits.shape[:-2].numel()
     if item_ids is not None:
         checks.integral("item_ids", item_ids)
         checks.same_shape("item_ids", item_ids, "the leading dimensions of logits", logits.shape[:-2])
     checks.same_device(logits=logits, codebook=codebook, item_ids=item_ids, gumbel=gumbel)
-    flat_gumbel = None
     if gumbel is not None:
         checks.floating("gumbel", gumbel)
         checks.same_shape("gumbel", gumbel, "logits", logits.shape)
-        flat_gumbel = gumbel.detach().reshape(problems, rows, codes)
-    flat = logits.reshape(problems, rows, codes)
-    flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
-    embedding, index = _gumbel_codebook(flat, codebook, flat_ids, flat_gumbel, float(tau), seed, draw, hard, impl)
-    return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows)
 
 
 @torch.library.custom_op("cortex_fast::gumbel_codebook", mutates_args=())
@@ -71,10 +88,11 @@ def _gumbel_codebook(
     hard: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    if item_ids is not None:
-        checks.in_range("item_ids", item_ids, 2**32)
-    choose("gumbel_codebook", BACKENDS, impl, logits)
-    noise = _noise(logits, item_ids, gumbel, seed, draw)
+    item_ids = problem_ids(logits, item_ids)
+    checks.in_range("item_ids", item_ids, 2**32)
+    if choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
+        return native_kernel.forward(logits, codebook, item_ids, gumbel, tau, seed, draw, hard)
+    noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
     return reference.forward(logits, codebook, noise, tau, hard)
 
 
@@ -100,8 +118,12 @@ def _gumbel_codebook_backward(
     impl: str,
     codebook_needed: bool,
 ) -> tuple[Tensor, Tensor]:
-    choose("gumbel_codebook", BACKENDS, impl, logits)
-    noise = _noise(logits, item_ids, gumbel, seed, draw)
+    item_ids = problem_ids(logits, item_ids)
+    if choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
+        return native_kernel.backward(
+            upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard, codebook_needed
+        )
+    noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
     return reference.backward(upstream, logits, codebook, noise, index, tau, hard, codebook_needed)
 
 
@@ -111,12 +133,14 @@ def _(upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard
     return logits.new_empty(logits.shape), codebook.new_empty((codes if codebook_needed else 0, channels))
 
 
-def _noise(logits: Tensor, item_ids: Tensor | None, gumbel: Tensor | None, seed: int, draw: int) -> Tensor:
-    if gumbel is not None:
-        return gumbel
-    if item_ids is None:
-        item_ids = torch.arange(logits.shape[0], device=logits.device)
-    return reference.gumbel_noise(item_ids, logits.shape[1], logits.shape[2], seed, draw)
+def problem_ids(logits: Tensor, item_ids: Tensor | None) -> Tensor:
+    """The item of each of the P problems."""
+    return torch.arange(logits.shape[0], device=logits.device) if item_ids is None else item_ids
+
+
+def floats(*tensors: Tensor | None) -> list[Tensor]:
+    """Those whose dtype a backend must be able to take."""
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import nearest_code as reference
-from cortex_fast.ops.backends import choose, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
 
-BACKENDS = {"reference": never}
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import nearest_code as native_kernel
+
+BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
 
 
 def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
@@ -30,8 +34,8 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
 
 @torch.library.custom_op("cortex_fast::nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
-    choose("nearest_code", BACKENDS, impl, z)
-    return reference.nearest_code(z, codebook)
+    serve = native_kernel if choose("nearest_code", BACKENDS, impl, z, codebook) == "native" else reference
+    return serve.nearest_code(z, codebook)
 
 
 @_nearest_code.register_fake

@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import smoothgrad_noise as reference
-from cortex_fast.ops.backends import choose, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
 
-BACKENDS = {"reference": never}
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import smoothgrad_noise as native_kernel
+
+BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
 
 
 def smoothgrad_noise(
@@ -46,53 +50,60 @@ def smoothgrad_noise(
         checks.same_shape("noise", noise, "the result", expected)
         if antithetic:
             raise ValueError("antithetic: expected False with noise, which is taken as it is")
-    else:
-        noise = _standard_noise(item_ids.long(), num_samples, list(x.shape[1:]), seed, antithetic)
-    return _smoothgrad_noise(x, sigma, noise, impl)
-
-
-@torch.library.custom_op("cortex_fast::standard_noise", mutates_args=())
-def _standard_noise(item_ids: Tensor, num_samples: int, shape: list[int], seed: int, antithetic: bool) -> Tensor:
-    checks.in_range("item_ids", item_ids, 2**32)
-    channels, height, width = shape
-    return reference.standard_noise(item_ids, num_samples, channels, (height, width), seed, antithetic)
-
-
-@_standard_noise.register_fake
-def _(item_ids: Tensor, num_samples: int, shape: list[int], seed: int, antithetic: bool) -> Tensor:
-    return item_ids.new_empty((item_ids.shape[0], num_samples, *shape), dtype=torch.float32)
+    return _smoothgrad_noise(x, sigma, item_ids.long(), noise, num_samples, seed, antithetic, impl)
 
 
 @torch.library.custom_op("cortex_fast::smoothgrad_noise", mutates_args=())
-def _smoothgrad_noise(x: Tensor, sigma: Tensor, noise: Tensor, impl: str) -> Tensor:
-    choose("smoothgrad_noise", BACKENDS, impl, x)
+def _smoothgrad_noise(
+    x: Tensor,
+    sigma: Tensor,
+    item_ids: Tensor,
+    noise: Tensor | None,
+    num_samples: int,
+    seed: int,
+    antithetic: bool,
+    impl: str,
+) -> Tensor:
+    checks.in_range("item_ids", item_ids, 2**32)
+    wide = [x] if noise is None else [x, noise]  # float64 noise is not for a float32 kernel
+    if choose("smoothgrad_noise", BACKENDS, impl, *wide) == "native":
+        return native_kernel.smoothgrad_noise(x, sigma, item_ids, noise, num_samples, seed, antithetic)
+    if noise is None:
+        _, channels, height, width = x.shape
+        noise = reference.standard_noise(item_ids, num_samples, channels, (height, width), seed, antithetic)
     return reference.smoothgrad_noise(x, sigma, noise)
 
 
 @_smoothgrad_noise.register_fake
-def _(x: Tensor, sigma: Tensor, noise: Tensor, impl: str) -> Tensor:
-    return x.new_empty(noise.shape)
+def _(x, sigma, item_ids, noise, num_samples, seed, antithetic, impl):
+    return x.new_empty((x.shape[0], num_samples, *x.shape[1:]))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, sigma, noise, _ = inputs
-    ctx.dtypes = x.dtype, sigma.dtype, noise.dtype
-    sigma_needed, noise_needed = ctx.needs_input_grad[1:3]
-    ctx.save_for_backward(sigma if noise_needed else None, noise if sigma_needed else None)  # noise is N times x's size
+    x, sigma, item_ids, noise, *ctx.stream = inputs
+    ctx.dtypes = x.dtype, sigma.dtype
+    sigma_needed, noise_needed = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+    # noise is N times x's size: kept only where it was given and is wanted
+    ctx.save_for_backward(
+        x if sigma_needed else None, sigma if noise_needed else None, item_ids, noise if sigma_needed else None
+    )
+    ctx.noise_dtype = None if noise is None else noise.dtype
 
 
 def _backward(ctx, upstream: Tensor):
-    sigma, noise = ctx.saved_tensors
-    x_dtype, sigma_dtype, noise_dtype = ctx.dtypes
+    x, sigma, item_ids, noise = ctx.saved_tensors
+    x_dtype, sigma_dtype = ctx.dtypes
     wide = torch.promote_types(upstream.dtype, torch.float32)
     upstream = upstream.to(wide)
     grad_x = upstream.sum(dim=1).to(x_dtype) if ctx.needs_input_grad[0] else None
     grad_sigma = grad_noise = None
     if ctx.needs_input_grad[1]:
+        if noise is None:  # drawn again: the copies of zeros, with sigma 1
+            noise = _smoothgrad_noise(torch.zeros_like(x, dtype=wide), x.new_ones(len(x)), item_ids, None, *ctx.stream)
         grad_sigma = (upstream * noise.to(wide)).sum(dim=(1, 2, 3, 4)).to(sigma_dtype)
-    if ctx.needs_input_grad[2]:
-        grad_noise = (upstream * sigma.to(wide)[:, None, None, None, None]).to(noise_dtype)
-    return grad_x, grad_sigma, grad_noise, None
+    if ctx.needs_input_grad[3]:
+        grad_noise = (upstream * sigma.to(wide)[:, None, None, None, None]).to(ctx.noise_dtype)
+    return grad_x, grad_sigma, None, grad_noise, None, None, None, None
 
 
 _smoothgrad_noise.register_autograd(_backward, setup_context=_setup_context)

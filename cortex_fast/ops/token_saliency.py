@@ -8,13 +8,13 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import token_saliency as reference
-from cortex_fast.ops.backends import choose, native_on_cpu, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import token_saliency as native_kernel
 
 REDUCTIONS = ("absmax", "max", "mean")
-BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
+BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
 
 
 def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "auto") -> Tensor:

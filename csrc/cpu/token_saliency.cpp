@@ -1,5 +1,5 @@
 // Bound: memory. Every gradient is read once (4 B N d m^2 bytes: 21 MB for B 4, N 20, d 256, m 16) for one addition;
-// 4 B m^2 bytes are written. The floor is those bytes over the memory's bandwidth.
+// 4 B m^2 bytes are written. Gradients in half precision are half as many bytes. The floor is those bytes over the memory's bandwidth.
 //
 // The sum over the samples is held in double for a tile of kTile elements that stays in the first cache, and is folded
 // into the reduction over channels before the next tile starts: the [B, d, m, m] mean never exists. Sums in double make
@@ -18,15 +18,8 @@
 
 #include "cortex_fast/parallel.h"
 
-// The compiler's own dispatch at load time, where it exists: GCC on x86-64 with glibc. The loops hold no products, so
-// every version gives the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
-#define CORTEX_FAST_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CORTEX_FAST_CLONES
-#endif
-
 namespace cortex_fast {
+namespace CORTEX_FAST_LEVEL {
 namespace {
 
 using std::int64_t;
@@ -40,40 +33,43 @@ constexpr int64_t kLanes = 64;           // partial reductions along a row of ch
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // sums[i] += from[i] of kUnroll samples. The parentheses fix the order.
-CORTEX_FAST_CLONES void add_four(double* sums, const float* from, int64_t sample_stride, int64_t count) {
-  const float* b = from + sample_stride;
-  const float* c = b + sample_stride;
-  const float* d = c + sample_stride;
+template <typename T>
+void add_four(double* __restrict sums, const T* from, int64_t sample_stride, int64_t count) {
+  const T* b = from + sample_stride;
+  const T* c = b + sample_stride;
+  const T* d = c + sample_stride;
   for (int64_t i = 0; i < count; ++i) {
-    sums[i] += (static_cast<double>(from[i]) + static_cast<double>(b[i])) +
-               (static_cast<double>(c[i]) + static_cast<double>(d[i]));
+    sums[i] += (static_cast<double>(load(from[i])) + static_cast<double>(load(b[i]))) +
+               (static_cast<double>(load(c[i])) + static_cast<double>(load(d[i])));
   }
 }
 
-CORTEX_FAST_CLONES void add_one(double* sums, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(from[i]);
+template <typename T>
+void add_one(double* __restrict sums, const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(load(from[i]));
 }
 
-void add_strided(double* sums, const float* from, int64_t stride, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(from[i * stride]);
+template <typename T>
+void add_strided(double* sums, const T* from, int64_t stride, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(load(from[i * stride]));
 }
 
 // into[i] = the larger; NaN wins, and stays: once into is NaN no comparison with it is true.
-CORTEX_FAST_CLONES void fold_max(double* into, const double* from, int64_t count) {
+void fold_max(double* into, const double* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const double value = from[i];
     into[i] = (value > into[i]) | (value != value) ? value : into[i];
   }
 }
 
-CORTEX_FAST_CLONES void fold_absmax(double* into, const double* from, int64_t count) {
+void fold_absmax(double* into, const double* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const double value = std::fabs(from[i]);
     into[i] = (value > into[i]) | (value != value) ? value : into[i];
   }
 }
 
-CORTEX_FAST_CLONES void fold_sum(double* into, const double* from, int64_t count) {
+void fold_sum(double* into, const double* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) into[i] += from[i];
 }
 
@@ -108,8 +104,8 @@ double fold_row(Reduction reduction, const double* row, int64_t count, double be
 }
 
 // One tile of sums: `rows` rows of `length` elements; the offset of a row comes from `row_offset`.
-template <typename RowOffset>
-void sum_samples(const float* from, int64_t samples, int64_t sample_stride, int64_t rows, int64_t length,
+template <typename T, typename RowOffset>
+void sum_samples(const T* from, int64_t samples, int64_t sample_stride, int64_t rows, int64_t length,
                  int64_t inner_stride, const RowOffset& row_offset, double* sums) {
   std::fill_n(sums, rows * length, 0.0);
   int64_t n = 0;
@@ -122,7 +118,7 @@ void sum_samples(const float* from, int64_t samples, int64_t sample_stride, int6
   }
   for (; n < samples; ++n) {
     for (int64_t row = 0; row < rows; ++row) {
-      const float* start = from + n * sample_stride + row_offset(row);
+      const T* start = from + n * sample_stride + row_offset(row);
       if (inner_stride == 1) {
         add_one(sums + row * length, start, length);
       } else {
@@ -139,7 +135,8 @@ struct Shape {
   int64_t positions() const { return height * width; }
 };
 
-Shape shape_of(const Gradients& grads) {
+template <typename T>
+Shape shape_of(const Gradients<T>& grads) {
   const int64_t* size = grads.sizes;
   const int64_t* stride = grads.strides;
   Shape s{size[0], size[1], size[2], size[3], size[4], stride[0], stride[1], stride[2], stride[3], stride[4]};
@@ -165,7 +162,8 @@ double divisor(const Shape& s, Reduction reduction) {
 
 // Grid rows (after the collapse in shape_of, mostly one row that is the whole grid) are cut into blocks of at most
 // kMaxPositions; a task is one block of one group of channels of one image, its result a row of `partial`.
-void grid_inside(const float* data, const Shape& s, Reduction reduction, float* out, int threads) {
+template <typename T>
+void grid_inside(const T* data, const Shape& s, Reduction reduction, float* out, int threads) {
   const int64_t block = std::min(s.width, kMaxPositions);
   const int64_t blocks = ceil_div(s.width, block);
   const int64_t groups = ceil_div(s.channels, kGroup);
@@ -182,7 +180,7 @@ void grid_inside(const float* data, const Shape& s, Reduction reduction, float* 
       const int64_t image = task / (blocks * s.height * groups);
       const int64_t length = std::min(block, s.width - column);
       const int64_t last = std::min(s.channels, (group + 1) * kGroup);
-      const float* origin = data + image * s.batch_stride + y * s.row_stride + column * s.column_stride;
+      const T* origin = data + image * s.batch_stride + y * s.row_stride + column * s.column_stride;
       double* into = partial.data() + group * cells + image * s.positions() + y * s.width + column;
       for (int64_t channel = group * kGroup; channel < last; channel += channels_of_tile) {
         const int64_t rows = std::min(channels_of_tile, last - channel);
@@ -202,7 +200,8 @@ void grid_inside(const float* data, const Shape& s, Reduction reduction, float* 
 }
 
 // A task is one block of positions of one image, with all its channels, in runs that fit the tile.
-void channels_inside(const float* data, const Shape& s, Reduction reduction, float* out, int threads) {
+template <typename T>
+void channels_inside(const T* data, const Shape& s, Reduction reduction, float* out, int threads) {
   const int64_t run = std::min(s.channels, kTile);
   const int64_t block = std::min(s.positions(), std::max<int64_t>(1, kTile / run));
   const int64_t blocks = ceil_div(s.positions(), block);
@@ -235,14 +234,20 @@ void channels_inside(const float* data, const Shape& s, Reduction reduction, flo
 
 }  // namespace
 
-void token_saliency(const Gradients& grads, Reduction reduction, float* out, int threads) {
+template <typename T>
+void token_saliency(const Gradients<T>& grads, Reduction reduction, float* out, const Run& run) {
   const Shape s = shape_of(grads);
   if (s.batch * s.positions() == 0) return;
   if (s.channel_stride == 1 && s.channels > 1 && (s.column_stride != 1 || s.positions() == 1)) {
-    channels_inside(grads.data, s, reduction, out, threads);
+    channels_inside(grads.data, s, reduction, out, run.threads);
   } else {
-    grid_inside(grads.data, s, reduction, out, threads);
+    grid_inside(grads.data, s, reduction, out, run.threads);
   }
 }
 
+template void token_saliency<float>(const Gradients<float>&, Reduction, float*, const Run&);
+template void token_saliency<BFloat16>(const Gradients<BFloat16>&, Reduction, float*, const Run&);
+template void token_saliency<Float16>(const Gradients<Float16>&, Reduction, float*, const Run&);
+
+}  // namespace CORTEX_FAST_LEVEL
 }  // namespace cortex_fast

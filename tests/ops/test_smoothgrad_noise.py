@@ -18,9 +18,11 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def standard(batch: int, samples: int, *shape: int, seed: int = 3, **options: bool | Tensor) -> Tensor:
-    """e alone: the noisy copies of zeros with sigma 1."""
-    return smoothgrad_noise(torch.zeros(batch, *shape), torch.ones(batch), samples, seed=seed, **options)
+def standard(
+    batch: int, samples: int, *shape: int, seed: int = 3, dtype: torch.dtype = torch.float32, **options: bool | Tensor
+) -> Tensor:
+    """e alone: the noisy copies of zeros with sigma 1. Float64 has its own backend, and floats of other last bits."""
+    return smoothgrad_noise(torch.zeros(batch, *shape, dtype=dtype), torch.ones(batch), samples, seed=seed, **options)
 
 
 @settings(deadline=None, max_examples=25)
@@ -41,7 +43,9 @@ def test_is_x_plus_sigma_noise(
     own_noise: bool,
 ) -> None:
     x, sigma = random(batch, *shape, dtype=dtype), random(batch, seed=1).abs().to(sigma_dtype)
-    noise = random(batch, samples, *shape, seed=2, dtype=dtype) if own_noise else standard(batch, samples, *shape)
+    wide = torch.promote_types(dtype, torch.float32)
+    drawn = standard(batch, samples, *shape, dtype=wide)
+    noise = random(batch, samples, *shape, seed=2, dtype=dtype) if own_noise else drawn
     out = smoothgrad_noise(x, sigma, samples, seed=3, noise=noise if own_noise else None)
     assert out.dtype == dtype
     assert out.shape == (batch, samples, *shape)
@@ -188,7 +192,7 @@ def test_noise_is_not_kept_where_only_x_needs_a_gradient() -> None:
     x = random(2, 3, 2, 2).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
         smoothgrad_noise(x, torch.ones(2), 4, seed=0)
-    assert sum(kept) == 0
+    assert sum(kept) <= 2  # the item ids
 
 
 def test_same_call_gives_the_same_bits() -> None:
@@ -234,13 +238,11 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
         smoothgrad_noise(**arguments)
 
 
-def test_opcheck_of_the_noise() -> None:
-    torch.library.opcheck(OPS.standard_noise.default, (torch.tensor([4, 4, 1]), 3, [2, 3, 5], 7, True))
-
-
-def test_opcheck() -> None:
+@pytest.mark.parametrize("drawn", [False, True])
+def test_opcheck(drawn: bool) -> None:
     x, sigma, noise = (tensor.requires_grad_() for tensor in (random(2, 3, 4, 5), random(2), random(2, 2, 3, 4, 5)))
-    torch.library.opcheck(OPS.smoothgrad_noise.default, (x, sigma, noise, "auto"))
+    ids = torch.tensor([4, 1])
+    torch.library.opcheck(OPS.smoothgrad_noise.default, (x, sigma, ids, None if drawn else noise, 2, 7, drawn, "auto"))
 
 
 @pytest.mark.parametrize("name", views())
@@ -248,7 +250,9 @@ def test_the_fake_knows_the_strides(name: str) -> None:
     permuted = random(2, 4, 5, 2, 3).permute(0, 3, 4, 1, 2)
     for x in (views()[name], views()[name].half()):
         torch.library.opcheck(
-            OPS.smoothgrad_noise.default, (x, torch.ones(2), permuted, "auto"), test_utils="test_faketensor"
+            OPS.smoothgrad_noise.default,
+            (x, torch.ones(2), torch.arange(2), permuted, 2, 0, False, "auto"),
+            test_utils="test_faketensor",
         )
 
 

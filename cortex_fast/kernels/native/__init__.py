@@ -1,15 +1,42 @@
 """Kernels of csrc/: tensors in, pointers and strides on to `cortex_fast._native`.
 
-`UNAVAILABLE` is None where the extension was built and loads, else the reason.
+`UNAVAILABLE` is None where the extension was built and loads, else the reason. `LEVEL` is the instruction set that the
+vector code runs with: the best that this processor has.
 """
 
-import torch  # noqa: F401  first: the extension then finds torch's OpenMP library loaded, and shares its threads
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch  # first: the extension then finds torch's OpenMP library loaded, and shares its threads
+from torch import Tensor
 
 UNAVAILABLE: str | None
+LEVEL = "none"
+_LARGE = 8 << 20  # bytes: below it pages of 4 KB cost little
 try:
     from cortex_fast import _native
 except ImportError as error:
     UNAVAILABLE = f"cortex_fast._native did not load: {error}"
 else:
     UNAVAILABLE = None
-    del _native
+    LEVEL = _native.levels()[-1]
+
+
+class Run(TypedDict):
+    """How a kernel runs."""
+
+    threads: int
+    level: str
+
+
+def run() -> Run:
+    """As many threads as torch uses now, at `LEVEL`."""
+    return {"threads": torch.get_num_threads(), "level": LEVEL}
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Fresh memory for a kernel's result on the CPU, on large pages where it is large and the system has them."""
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.nbytes >= _LARGE:
+        _native.advise_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor

@@ -4,19 +4,26 @@ import torch
 from torch import Tensor
 
 from cortex_fast import _native
+from cortex_fast.kernels import native
+
+KERNELS = {
+    torch.float32: _native.token_saliency_float32,
+    torch.bfloat16: _native.token_saliency_bfloat16,
+    torch.float16: _native.token_saliency_float16,
+}
 
 
 def token_saliency(grads: Tensor, reduction: str) -> Tensor:
-    """float32 grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
+    """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
     grads = grads.resolve_neg()
     batch, _, _, height, width = grads.shape
-    out = grads.new_empty((batch, height, width))
-    _native.token_saliency(
+    out = torch.empty((batch, height, width))
+    KERNELS[grads.dtype](
         grads=grads.data_ptr(),
         sizes=grads.shape,
         strides=grads.stride(),
         reduction=reduction,
         out=out.data_ptr(),
-        threads=torch.get_num_threads(),
+        **native.run(),
     )
     return out

@@ -11,6 +11,11 @@ def gumbel_noise(item_ids: Tensor, rows: int, codes: int, seed: int, draw: int) 
     return philox.gumbel(seed, item_ids, item_ids.new_full((1,), draw), rows, codes)[:, 0]
 
 
+def noise_of(logits: Tensor, item_ids: Tensor, gumbel: Tensor | None, seed: int, draw: int) -> Tensor:
+    """The given g, or the stream's, for logits [P,R,K]."""
+    return gumbel_noise(item_ids, logits.shape[1], logits.shape[2], seed, draw) if gumbel is None else gumbel
+
+
 def _scores(logits: Tensor, gumbel: Tensor) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(wide) + gumbel.to(wide)
@@ -65,3 +70,28 @@ def backward(
     else:
         grad_codebook = y.flatten(0, 1).T @ wide.flatten(0, 1)
     return grad_logits.to(logits.dtype).contiguous(), grad_codebook.to(codebook.dtype).contiguous()
+
+
+def step(
+    logits: Tensor,
+    codebook: Tensor,
+    upstream: Tensor,
+    gumbel: Tensor,
+    tau: float,
+    moments: tuple[Tensor, Tensor] | None,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    count: int,
+) -> None:
+    """One step along dP, in place: number `count` (from 1) of Adam (Kingma and Ba 2015), or of gradient descent."""
+    index = gumbel.new_empty(0, dtype=torch.int64)  # only the codebook's gradient needs it
+    gradient, _ = backward(upstream, logits, codebook, gumbel, index, tau, True, False)
+    if moments is None:
+        logits.sub_(gradient, alpha=lr)
+        return
+    first, second = moments
+    first.lerp_(gradient, 1 - betas[0])
+    second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    scale = (second / (1 - betas[1] ** count)).sqrt().add_(eps)
+    logits.addcdiv_(first, scale, value=-lr / (1 - betas[0] ** count))

@@ -1,4 +1,4 @@
-// A loop over ranges, run by OpenMP threads where the build has OpenMP.
+// Loops over ranges and tasks, run by OpenMP threads where the build has OpenMP.
 //
 // The caller names the number of threads, so the core never asks or changes any global setting. Which thread serves
 // which range never enters a result: bodies write disjoint memory, or add integers atomically.
@@ -29,6 +29,18 @@ void parallel_ranges(std::int64_t count, int threads, const Body& body) {
   for (int range = 0; range < ranges; ++range) {
     body(range, count * range / ranges, count * (range + 1) / ranges);
   }
+}
+
+// Calls body(task) for task = 0 .. count - 1, each on whichever thread is free. The body must not throw.
+template <typename Body>
+void parallel_tasks(std::int64_t count, int threads, const Body& body) {
+#ifdef _OPENMP
+  const int used = range_count(count, threads);
+#pragma omp parallel for num_threads(used) schedule(dynamic) if (used > 1)
+#else
+  (void)threads;
+#endif
+  for (std::int64_t task = 0; task < count; ++task) body(task);
 }
 
 }  // namespace cortex_fast

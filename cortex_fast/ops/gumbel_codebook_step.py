@@ -1,0 +1,124 @@
+"""The backward pass of `gumbel_codebook` fused with an optimiser's step on the logits, in place."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.kernels import native
+from cortex_fast.kernels.reference import gumbel_codebook as reference
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
+from cortex_fast.ops.gumbel_codebook import check_arguments, floats, problem_ids
+
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import gumbel_codebook as native_kernel
+
+BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
+
+
+def gumbel_codebook_step(
+    logits: Tensor,
+    codebook: Tensor,
+    upstream: Tensor,
+    *,
+    lr: float,
+    tau: float = 1.0,
+    seed: int = 0,
+    draw: int = 0,
+    item_ids: Tensor | None = None,
+    moments: tuple[Tensor, Tensor] | None = None,
+    step: int = 1,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    gumbel: Tensor | None = None,
+    impl: str = "auto",
+) -> None:
+    """One optimiser's step on logits [...,R,K], in place, from the gradient dE [...,R,d] of their embedding.
+
+    The same as the backward pass of `gumbel_codebook` (eq. 7) with the same codebook C [K,d], tau, seed, draw, item_ids
+    and gumbel, dP = y (D - <y, D>) / tau with D = dE C^T, then torch.optim.Adam's step, or torch.optim.SGD's without
+    momentum; but dP is never written.
+    moments (m, v): Adam's averages of dP and dP^2, shaped as logits, zero before step 1; changed in place. None: SGD.
+    step: the number of this step, from 1. The same step serves a hard and a soft selection.
+    logits and moments are float32 or float64 and contiguous, and require no gradient.
+    Raises TypeError or ValueError as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
+    """
+    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel)
+    checks.floating("upstream", upstream)
+    checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
+    checks.positive("lr", lr)
+    checks.positive("eps", eps)
+    checks.whole("step", step, 1)
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+    first, second = (None, None) if moments is None else moments
+    for name, tensor in (("logits", logits), ("moments[0]", first), ("moments[1]", second)):
+        if tensor is not None:
+            _check_changeable(name, tensor, logits)
+    checks.same_device(logits=logits, upstream=upstream, first=first, second=second)
+    rows, codes = logits.shape[-2:]
+    problems = logits.shape[:-2].numel()
+    flat_gumbel = None if gumbel is None else gumbel.detach().reshape(problems, rows, codes)
+    flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
+    shape = (problems, rows, codes)
+    _gumbel_codebook_step(
+        logits.view(shape),
+        None if first is None else first.view(shape),
+        None if second is None else second.view(shape),
+        codebook.detach(),
+        upstream.detach().reshape(problems, rows, codebook.shape[1]),
+        flat_ids,
+        flat_gumbel,
+        float(tau),
+        seed,
+        draw,
+        float(lr),
+        [float(beta) for beta in betas],
+        float(eps),
+        step,
+        impl,
+    )
+
+
+def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
+    if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != logits.dtype:
+        raise TypeError(f"{name}: expected float32 or float64 as logits, got {tensor.dtype}")
+    checks.same_shape(name, tensor, "logits", logits.shape)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous memory, since it is changed in place, got a strided view")
+    if tensor.requires_grad:
+        raise ValueError(f"{name}: expected a tensor that requires no gradient, since it is changed in place")
+
+
+@torch.library.custom_op("cortex_fast::gumbel_codebook_step", mutates_args=("logits", "first", "second"))
+def _gumbel_codebook_step(
+    logits: Tensor,
+    first: Tensor | None,
+    second: Tensor | None,
+    codebook: Tensor,
+    upstream: Tensor,
+    item_ids: Tensor | None,
+    gumbel: Tensor | None,
+    tau: float,
+    seed: int,
+    draw: int,
+    lr: float,
+    betas: list[float],
+    eps: float,
+    step: int,
+    impl: str,
+) -> None:
+    item_ids = problem_ids(logits, item_ids)
+    checks.in_range("item_ids", item_ids, 2**32)
+    moments = None if first is None or second is None else (first, second)
+    pair = (betas[0], betas[1])
+    if choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
+        native_kernel.step(logits, codebook, upstream, item_ids, gumbel, tau, seed, draw, moments, lr, pair, eps, step)
+    else:
+        noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
+        reference.step(logits, codebook, upstream, noise, tau, moments, lr, pair, eps, step)
+
+
+@_gumbel_codebook_step.register_fake
+def _(logits, first, second, codebook, upstream, item_ids, gumbel, tau, seed, draw, lr, betas, eps, step, impl):
+    return None

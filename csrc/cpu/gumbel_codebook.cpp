@@ -1,0 +1,166 @@
+// Hard forward. Bound: the random words, ten rounds of Philox for four codes; 4 bytes of logits a code are read, and the
+// embedding is a gather: no one-hot, no product. Only few codes need their Gumbel: the transform falls as the word grows,
+// so that a block's smallest word and largest logit bound its scores, and a block that cannot win is passed over.
+//
+// Soft forward. Bound: the product y C, 2 R K d operations. y of a block of rows stays in cache.
+#include "cortex_fast/gumbel_codebook.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "cortex_fast/parallel.h"
+#include "product.h"
+#include "soften.h"
+
+namespace cortex_fast {
+namespace CORTEX_FAST_LEVEL {
+namespace {
+
+constexpr int64_t kSegment = 6 * kChunk;  // codes of one task of the hard forward
+constexpr int64_t kBlock = 64;            // codes that share a bound
+constexpr int64_t kBlocks = kChunk / kBlock;
+constexpr float kSlack = 1e-4f;  // of a bound, relative and absolute: far more than the transforms' rounding
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+struct Best {
+  float score = kLowest;
+  int64_t index = -1;  // none: every score so far is -inf
+  bool nan = false;
+};
+
+// Scores of codes [first, first + count) against the best so far, in order: a later one wins only if it is larger.
+void compete(const float* scores, int64_t first, int64_t count, Best& best) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (scores[i] > best.score) best = {scores[i], first + i, false};
+  }
+}
+
+bool first_nan(const float* scores, int64_t first, int64_t count, Best& best) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (scores[i] != scores[i]) {
+      best = {scores[i], first + i, true};
+      return true;
+    }
+  }
+  return false;
+}
+
+bool any_nan(const float* values, int64_t count) {
+  int32_t unordered = 0;
+  for (int64_t i = 0; i < count; ++i) unordered |= values[i] != values[i] ? 1 : 0;
+  return unordered != 0;
+}
+
+// The best of a segment with given noise.
+Best best_given(const Row& row, int64_t begin, int64_t end) {
+  Best best;
+  for (int64_t first = begin; first < end; first += kChunk) {
+    const int64_t count = std::min(kChunk, end - first);
+    float scores[kChunk];
+    for (int64_t i = 0; i < count; ++i) scores[i] = row.logits[first + i] + row.gumbel[first + i];
+    if (any_nan(scores, count) && first_nan(scores, first, count, best)) return best;
+    if (largest(scores, count) > best.score) compete(scores, first, count, best);
+  }
+  return best;
+}
+
+// The best of a segment with noise from the stream.
+Best best_drawn(const GumbelCodebook& args, const Row& row, int64_t begin, int64_t end, Key key) {
+  Best best;
+  for (int64_t first = begin; first < end; first += kChunk) {
+    const int64_t count = std::min(kChunk, end - first);
+    const float* logits = row.logits + first;
+    alignas(64) uint32_t words[kChunk];
+    if (any_nan(logits, count) && first_nan(logits, first, count, best)) return best;
+    words_of(args, row, first, count, key, words);
+    const int64_t blocks = ceil_div(count, kBlock);
+    uint32_t word[kBlocks];
+    float bound[kBlocks];
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t size = std::min(kBlock, count - b * kBlock);
+      uint32_t least = 0xFFFFFFFFu;
+      for (int64_t i = 0; i < size; ++i) least = std::min(least, words[b * kBlock + i]);
+      word[b] = least;
+      bound[b] = largest(logits + b * kBlock, size);
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float noise = gumbel_of(word[b]);
+      bound[b] += noise + kSlack * (1.0f + std::fabs(noise) + std::fabs(bound[b]));
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (!(bound[b] > best.score)) continue;
+      const int64_t size = std::min(kBlock, count - b * kBlock);
+      float scores[kBlock];
+      for (int64_t i = 0; i < size; ++i) scores[i] = logits[b * kBlock + i] + gumbel_of(words[b * kBlock + i]);
+      compete(scores, first + b * kBlock, size, best);
+    }
+  }
+  return best;
+}
+
+void select(const GumbelCodebook& args, int64_t* index, const Run& run) {
+  const Key key = stream_key(args.seed, Stream::kGumbel);
+  const int64_t rows = args.problems * args.rows;
+  const int64_t segments = ceil_div(args.codes, kSegment);
+  const std::unique_ptr<Best[]> best(new Best[static_cast<std::size_t>(rows * segments)]);
+  parallel_tasks(rows * segments, run.threads, [&](int64_t task) {
+    const Row row = row_of(args, task / segments);
+    const int64_t begin = task % segments * kSegment;
+    const int64_t end = std::min(args.codes, begin + kSegment);
+    best[static_cast<std::size_t>(task)] =
+        row.gumbel == nullptr ? best_drawn(args, row, begin, end, key) : best_given(row, begin, end);
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    const Best* mine = best.get() + row * segments;
+    Best winner;
+    for (int64_t s = 0; s < segments && !winner.nan; ++s) {
+      if (mine[s].nan || mine[s].score > winner.score) winner = mine[s];
+    }
+    index[row] = std::max<int64_t>(winner.index, 0);
+  }
+}
+
+void soft_embedding(const GumbelCodebook& args, float* embedding, const Run& run) {
+  const Key key = stream_key(args.seed, Stream::kGumbel);
+  const int64_t chunks = ceil_div(args.codes, kChunk);
+  const int64_t panels = ceil_div(args.channels, kPanel);
+  const int64_t all_rows = args.problems * args.rows;
+  const std::unique_ptr<float[]> weights(new float[static_cast<std::size_t>(chunks * kRowBlock * kChunk)]);
+  const std::unique_ptr<Share[]> shares(new Share[static_cast<std::size_t>(chunks * kRowBlock)]);
+  for (int64_t start = 0; start < all_rows; start += kRowBlock) {
+    const int64_t rows = std::min(kRowBlock, all_rows - start);
+    soften_rows(args, start, rows, key, weights.get(), shares.get(), run);
+    parallel_tasks(panels, run.threads, [&](int64_t panel) {
+      alignas(64) float right[kChunk * kPanel];
+      float out[kRowBlock * kPanel];
+      const int64_t column = panel * kPanel;
+      const int64_t width = std::min(kPanel, args.channels - column);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t first = chunk * kChunk;
+        const int64_t count = std::min(kChunk, args.codes - first);
+        for (int64_t i = 0; i < count; ++i) {
+          const float* from = args.codebook + (first + i) * args.channels + column;
+          for (int64_t j = 0; j < kPanel; ++j) right[i * kPanel + j] = j < width ? from[j] : 0.0f;
+        }
+        panel_product({weights.get() + chunk * kRowBlock * kChunk, kChunk, 1}, rows, count, right, chunk > 0, out);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        float* to = embedding + (start + r) * args.channels + column;
+        for (int64_t j = 0; j < width; ++j) to[j] = out[r * kPanel + j];
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void gumbel_codebook(const GumbelCodebook& args, bool hard, float* embedding, int64_t* index, const Run& run) {
+  select(args, index, run);
+  if (!hard) return soft_embedding(args, embedding, run);
+  parallel_tasks(args.problems * args.rows, run.threads, [&](int64_t row) {
+    std::copy_n(args.codebook + index[row] * args.channels, args.channels, embedding + row * args.channels);
+  });
+}
+
+}  // namespace CORTEX_FAST_LEVEL
+}  // namespace cortex_fast

@@ -1,0 +1,45 @@
+// Gumbel-Softmax selection times codebook (eq. 7): forward, backward, and the backward fused with an optimiser's step.
+//
+// With scores s = logits + g, g ~ Gumbel(0, 1), and y = softmax(s / tau): index = argmax s, the embedding is C[index]
+// (hard) or y C (soft), D = dE C^T and dP = y (D - <y, D>) / tau, straight through y where the selection is hard.
+#pragma once
+
+#include <cstdint>
+
+#include "cortex_fast/run.h"
+
+namespace cortex_fast {
+
+// All arrays are contiguous. Row r of problem p is row p rows + r of the arrays.
+struct GumbelCodebook {
+  const float* logits;           // [problems rows, codes]; -inf bans a token
+  const float* codebook;         // C [codes, channels]
+  const float* gumbel;           // [problems rows, codes], or null: drawn from the stream
+  const std::int64_t* item_ids;  // [problems], in [0, 2^32)
+  std::int64_t problems, rows, codes, channels;
+  float tau;
+  std::uint64_t seed;
+  std::int64_t draw;  // in [0, 2^32)
+};
+
+// embedding [problems rows, channels], index [problems rows]. A NaN score is the largest; ties go to the lower index.
+void gumbel_codebook(const GumbelCodebook& args, bool hard, float* embedding, std::int64_t* index, const Run& run);
+
+// grad_logits [problems rows, codes] from upstream dE [problems rows, channels]; grad_codebook [codes, channels] unless
+// it is null. index is the forward's.
+void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const std::int64_t* index, bool hard,
+                              float* grad_logits, float* grad_codebook, const Run& run);
+
+// Adam as torch.optim.Adam has it, or where the moments are null plain gradient descent.
+struct Update {
+  float* first_moment;   // [problems rows, codes]
+  float* second_moment;  // [problems rows, codes]
+  double lr, beta1, beta2, eps;
+  std::int64_t step;  // from 1
+};
+
+// logits, which args.logits points to as well, after one step along dP; dP is never written.
+void gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update, float* logits,
+                          const Run& run);
+
+}  // namespace cortex_fast

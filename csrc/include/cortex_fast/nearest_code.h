@@ -1,0 +1,20 @@
+// The nearest codebook row by Euclidean distance: vector quantisation.
+#pragma once
+
+#include <cstdint>
+
+#include "cortex_fast/run.h"
+
+namespace cortex_fast {
+
+// All contiguous: z [rows, channels], codebook [codes, channels], codes >= 1.
+struct NearestCode {
+  const float* z;
+  const float* codebook;
+  std::int64_t rows, codes, channels;
+};
+
+// index [rows], decided by distances in double; among equal ones the lowest. 0 where z or the codebook is not finite.
+void nearest_code(const NearestCode& args, std::int64_t* index, const Run& run);
+
+}  // namespace cortex_fast
