@@ -58,6 +58,21 @@ def gumbel_codebook_step(
     threads: int,
     level: str,
 ) -> None: ...
+def conv3x3(
+    *,
+    input: int,
+    input_mask: int,
+    weights: int,
+    bias: int,
+    sizes: Sequence[int],
+    unpool: bool,
+    relu: bool,
+    pool: bool,
+    output: int,
+    output_mask: int,
+    threads: int,
+    level: str,
+) -> None: ...
 def nearest_code(*, z: int, codebook: int, sizes: Sequence[int], index: int, threads: int, level: str) -> None: ...
 def smoothgrad_noise_float32(
     *,
@@ -68,6 +83,7 @@ def smoothgrad_noise_float32(
     group_starts: int,
     group_items: int,
     sizes: Sequence[int],
+    first_sample: int,
     seed: int,
     antithetic: bool,
     out: int,

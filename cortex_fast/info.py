@@ -5,25 +5,24 @@ import importlib.metadata
 import os
 import pkgutil
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-import cortex_fast.ops
+from cortex_fast import ops
 from cortex_fast.kernels import native
-from cortex_fast.kernels.reference import concept_counts as reference_counts
-from cortex_fast.kernels.reference import token_saliency as reference_saliency
 from cortex_fast.ops.backends import IMPL_VARIABLE, Verdict, verdicts
 
 if native.UNAVAILABLE is None:
     from cortex_fast import _native
-    from cortex_fast.kernels.native import concept_counts as native_counts
-    from cortex_fast.kernels.native import token_saliency as native_saliency
 
 OPENMP_LIBRARIES = ("libgomp", "libomp", "libiomp")
 MAPPED_FILES = Path("/proc/self/maps")
 PROCESSORS = Path("/proc/cpuinfo")
+SELF_TEST_BOUND = 1e-5
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ def _native_core() -> dict[str, str]:
     return {
         "version": build["version"],
         "compiler": f"{build['compiler']}, {build['build_type']}, {build['flags']}",
+        "vectors": f"{native.LEVEL}, of those that this processor has: {', '.join(_native.levels())}",
         "OpenMP": _openmp() if build["openmp"] else "no: built without it, so the native core runs on one thread",
         "self-test": _self_test(),
     }
@@ -128,28 +128,46 @@ def _openmp() -> str:
 
 
 def _self_test() -> str:
-    """The native core against the reference, on a few numbers."""
+    """Every operator by the native core against the reference, on a few numbers."""
+    worst = 0.0
+    for name, apply in _trials().items():
+        got, expected = apply("native").double(), apply("reference").double()
+        error = float((got - expected).abs().max())
+        if not error < SELF_TEST_BOUND:
+            return f"FAILED: {name} is {error:.1e} from the reference"
+        worst = max(worst, error)
+    return f"passed: every operator within {worst:.1e} of the reference"
+
+
+def _trials() -> dict[str, Callable[[str], Tensor]]:
     generator = torch.Generator().manual_seed(0)
     grads = torch.randn((2, 5, 7, 3, 3), generator=generator)
-    expected = reference_saliency.token_saliency(grads.double(), "absmax")
-    got = native_saliency.token_saliency(grads, "absmax")
-    error = float((got.double() - expected).abs().max())
-    if not error < 1e-6:
-        return f"FAILED: token_saliency is {error:.1e} from the reference"
     tokens = torch.randint(0, 5, (2, 3, 3), generator=generator)
-    labels = torch.tensor([1, 0])
-    kernels = (native_counts, reference_counts)
-    counts = [kernel.concept_counts(got, tokens, labels, 4, 2, 5, "image") for kernel in kernels]
-    if not torch.equal(*counts):
-        return "FAILED: concept_counts differs from the reference"
-    return f"passed: within {error:.1e} of the reference"
+    logits, codebook = torch.randn((2, 3, 19), generator=generator), torch.randn((19, 7), generator=generator)
+
+    def stepped(impl: str) -> Tensor:
+        changed, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
+        upstream = codebook[:6].reshape(2, 3, 7)
+        ops.gumbel_codebook_step(changed, codebook, upstream, lr=0.01, moments=moments, impl=impl)
+        return changed
+
+    return {
+        "token_saliency": lambda impl: ops.token_saliency(grads, impl=impl),
+        "concept_counts": lambda impl: ops.concept_counts(
+            grads[:, 0, 0], tokens, torch.tensor([1, 0]), top_n=4, num_concepts=2, codebook_size=5, impl=impl
+        ),
+        "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], torch.ones(2), 3, seed=1, impl=impl),
+        "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
+        "gumbel_codebook_step": stepped,
+        "nearest_code": lambda impl: ops.nearest_code(logits[..., :7], codebook, impl=impl),
+    }
 
 
 def _operators() -> dict[str, dict[str, list[Verdict]]]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     tensors = {device: torch.zeros(1, device=device) for device in devices}
     found = {}
-    for module in pkgutil.iter_modules(cortex_fast.ops.__path__):
+    for module in pkgutil.iter_modules(ops.__path__):
         backends = getattr(importlib.import_module(f"cortex_fast.ops.{module.name}"), "BACKENDS", None)
         if backends is not None:
             found[module.name] = {device: verdicts(backends, tensor) for device, tensor in tensors.items()}

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cortex_fast/concept_counts.h"
+#include "cortex_fast/conv3x3.h"
 #include "cortex_fast/gumbel_codebook.h"
 #include "cortex_fast/nearest_code.h"
 #include "cortex_fast/random_stream.h"
@@ -197,8 +198,8 @@ void define_gumbel_codebook(py::module_& module) {
 // sizes are batch, groups, samples, channels, positions; noise 0: drawn.
 template <typename T>
 void smoothgrad_noise(Address x, Address sigma, Address noise, Address order, Address group_starts, Address group_items,
-                      const std::array<std::int64_t, 5>& sizes, std::uint64_t seed, bool antithetic, Address out,
-                      int threads, const std::string& level) {
+                      const std::array<std::int64_t, 5>& sizes, std::int64_t first_sample, std::uint64_t seed,
+                      bool antithetic, Address out, int threads, const std::string& level) {
   const auto run = run_of(threads, level);
   const cortex_fast::NoisyCopies<T> args{pointer<const T>(x),
                                          pointer<const float>(sigma),
@@ -211,6 +212,7 @@ void smoothgrad_noise(Address x, Address sigma, Address noise, Address order, Ad
                                          sizes[2],
                                          sizes[3],
                                          sizes[4],
+                                         first_sample,
                                          seed,
                                          antithetic};
   py::gil_scoped_release release;
@@ -220,8 +222,8 @@ void smoothgrad_noise(Address x, Address sigma, Address noise, Address order, Ad
 template <typename T>
 void define_smoothgrad_noise(py::module_& module, const char* name) {
   module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("noise"),
-             py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("sizes"), py::arg("seed"),
-             py::arg("antithetic"), py::arg("out"), py::arg("threads"), py::arg("level"));
+             py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("sizes"), py::arg("first_sample"),
+             py::arg("seed"), py::arg("antithetic"), py::arg("out"), py::arg("threads"), py::arg("level"));
 }
 
 // sizes are rows, codes, channels.
@@ -231,6 +233,29 @@ void nearest_code(Address z, Address codebook, const std::array<std::int64_t, 3>
   py::gil_scoped_release release;
   cortex_fast::nearest_code({pointer<const float>(z), pointer<const float>(codebook), sizes[0], sizes[1], sizes[2]},
                             pointer<std::int64_t>(index), run);
+}
+
+// sizes are images, height, width, inputs, outputs; masks and bias may be 0.
+void conv3x3(Address input, Address input_mask, Address weights, Address bias, const std::array<std::int64_t, 5>& sizes,
+             bool unpool, bool relu, bool pool, Address output, Address output_mask, int threads,
+             const std::string& level) {
+  const auto run = run_of(threads, level);
+  const cortex_fast::Conv3x3 args{pointer<const float>(input),
+                                  pointer<const std::uint8_t>(input_mask),
+                                  pointer<const float>(weights),
+                                  pointer<const float>(bias),
+                                  sizes[0],
+                                  sizes[1],
+                                  sizes[2],
+                                  sizes[3],
+                                  sizes[4],
+                                  unpool,
+                                  relu,
+                                  pool,
+                                  pointer<float>(output),
+                                  pointer<std::uint8_t>(output_mask)};
+  py::gil_scoped_release release;
+  cortex_fast::conv3x3(args, run);
 }
 
 py::dict build_info() {
@@ -262,6 +287,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("random_words", &random_words, py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("item"),
              py::arg("draw"), py::arg("sizes"), py::arg("out"), py::arg("threads"), py::arg("level"));
   define_gumbel_codebook(module);
+  module.def("conv3x3", &conv3x3, py::kw_only(), py::arg("input"), py::arg("input_mask"), py::arg("weights"),
+             py::arg("bias"), py::arg("sizes"), py::arg("unpool"), py::arg("relu"), py::arg("pool"), py::arg("output"),
+             py::arg("output_mask"), py::arg("threads"), py::arg("level"));
   define_token_saliency<float>(module, "token_saliency_float32");
   define_token_saliency<cortex_fast::BFloat16>(module, "token_saliency_bfloat16");
   define_token_saliency<cortex_fast::Float16>(module, "token_saliency_float16");

@@ -1,5 +1,18 @@
 """How gradients of an extractor are computed."""
 
 from cortex_fast.engine.gradients import frozen, ordinary, target_gradient, target_logits
+from cortex_fast.engine.prepared import PRECISIONS, Prepared, prepare
+from cortex_fast.engine.smoothing import Noise, bytes_of_copy, mean_gradients
 
-__all__ = ["frozen", "ordinary", "target_gradient", "target_logits"]
+__all__ = [
+    "PRECISIONS",
+    "Noise",
+    "Prepared",
+    "bytes_of_copy",
+    "frozen",
+    "mean_gradients",
+    "ordinary",
+    "prepare",
+    "target_gradient",
+    "target_logits",
+]

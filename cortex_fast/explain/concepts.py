@@ -169,7 +169,7 @@ def _effective(settings: dict[str, Any]) -> dict[str, Any]:
     """`token_saliency`'s settings as they come to be: its defaults, replaced by those given."""
     parameters = inspect.signature(token_saliency).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return {name: value for name, value in (defaults | settings).items() if name not in ("item_ids", "chunk", "tick")}
+    return {name: value for name, value in (defaults | settings).items() if name not in ("item_ids", "memory", "tick")}
 
 
 def _most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:

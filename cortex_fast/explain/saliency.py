@@ -7,65 +7,72 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.engine import target_gradient
+from cortex_fast.engine import Noise, Prepared, mean_gradients, prepare
+from cortex_fast.engine.adaptive import ROUND, settled_gradients
 from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor, target_vector
 from cortex_fast.ops.concept_counts import top_positions
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
 SIGMA_RANGES = ("sample", "batch")
 NOISES = ("shared", "independent")
-_CHUNK = 128  # noisy embeddings of one pass: enough to fill two cores, 0.5 GB of activations at paper scale
+AUTO = "auto"
+MEMORY = 1 << 30  # bytes of activations in one pass
 
 
 def smoothgrad(
-    extractor: nn.Module,
+    extractor: nn.Module | Prepared,
     embedding: Tensor,
     target: int | Tensor,
     *,
-    num_samples: int = 20,
+    num_samples: int | str = 20,
     alpha: float = 0.2,
     sigma_range: str = "sample",
     noise: str = "shared",
     seed: int = 0,
     item_ids: Tensor | None = None,
     antithetic: bool = False,
-    chunk: int = _CHUNK,
+    memory: int = MEMORY,
+    top_n: int = 20,
     tick: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """Mean over N noisy copies of the gradient of the target's logit with respect to E (eq. 5): [B,d,m,m].
 
-    extractor: eval-mode module, E [B,d,m,m] -> logits [B,classes]. target: a class, or int [B].
+    extractor: eval-mode module, E [B,d,m,m] -> logits [B,classes], or one that `prepare` made ready for many calls.
+    target: a class, or int [B].
     Noise is N(0, sigma^2) with sigma = alpha (max E - min E), of each image ("sample", the paper) or of the whole batch
     ("batch", the published code). noise: "shared" gives all images the same N draws, "independent" each its own, by
-    `item_ids` int [B] (default 0, 1, 2, ...). chunk: the most noisy embeddings of one pass; it bounds the memory of the
-    activations (the N copies of one image are always made).
+    `item_ids` int [B] (default 0, 1, 2, ...). memory: bytes that the activations of one pass may take; the copies are
+    cut into passes accordingly, and the result does not depend on it.
+    num_samples "auto": after every 20 samples the set of each image's top_n positions by TSV is compared with the one
+    before; an image is done when three comparisons in a row found no change, or after 1000 samples. top_n is for this.
     antithetic: draws come in pairs of opposite sign. tick is called with the number of images done.
     Raises TypeError or ValueError naming the argument: wrong shapes or dtypes, non-finite E, a target outside the
     classes.
     """
     checks.rank("embedding", embedding, "[B, d, m, m]")
     gradients = torch.empty_like(embedding, dtype=torch.promote_types(embedding.dtype, torch.float32))
-    settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, chunk)
-    for rows, part in _noisy_gradients(extractor, embedding, target, settings):
-        gradients[rows] = part.to(gradients.dtype).mean(dim=1)
-        tick(rows.stop - rows.start)
+    settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, "absmax")
+    for images, part in _mean_gradients(extractor, embedding, target, settings):
+        gradients[images] = part
+        tick(len(part))
     return gradients
 
 
 def token_saliency(
-    extractor: nn.Module,
+    extractor: nn.Module | Prepared,
     embedding: Tensor,
     target: int | Tensor,
     *,
     reduction: str = "absmax",
-    num_samples: int = 20,
+    num_samples: int | str = 20,
     alpha: float = 0.2,
     sigma_range: str = "sample",
     noise: str = "shared",
     seed: int = 0,
     item_ids: Tensor | None = None,
     antithetic: bool = False,
-    chunk: int = _CHUNK,
+    memory: int = MEMORY,
+    top_n: int = 20,
     tick: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """TSV [B,m,m]: the channel maximum of |smoothgrad(...)| (eq. 5); the other arguments are `smoothgrad`'s.
@@ -78,37 +85,41 @@ def token_saliency(
     tsv = torch.empty(
         (batch, *grid), dtype=torch.promote_types(embedding.dtype, torch.float32), device=embedding.device
     )
-    settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, chunk)
-    for rows, part in _noisy_gradients(extractor, embedding, target, settings):
-        tsv[rows] = ops.token_saliency(part, reduction=reduction)
-        tick(rows.stop - rows.start)
+    settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, reduction)
+    for images, part in _mean_gradients(extractor, embedding, target, settings):
+        tsv[images] = ops.token_saliency(part[:, None], reduction=reduction)
+        tick(len(part))
     return tsv
 
 
 @dataclass(frozen=True)
 class _Settings:
-    num_samples: int
+    num_samples: int | str
     alpha: float
     sigma_range: str
     noise: str
     seed: int
     item_ids: Tensor | None
     antithetic: bool
-    chunk: int
+    memory: int
+    top_n: int
+    reduction: str
 
 
-def _noisy_gradients(
-    extractor: nn.Module, embedding: Tensor, target: int | Tensor, settings: _Settings
-) -> Iterator[tuple[slice, Tensor]]:
-    """Check the arguments, then yield (slice of images, gradients [b,N,d,m,m]) over all images."""
+def _mean_gradients(
+    extractor: nn.Module | Prepared, embedding: Tensor, target: int | Tensor, settings: _Settings
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Check the arguments, then yield (images int64 [b], mean gradients [b,d,m,m]) until all images are done."""
     check_embedding(embedding)
-    check_extractor(extractor, embedding=embedding)
-    samples, chunk = settings.num_samples, settings.chunk
-    checks.whole("num_samples", samples, 1)
+    module = extractor.extractor if isinstance(extractor, Prepared) else extractor
+    check_extractor(module, embedding=embedding)
+    auto = settings.num_samples == AUTO
+    if not auto:
+        checks.whole("num_samples", settings.num_samples, 1)
     checks.non_negative("alpha", settings.alpha)
     checks.one_of("sigma_range", settings.sigma_range, SIGMA_RANGES)
     checks.one_of("noise", settings.noise, NOISES)
-    checks.whole("chunk", chunk, 1)
+    checks.whole("memory", settings.memory, 1)
     checks.seed(settings.seed)
     batch = embedding.shape[0]
     targets = target_vector(target, batch, embedding.device)
@@ -117,26 +128,33 @@ def _noisy_gradients(
     checks.same_shape("item_ids", items, "embedding's batch", embedding.shape[:1])
     if batch == 0:
         return
-    check_classes(extractor, embedding[:1], targets)
-    if settings.noise == "shared":
-        items = torch.zeros_like(items)
-    sigma = _sigma(embedding, settings.alpha, settings.sigma_range)
-    images = max(1, chunk // samples)
-    for start in range(0, batch, images):
-        rows = slice(start, min(start + images, batch))
-        noisy = ops.smoothgrad_noise(
-            embedding[rows],
-            sigma[rows],
-            samples,
-            seed=settings.seed,
-            item_ids=items[rows],
-            antithetic=settings.antithetic,
-        )
-        flat, repeated = noisy.flatten(0, 1), targets[rows].repeat_interleave(samples)
-        parts = [
-            target_gradient(extractor, x, t) for x, t in zip(flat.split(chunk), repeated.split(chunk), strict=True)
-        ]
-        yield rows, torch.cat(parts).view(noisy.shape)
+    check_classes(module, embedding[:1], targets)
+    noise = Noise(
+        sigma=_sigma(embedding, settings.alpha, settings.sigma_range),
+        item_ids=items.long(),
+        seed=settings.seed,
+        shared=settings.noise == "shared",
+        antithetic=settings.antithetic,
+    )
+    if auto:
+        checks.whole("top_n", settings.top_n, 1, embedding.shape[2] * embedding.shape[3])
+        prepared = prepare(extractor, embedding[:1], copies=batch * 4 * ROUND)
+        for images, part, _ in settled_gradients(
+            prepared,
+            embedding,
+            targets,
+            noise,
+            top_n=settings.top_n,
+            reduction=settings.reduction,
+            memory=settings.memory,
+        ):
+            yield images, part
+        return
+    samples = range(int(settings.num_samples))
+    prepared = prepare(extractor, embedding[:1], copies=batch * len(samples))
+    numbers = torch.arange(batch, device=embedding.device)
+    for rows, part in mean_gradients(prepared, embedding, targets, noise, samples, memory=settings.memory):
+        yield numbers[rows], part
 
 
 def _sigma(embedding: Tensor, alpha: float, sigma_range: str) -> Tensor:

@@ -36,5 +36,4 @@ class CE(nn.Module):
             x = F.max_pool2d(x, 2)
         x = torch.flatten(x, 1)
         x = self.dropout(F.relu(self.bn_fc1(self.fc1(x))))
-        x = self.dropout(F.relu(self.bn_fc2(self.fc2(x))))
-        return self.fc3(x)
+        return self.fc3(F.relu(self.bn_fc2(self.fc2(x))))

@@ -1,6 +1,7 @@
 """The operators: one file each, with checks, torch.library registration, autograd and the choice of backend."""
 
 from cortex_fast.ops.concept_counts import concept_counts
+from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters
 from cortex_fast.ops.gumbel_codebook import gumbel_codebook
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
 from cortex_fast.ops.nearest_code import nearest_code
@@ -8,10 +9,13 @@ from cortex_fast.ops.smoothgrad_noise import smoothgrad_noise
 from cortex_fast.ops.token_saliency import token_saliency
 
 __all__ = [
+    "Filters",
     "concept_counts",
+    "conv3x3",
     "gumbel_codebook",
     "gumbel_codebook_step",
     "nearest_code",
+    "prepare_filters",
     "smoothgrad_noise",
     "token_saliency",
 ]

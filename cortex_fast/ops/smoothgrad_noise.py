@@ -22,6 +22,7 @@ def smoothgrad_noise(
     seed: int,
     item_ids: Tensor | None = None,
     antithetic: bool = False,
+    first_sample: int = 0,
     noise: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -29,6 +30,7 @@ def smoothgrad_noise(
 
     e is standard normal, fixed by (seed, item id, sample, grid position, channel) and nothing else. item_ids int [B]
     defaults to 0, 1, 2, ...; images with the same id get the same noise. antithetic: samples 2j and 2j + 1 are +-e_j.
+    first_sample: the number of the first of the N samples (even where antithetic), to make many in parts.
     noise [B,N,d,m,m] replaces e, for exact tests. Differentiable in x, sigma and noise.
     Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, mixed devices, antithetic with noise, or a
     seed or item id outside [0, 2^63) or [0, 2^32).
@@ -39,6 +41,9 @@ def smoothgrad_noise(
     checks.same_shape("sigma", sigma, "x's batch", x.shape[:1])
     checks.whole("num_samples", num_samples, 0)
     checks.seed(seed)
+    checks.whole("first_sample", first_sample, 0, 2**32 - 1)
+    if antithetic and first_sample % 2:
+        raise ValueError(f"first_sample: expected an even number with antithetic, got {first_sample}")
     if item_ids is None:
         item_ids = torch.arange(x.shape[0], device=x.device)
     checks.integral("item_ids", item_ids)
@@ -50,7 +55,7 @@ def smoothgrad_noise(
         checks.same_shape("noise", noise, "the result", expected)
         if antithetic:
             raise ValueError("antithetic: expected False with noise, which is taken as it is")
-    return _smoothgrad_noise(x, sigma, item_ids.long(), noise, num_samples, seed, antithetic, impl)
+    return _smoothgrad_noise(x, sigma, item_ids.long(), noise, num_samples, first_sample, seed, antithetic, impl)
 
 
 @torch.library.custom_op("cortex_fast::smoothgrad_noise", mutates_args=())
@@ -60,6 +65,7 @@ def _smoothgrad_noise(
     item_ids: Tensor,
     noise: Tensor | None,
     num_samples: int,
+    first_sample: int,
     seed: int,
     antithetic: bool,
     impl: str,
@@ -67,15 +73,16 @@ def _smoothgrad_noise(
     checks.in_range("item_ids", item_ids, 2**32)
     wide = [x] if noise is None else [x, noise]  # float64 noise is not for a float32 kernel
     if choose("smoothgrad_noise", BACKENDS, impl, *wide) == "native":
-        return native_kernel.smoothgrad_noise(x, sigma, item_ids, noise, num_samples, seed, antithetic)
+        return native_kernel.smoothgrad_noise(x, sigma, item_ids, noise, num_samples, first_sample, seed, antithetic)
     if noise is None:
         _, channels, height, width = x.shape
-        noise = reference.standard_noise(item_ids, num_samples, channels, (height, width), seed, antithetic)
+        samples = range(first_sample, first_sample + num_samples)
+        noise = reference.standard_noise(item_ids, samples, channels, (height, width), seed, antithetic)
     return reference.smoothgrad_noise(x, sigma, noise)
 
 
 @_smoothgrad_noise.register_fake
-def _(x, sigma, item_ids, noise, num_samples, seed, antithetic, impl):
+def _(x, sigma, item_ids, noise, num_samples, first_sample, seed, antithetic, impl):
     return x.new_empty((x.shape[0], num_samples, *x.shape[1:]))
 
 
@@ -103,7 +110,7 @@ def _backward(ctx, upstream: Tensor):
         grad_sigma = (upstream * noise.to(wide)).sum(dim=(1, 2, 3, 4)).to(sigma_dtype)
     if ctx.needs_input_grad[3]:
         grad_noise = (upstream * sigma.to(wide)[:, None, None, None, None]).to(ctx.noise_dtype)
-    return grad_x, grad_sigma, None, grad_noise, None, None, None, None
+    return grad_x, grad_sigma, None, grad_noise, None, None, None, None, None
 
 
 _smoothgrad_noise.register_autograd(_backward, setup_context=_setup_context)

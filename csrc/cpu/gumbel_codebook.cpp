@@ -17,9 +17,9 @@ namespace CORTEX_FAST_LEVEL {
 namespace {
 
 constexpr int64_t kSegment = 6 * kChunk;  // codes of one task of the hard forward
-constexpr int64_t kBlock = 64;            // codes that share a bound
-constexpr int64_t kBlocks = kChunk / kBlock;
-constexpr float kSlack = 1e-4f;  // of a bound, relative and absolute: far more than the transforms' rounding
+constexpr int64_t kBlock = 256;           // codes that share a bound
+static_assert(kChunk % kBlock == 0 && kBlock % kPack == 0);
+constexpr float kSlack = 1e-5f;  // of a bound: far more than the transforms' rounding
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 struct Best {
@@ -64,35 +64,48 @@ Best best_given(const Row& row, int64_t begin, int64_t end) {
   return best;
 }
 
+// More than any score of a block. Lane by lane the smallest word and the largest logit bound the lane's scores.
+float bound_of(const float* logits, const uint32_t* words, int64_t count, bool& nan) {
+  Floats most(kLowest), unordered(0.0f);
+  Words least(0xFFFFFFFFu);
+  for (int64_t i = 0; i < count; i += kPack) {
+    const Floats pack = load_padded(logits + i, count - i, kLowest);
+    most = larger(most, pack);
+    unordered = where_nan(pack, pack, unordered);
+    least = smaller(least, load_words(words + i));  // a whole pack of them, beyond count too: the bound only grows
+  }
+  const Floats noise = gumbel_of<Floats>(least);
+  float sums[kPack], flags[kPack];
+  store_floats(most + noise, sums);
+  store_floats(unordered, flags);
+  float bound = kLowest;
+  for (int64_t lane = 0; lane < kPack; ++lane) {
+    bound = std::max(bound, sums[lane]);
+    nan = nan || flags[lane] != flags[lane];
+  }
+  return bound + kSlack * (32.0f + std::fabs(bound));  // no Gumbel is beyond 23
+}
+
 // The best of a segment with noise from the stream.
 Best best_drawn(const GumbelCodebook& args, const Row& row, int64_t begin, int64_t end, Key key) {
   Best best;
   for (int64_t first = begin; first < end; first += kChunk) {
     const int64_t count = std::min(kChunk, end - first);
-    const float* logits = row.logits + first;
     alignas(64) uint32_t words[kChunk];
-    if (any_nan(logits, count) && first_nan(logits, first, count, best)) return best;
     words_of(args, row, first, count, key, words);
-    const int64_t blocks = ceil_div(count, kBlock);
-    uint32_t word[kBlocks];
-    float bound[kBlocks];
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t size = std::min(kBlock, count - b * kBlock);
-      uint32_t least = 0xFFFFFFFFu;
-      for (int64_t i = 0; i < size; ++i) least = std::min(least, words[b * kBlock + i]);
-      word[b] = least;
-      bound[b] = largest(logits + b * kBlock, size);
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-      const float noise = gumbel_of(word[b]);
-      bound[b] += noise + kSlack * (1.0f + std::fabs(noise) + std::fabs(bound[b]));
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-      if (!(bound[b] > best.score)) continue;
-      const int64_t size = std::min(kBlock, count - b * kBlock);
+    for (int64_t start = 0; start < count; start += kBlock) {
+      const int64_t size = std::min(kBlock, count - start);
+      const float* logits = row.logits + first + start;
+      bool nan = false;
+      const float bound = bound_of(logits, words + start, size, nan);
+      if (nan && first_nan(logits, first + start, size, best)) return best;
+      if (!(bound > best.score)) continue;
       float scores[kBlock];
-      for (int64_t i = 0; i < size; ++i) scores[i] = logits[b * kBlock + i] + gumbel_of(words[b * kBlock + i]);
-      compete(scores, first + b * kBlock, size, best);
+      for (int64_t i = 0; i < size; i += kPack) {
+        store_floats(load_padded(logits + i, size - i, kLowest) + gumbel_of<Floats>(load_words(words + start + i)),
+                     scores + i);
+      }
+      compete(scores, first + start, size, best);
     }
   }
   return best;

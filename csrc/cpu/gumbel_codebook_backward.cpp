@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kTile = 96;        // codes of one product
 constexpr int64_t kMaxDepth = 1024;  // of a panel: 64 KB
-static_assert(kChunk % kTile == 0 && kRowBlock % kPanel == 0);
+static_assert(kChunk % kTile == 0 && kTile % kFloats == 0 && kRowBlock % kPanel == 0 && kPanel % kFloats == 0);
 
 // What the two passes share about a block of rows; D and weights are [chunk][kRowBlock][kChunk].
 struct Block {
@@ -32,14 +32,14 @@ struct Block {
   std::unique_ptr<Share[]> shares;  // [chunk][kRowBlock]
   double dots[kRowBlock];           // <y, D>
 
-  explicit Block(const GumbelCodebook& args) {
-    const auto cells = static_cast<std::size_t>(ceil_div(args.codes, kChunk) * kRowBlock);
-    upstream.reset(new float[static_cast<std::size_t>(kRowBlock * args.channels)]);
-    d.reset(new float[cells * kChunk]);
-    weights.reset(new float[cells * kChunk]);
-    shares.reset(new Share[cells]);
+  Block(const GumbelCodebook& args, int64_t most_rows) {
+    const int64_t cells = ceil_div(args.codes, kChunk) * kRowBlock;
+    upstream.reset(new float[static_cast<std::size_t>(ceil_div(most_rows, kPanel) * kPanel * args.channels)]);
+    d.reset(new float[static_cast<std::size_t>(cells * kChunk)]);
+    weights.reset(new float[static_cast<std::size_t>(cells * kChunk)]);
+    shares.reset(new Share[static_cast<std::size_t>(cells)]);
     // past the last code D is multiplied with weights of 0, so it must be finite
-    std::fill_n(d.get() + (cells - kRowBlock) * kChunk, args.codes % kChunk == 0 ? 0 : kRowBlock * kChunk, 0.0f);
+    std::fill(d.get() + (cells - kRowBlock) * kChunk, d.get() + cells * kChunk, 0.0f);
   }
 };
 
@@ -54,9 +54,23 @@ void pack(const GumbelCodebook& args, const float* upstream, Block& block) {
   }
 }
 
+// to[j * kChunk + i] = from[i * kPanel + j], in squares of vectors; past the last code it writes what is there.
+void write_transposed(const float* from, int64_t codes, float* to) {
+  for (int64_t i = 0; i < codes; i += kFloats) {
+    for (int64_t j = 0; j < kPanel; j += kFloats) {
+      FloatVector square[kFloats];
+      for (int64_t k = 0; k < kFloats; ++k) {
+        square[k] = *reinterpret_cast<const FloatMemory*>(from + (i + k) * kPanel + j);
+      }
+      transpose(square);
+      for (int64_t k = 0; k < kFloats; ++k) *reinterpret_cast<FloatMemory*>(to + (j + k) * kChunk + i) = square[k];
+    }
+  }
+}
+
 // D of one chunk for all rows of the block.
 void multiply(const GumbelCodebook& args, const Block& block, int64_t chunk) {
-  alignas(64) float out[kTile * kPanel];
+  alignas(64) float out[kTile * kPanel] = {};
   const int64_t stop = std::min(args.codes, (chunk + 1) * kChunk);
   for (int64_t code = chunk * kChunk; code < stop; code += kTile) {
     const int64_t codes = std::min(kTile, stop - code);
@@ -67,10 +81,7 @@ void multiply(const GumbelCodebook& args, const Block& block, int64_t chunk) {
         panel_product({args.codebook + code * args.channels + k, args.channels, 1}, codes, depth, right + k * kPanel,
                       k > 0, out);
       }
-      float* to = block.d.get() + (chunk * kRowBlock + panel * kPanel) * kChunk + code % kChunk;
-      for (int64_t j = 0; j < kPanel; ++j) {
-        for (int64_t i = 0; i < codes; ++i) to[j * kChunk + i] = out[i * kPanel + j];
-      }
+      write_transposed(out, codes, block.d.get() + (chunk * kRowBlock + panel * kPanel) * kChunk + code % kChunk);
     }
   }
 }
@@ -110,10 +121,11 @@ void second_pass(const GumbelCodebook& args, const Block& block, const Run& run,
     const int64_t count = std::min(kChunk, args.codes - first);
     const float* weights = block.weights.get() + cell * kChunk;
     const float* d = block.d.get() + cell * kChunk;
-    const auto factor = static_cast<float>(block.shares[static_cast<std::size_t>(cell)].factor);
+    const double share = block.shares[static_cast<std::size_t>(cell)].factor;
+    const auto factor = static_cast<float>(share / static_cast<double>(args.tau));
     const auto dot = static_cast<float>(block.dots[r]);
     float gradient[kChunk];
-    for (int64_t i = 0; i < count; ++i) gradient[i] = factor * weights[i] * (d[i] - dot) / args.tau;
+    for (int64_t i = 0; i < count; ++i) gradient[i] = factor * weights[i] * (d[i] - dot);
     body((block.start + r) * args.codes + first, gradient, count);
   });
 }
@@ -123,7 +135,7 @@ template <typename Body>
 void for_blocks(const GumbelCodebook& args, const float* upstream, const Run& run, const Body& body) {
   const Key key = stream_key(args.seed, Stream::kGumbel);
   const int64_t rows = args.problems * args.rows;
-  Block block(args);
+  Block block(args, std::min(rows, kRowBlock));
   for (block.start = 0; block.start < rows; block.start += kRowBlock) {
     block.rows = std::min(kRowBlock, rows - block.start);
     pack(args, upstream, block);
@@ -138,13 +150,13 @@ void descend(float lr, const float* gradient, int64_t count, float* __restrict p
 
 // torch.optim.Adam's arithmetic, its factors rounded to float once.
 struct Adam {
-  float size, root, keep, beta2, fresh, eps;
+  float size, scale, keep, beta2, fresh, eps;
 
   explicit Adam(const Update& update) {
     const double correction1 = 1 - std::pow(update.beta1, static_cast<double>(update.step));
     const double correction2 = 1 - std::pow(update.beta2, static_cast<double>(update.step));
     size = static_cast<float>(update.lr / correction1);
-    root = static_cast<float>(std::sqrt(correction2));
+    scale = static_cast<float>(1 / std::sqrt(correction2));
     keep = static_cast<float>(1 - update.beta1);
     beta2 = static_cast<float>(update.beta2);
     fresh = static_cast<float>(1 - update.beta2);
@@ -155,7 +167,7 @@ struct Adam {
     for (int64_t i = 0; i < count; ++i) {
       m[i] = multiply_add(keep, gradient[i] - m[i], m[i]);
       v[i] = multiply_add(beta2, v[i], fresh * gradient[i] * gradient[i]);
-      p[i] -= size * m[i] / (__builtin_sqrtf(v[i]) / root + eps);
+      p[i] -= size * m[i] / multiply_add(root(v[i]), scale, eps);
     }
   }
 };

@@ -143,6 +143,10 @@ CORTEX_FAST_INLINE Floats where_nan(const Floats& a, const Floats& yes, const Fl
 
 CORTEX_FAST_INLINE Floats larger(const Floats& a, const Floats& b) { return where_less(a, b, b, a); }
 
+CORTEX_FAST_INLINE Words smaller(const Words& a, const Words& b) {
+  return {a.v[0] < b.v[0] ? a.v[0] : b.v[0], a.v[1] < b.v[1] ? a.v[1] : b.v[1]};
+}
+
 // Memory of any alignment. Named in full wherever it is used: auto would drop the attributes.
 typedef FloatVector FloatMemory __attribute__((aligned(4), may_alias));
 typedef WordVector WordMemory __attribute__((aligned(4), may_alias));
@@ -161,6 +165,72 @@ CORTEX_FAST_INLINE void store_floats(const Floats& pack, float* to) {
   FloatMemory* vectors = reinterpret_cast<FloatMemory*>(to);
   vectors[0] = pack.v[0];
   vectors[1] = pack.v[1];
+}
+
+// a[0], b[0], a[1], b[1], ...: the first half of it, and the second; of floats and of 64-bit lanes.
+#if defined(__clang__) || __GNUC__ >= 12
+#define CORTEX_FAST_SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CORTEX_FAST_SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
+#endif
+
+CORTEX_FAST_INLINE FloatVector interleave_low(FloatVector a, FloatVector b) {
+#if defined(__AVX512F__)
+  return CORTEX_FAST_SHUFFLE(IntVector, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+  return CORTEX_FAST_SHUFFLE(IntVector, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return CORTEX_FAST_SHUFFLE(IntVector, a, b, 0, 4, 1, 5);
+#endif
+}
+
+CORTEX_FAST_INLINE FloatVector interleave_high(FloatVector a, FloatVector b) {
+#if defined(__AVX512F__)
+  return CORTEX_FAST_SHUFFLE(IntVector, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+  return CORTEX_FAST_SHUFFLE(IntVector, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return CORTEX_FAST_SHUFFLE(IntVector, a, b, 2, 6, 3, 7);
+#endif
+}
+
+CORTEX_FAST_INLINE WideVector interleave_low(WideVector a, WideVector b) {
+#if defined(__AVX512F__)
+  return CORTEX_FAST_SHUFFLE(WideVector, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#elif defined(__AVX2__)
+  return CORTEX_FAST_SHUFFLE(WideVector, a, b, 0, 4, 1, 5);
+#else
+  return CORTEX_FAST_SHUFFLE(WideVector, a, b, 0, 2);
+#endif
+}
+
+CORTEX_FAST_INLINE WideVector interleave_high(WideVector a, WideVector b) {
+#if defined(__AVX512F__)
+  return CORTEX_FAST_SHUFFLE(WideVector, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif defined(__AVX2__)
+  return CORTEX_FAST_SHUFFLE(WideVector, a, b, 2, 6, 3, 7);
+#else
+  return CORTEX_FAST_SHUFFLE(WideVector, a, b, 1, 3);
+#endif
+}
+
+#undef CORTEX_FAST_SHUFFLE
+
+constexpr int kFloats = kVectorBytes / 4;  // of one vector
+
+// A square of vectors, its rows becoming its columns: each round deals the upper half's rows between the lower's.
+CORTEX_FAST_INLINE void transpose(FloatVector rows[kFloats]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kFloats; round *= 2) {
+    FloatVector dealt[kFloats];
+#pragma GCC unroll 8
+    for (int i = 0; i < kFloats / 2; ++i) {
+      dealt[2 * i] = interleave_low(rows[i], rows[i + kFloats / 2]);
+      dealt[2 * i + 1] = interleave_high(rows[i], rows[i + kFloats / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kFloats; ++i) rows[i] = dealt[i];
+  }
 }
 
 constexpr int kLanes = 2 * kVectorBytes / 8;  // of a Wide

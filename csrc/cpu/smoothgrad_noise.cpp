@@ -81,6 +81,7 @@ void smoothgrad_noise(const NoisyCopies<T>& args, T* out, const Run& run) {
   const Key key = stream_key(args.seed, Stream::kNormal);
   const int64_t quads = (args.channels + 3) / 4;
   const int64_t draws = args.antithetic ? (args.samples + 1) / 2 : args.samples;
+  const int64_t first_draw = args.antithetic ? args.first_sample / 2 : args.first_sample;
   const int64_t tasks = (quads + kQuads - 1) / kQuads;
   parallel_tasks(args.groups * draws * tasks, run.threads, [&](int64_t task) {
     const int64_t group = task / tasks / draws, draw = task / tasks % draws;
@@ -89,7 +90,7 @@ void smoothgrad_noise(const NoisyCopies<T>& args, T* out, const Run& run) {
     for (int64_t quad = begin; quad < end; ++quad) {
       for (int64_t first = 0; first < args.positions; first += kPositions) {
         const int64_t count = std::min(kPositions, args.positions - first);
-        draw_normals(key, quad, first, args.group_items[group], draw, count, normals);
+        draw_normals(key, quad, first, args.group_items[group], first_draw + draw, count, normals);
         write(args, group, draw, quad, first, count, normals, out);
       }
     }

@@ -55,10 +55,12 @@ static inline float largest(const float* values, int64_t count) {
   return most;
 }
 
-// `count` floats to a chunk's array, the rest filled.
-static inline void copy_padded(const float* from, int64_t count, float filler, float* to) {
-  std::copy_n(from, count, to);
-  std::fill(to + count, to + kChunk, filler);
+// A pack of `from`, filled past `count`.
+CORTEX_FAST_INLINE Floats load_padded(const float* from, int64_t count, float filler) {
+  if (count >= kPack) return load_floats(from);
+  float padded[kPack];
+  for (int64_t i = 0; i < kPack; ++i) padded[i] = i < count ? from[i] : filler;
+  return load_floats(padded);
 }
 
 // The words of codes [first, first + count) of one row; first is a multiple of 4.
@@ -77,20 +79,19 @@ static inline float soften_chunk(const GumbelCodebook& args, const Row& row, int
   const bool without_gumbel = drawn && args.tau == 1.0f && args.codes > 1;  // one code: its y is 1, not rounded to it
   alignas(64) uint32_t words[kChunk];
   if (drawn) words_of(args, row, first, count, key, words);
-  copy_padded(row.logits + first, count, kLowest, weights);
+  const float* logits = row.logits + first;
   if (!without_gumbel) {
-    if (drawn) {
-      for (int64_t i = 0; i < count; i += kPack) {
-        store_floats(load_floats(weights + i) + gumbel_of<Floats>(load_words(words + i)), weights + i);
-      }
-    } else {
-      for (int64_t i = 0; i < count; ++i) weights[i] += row.gumbel[first + i];
+    for (int64_t i = 0; i < count; i += kPack) {
+      const Floats noise = drawn ? gumbel_of<Floats>(load_words(words + i))
+                                 : load_padded(row.gumbel + first + i, count - i, 0.0f);
+      store_floats(load_padded(logits + i, count - i, kLowest) + noise, weights + i);
     }
+    logits = weights;  // the scores, from here on
   }
-  const float reference = largest(weights, count);
+  const float reference = largest(logits, count);
   const Floats base(reference == kLowest ? 0.0f : reference), tau(args.tau);
   for (int64_t i = 0; i < count; i += kPack) {
-    const Floats above = load_floats(weights + i) - base;
+    const Floats above = load_padded(logits + i, count - i, kLowest) - base;
     const Floats weight = without_gumbel
                               ? exp_of(above) / minus_log_of_complement(uniform_of<Floats>(load_words(words + i)))
                               : exp_of(above / tau);

@@ -24,35 +24,6 @@ CORTEX_FAST_INLINE Wide counting(uint64_t first, uint64_t second_first, uint64_t
 // One vector's words into the lower halves, another's into the upper.
 CORTEX_FAST_INLINE WideVector both_halves(WideVector low, WideVector high) { return (low & 0xFFFFFFFFu) | (high << 32); }
 
-// a[0], b[0], a[1], b[1], ...: the first half of it, and the second.
-#if defined(__clang__) || __GNUC__ >= 12
-#define CORTEX_FAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define CORTEX_FAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, WideVector{__VA_ARGS__})
-#endif
-
-CORTEX_FAST_INLINE WideVector interleave_low(WideVector a, WideVector b) {
-#if defined(__AVX512F__)
-  return CORTEX_FAST_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-#elif defined(__AVX2__)
-  return CORTEX_FAST_SHUFFLE(a, b, 0, 4, 1, 5);
-#else
-  return CORTEX_FAST_SHUFFLE(a, b, 0, 2);
-#endif
-}
-
-CORTEX_FAST_INLINE WideVector interleave_high(WideVector a, WideVector b) {
-#if defined(__AVX512F__)
-  return CORTEX_FAST_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#elif defined(__AVX2__)
-  return CORTEX_FAST_SHUFFLE(a, b, 2, 6, 3, 7);
-#else
-  return CORTEX_FAST_SHUFFLE(a, b, 1, 3);
-#endif
-}
-
-#undef CORTEX_FAST_SHUFFLE
-
 // The words of indices 4 first_quad, 4 first_quad + 1, ... of one row: `count` of them, rounded up to kWordBlock.
 static inline void words_along_row(Key key, uint64_t first_quad, uint32_t row, uint32_t item, uint32_t draw,
                                    int64_t count, uint32_t* out) {

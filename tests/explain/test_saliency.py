@@ -27,7 +27,7 @@ def test_a_linear_extractor_gives_its_weight_back():
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 def test_the_mean_over_noise_is_the_analytic_one(sigma_range, noise):
     extractor, x = Cubic(2, 3).eval(), embedding(2, 2, 3) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
-    got = smoothgrad(extractor, x, 1, num_samples=4000, sigma_range=sigma_range, noise=noise, chunk=1000)
+    got = smoothgrad(extractor, x, 1, num_samples=4000, sigma_range=sigma_range, noise=noise, memory=1 << 16)
     spread = x.flatten(1).amax(1) - x.flatten(1).amin(1)
     sigma = 0.2 * (spread if sigma_range == "sample" else (x.max() - x.min()).expand(2))
     a = extractor.a.detach()[1].view(1, 2, 1, 1)
@@ -59,13 +59,13 @@ def test_equal_to_one_backward_pass_for_each_image_and_draw():
 @given(
     st.integers(1, 5), st.integers(1, 6), st.integers(1, 40), st.sampled_from(["shared", "independent"]), st.booleans()
 )
-def test_the_chunk_and_the_batch_do_not_matter(batch, samples, chunk, noise, antithetic):
+def test_the_memory_and_the_batch_do_not_matter(batch, samples, memory, noise, antithetic):
     extractor, x, target = Convolutional(5, 4).eval(), embedding(batch), torch.arange(batch) % 4
     arguments = {"num_samples": samples, "noise": noise, "antithetic": antithetic, "seed": 2}
     whole = token_saliency(extractor, x, target, **arguments)
-    torch.testing.assert_close(token_saliency(extractor, x, target, chunk=chunk, **arguments), whole)
+    torch.testing.assert_close(token_saliency(extractor, x, target, memory=memory, **arguments), whole)
     last = batch - 1
-    alone = token_saliency(extractor, x[last:], target[last:], item_ids=torch.tensor([last]), chunk=chunk, **arguments)
+    alone = token_saliency(extractor, x[last:], target[last:], item_ids=torch.tensor([last]), memory=memory, **arguments)
     torch.testing.assert_close(alone[0], whole[last])
 
 
@@ -149,7 +149,7 @@ GOOD = {"embedding": embedding(), "target": 1}
         ({"noise": "none"}, "noise"),
         ({"seed": -1}, "seed"),
         ({"item_ids": torch.tensor([0])}, "item_ids"),
-        ({"chunk": 0}, "chunk"),
+        ({"memory": 0}, "memory"),
     ],
 )
 @pytest.mark.parametrize("function", [smoothgrad, token_saliency])

@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from cortex_fast.extractors import Recipe, accuracy, build, train_extractor
+from cortex_fast.extractors import NAMES, Recipe, accuracy, build, train_extractor
+from cortex_fast.extractors.te import SelfAttention
 
 OFFICIAL = Path(__file__).parent.parent / "official"
-PUBLISHED = {"ce": "ClassificationNet1", "re": "ClassificationNet3"}
+PUBLISHED = {
+    "ce": "ClassificationNet1",
+    "ce_deep": "ClassificationNet2",
+    "re": "ClassificationNet3",
+    "te": "ClassificationNet4",
+}
+EPOCHS = {"ce": 8, "ce_deep": 4, "re": 8, "te": 2}  # enough to learn the task below; an epoch of te takes long
+
+
+def test_every_extractor_is_tested():
+    assert sorted(NAMES) == sorted(PUBLISHED) == sorted(EPOCHS)
 
 
 def _fill():
@@ -50,11 +61,54 @@ def test_logits_and_gradients_are_the_published_codes(name):
             assert np.abs(value.numpy() - wanted).max() <= 1e-4 * np.abs(wanted).max(), key
 
 
-@pytest.mark.parametrize(("grid", "width"), [(8, 16), (16, 32), (20, 16)])
+@pytest.mark.parametrize(("grid", "width"), [(8, 16), (16, 32), (20, 16), (4, 48), (4, 80), (4, 128)])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_other_sizes(name, grid, width):
     extractor = build(name, num_classes=5, in_channels=7, width=width, grid=grid).eval()
     assert extractor(torch.randn(2, 7, grid, grid)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["re", "te"])
+def test_odd_grids(name):
+    assert build(name, num_classes=5, in_channels=7, width=16, grid=5).eval()(torch.randn(2, 7, 5, 5)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_symbolic_trace_serves_any_batch(name):
+    extractor = build(name, num_classes=5, in_channels=7, width=16, grid=8).eval()
+    traced = torch.fx.symbolic_trace(extractor)
+    for batch in (1, 3):
+        x = torch.randn(batch, 7, 8, 8)
+        assert torch.equal(traced(x), extractor(x))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_training_drops_out(name):
+    extractor = build(name, num_classes=5, in_channels=7, width=16, grid=8).train()
+    x = torch.randn(4, 7, 8, 8)
+    assert not torch.equal(extractor(x), extractor(x))  # batch statistics alone would repeat
+    extractor.eval()
+    assert torch.equal(extractor(x), extractor(x))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 1), (96, 3), (128, 2), (512, 8)])
+def test_attention_is_torchs(width, heads):
+    ours, theirs = SelfAttention(width).eval(), torch.nn.MultiheadAttention(width, heads, batch_first=True).eval()
+    theirs.load_state_dict(ours.state_dict())
+    tokens = torch.randn(2, 10, width)
+    wanted = theirs(tokens[:, :3], tokens, tokens)[0]
+    torch.testing.assert_close(ours(tokens[:, :3], tokens), wanted.flatten(0, 1))
+
+
+def test_te_without_dropout_and_batch_statistics_trains_what_it_evaluates():
+    extractor = _fill().fill_(build("te", num_classes=5, in_channels=7, width=16, grid=5))
+    x = torch.randn(3, 7, 5, 5)
+    evaluated = extractor(x)  # the last layer's class token only
+    extractor.train()
+    for module in extractor.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.BatchNorm1d | SelfAttention):
+            module.eval()
+    torch.testing.assert_close(extractor(x), evaluated)  # every token in every layer
 
 
 @pytest.mark.parametrize(
@@ -63,8 +117,14 @@ def test_other_sizes(name, grid, width):
         ({"name": "vit"}, "name"),
         ({"name": "ce", "width": 40}, "width"),
         ({"name": "ce", "grid": 10}, "grid"),
+        ({"name": "ce_deep", "width": 8}, "width"),
+        ({"name": "ce_deep", "grid": 6}, "grid"),
+        ({"name": "ce_deep", "in_channels": 0}, "in_channels"),
         ({"name": "re", "num_classes": 0}, "num_classes"),
         ({"name": "re", "in_channels": 2.5}, "in_channels"),
+        ({"name": "te", "width": 24}, "width"),
+        ({"name": "te", "grid": 0}, "grid"),
+        ({"name": "te", "num_classes": True}, "num_classes"),
     ],
 )
 def test_bad_sizes_are_named(arguments, named):
@@ -97,7 +157,7 @@ def test_training_learns_and_repeats(name):
             codebook,
             tokens,
             labels,
-            Recipe(epochs=8, batch_size=16, lr=3e-3),
+            Recipe(epochs=EPOCHS[name], batch_size=16, lr=3e-3),
             seed=3,
             after_epoch=lambda epoch, loss, losses=losses: losses.append(loss),
         )

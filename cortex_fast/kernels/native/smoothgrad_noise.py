@@ -19,6 +19,7 @@ def smoothgrad_noise(
     item_ids: Tensor,
     noise: Tensor | None,
     num_samples: int,
+    first_sample: int,
     seed: int,
     antithetic: bool,
 ) -> Tensor:
@@ -40,6 +41,7 @@ def smoothgrad_noise(
         group_starts=starts.data_ptr(),
         group_items=group_items.data_ptr(),
         sizes=(batch, len(group_items), num_samples, channels, grid[0] * grid[1]),
+        first_sample=first_sample,
         seed=seed,
         antithetic=antithetic,
         out=out.data_ptr(),

@@ -7,17 +7,18 @@ from cortex_fast.kernels.reference import philox
 
 
 def standard_noise(
-    item_ids: Tensor, num_samples: int, channels: int, grid: tuple[int, int], seed: int, antithetic: bool
+    item_ids: Tensor, samples: range, channels: int, grid: tuple[int, int], seed: int, antithetic: bool
 ) -> Tensor:
     """e float32 [B,N,d,m,m]: row = grid position, index = channel, item = item id, draw = sample.
 
-    Antithetic samples 2j and 2j + 1 are +- draw j.
+    Antithetic samples 2j and 2j + 1 are +- draw j, and `samples` then starts with an even one.
     """
-    draws = torch.arange((num_samples + 1) // 2 if antithetic else num_samples, device=item_ids.device)
+    first, stop = (samples.start // 2, (samples.stop + 1) // 2) if antithetic else (samples.start, samples.stop)
+    draws = torch.arange(first, stop, device=item_ids.device)
     distinct, inverse = item_ids.unique(return_inverse=True)
     noise = philox.normal(seed, distinct, draws, grid[0] * grid[1], channels)  # [items, draws, m*m, d]
     if antithetic:
-        noise = torch.stack((noise, -noise), dim=2).flatten(1, 2)[:, :num_samples]
+        noise = torch.stack((noise, -noise), dim=2).flatten(1, 2)[:, : len(samples)]
     return noise.transpose(2, 3).unflatten(3, grid)[inverse].contiguous()
 
 

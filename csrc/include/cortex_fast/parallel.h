@@ -31,6 +31,19 @@ void parallel_ranges(std::int64_t count, int threads, const Body& body) {
   }
 }
 
+// parallel_tasks with body(worker, task), worker in [0, range_count(count, threads)): for scratch memory of its own.
+template <typename Body>
+void parallel_workers(std::int64_t count, int threads, const Body& body) {
+  const int used = range_count(count, threads);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(used) schedule(dynamic) if (used > 1)
+  for (std::int64_t task = 0; task < count; ++task) body(used > 1 ? omp_get_thread_num() : 0, task);
+#else
+  (void)used;
+  for (std::int64_t task = 0; task < count; ++task) body(0, task);
+#endif
+}
+
 // Calls body(task) for task = 0 .. count - 1, each on whichever thread is free. The body must not throw.
 template <typename Body>
 void parallel_tasks(std::int64_t count, int threads, const Body& body) {

@@ -21,6 +21,7 @@ struct NoisyCopies {
   const std::int64_t* group_starts;  // [groups + 1]
   const std::int64_t* group_items;   // [groups], in [0, 2^32)
   std::int64_t batch, groups, samples, channels, positions;
+  std::int64_t first_sample;  // the number of the first of the samples; even where antithetic
   std::uint64_t seed;
   bool antithetic;  // samples 2 j and 2 j + 1 are x +- sigma e of draw j
 };

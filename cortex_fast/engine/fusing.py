@@ -1,0 +1,93 @@
+"""3 x 3 convolutions of a graph, each with the ReLU and the max-pooling behind it, as `ops.conv3x3`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from cortex_fast import ops
+
+_RELUS = (F.relu, torch.relu)
+
+
+class Convolution(nn.Module):
+    """ops.conv3x3 with filters of its own."""
+
+    def __init__(self, filters: ops.Filters, relu: bool, pool: bool) -> None:
+        super().__init__()
+        self.filters, self.relu, self.pool = filters, relu, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv3x3(x, self.filters, relu=self.relu, pool=self.pool)
+
+
+def fuse(module: fx.GraphModule) -> int:
+    """Replace, in place, every convolution that `ops.conv3x3` can serve; returns how many."""
+    replaced = 0
+    for node in list(module.graph.find_nodes(op="call_module")):
+        layer = module.get_submodule(str(node.target))
+        if not isinstance(layer, nn.Conv2d) or not _serves(layer):
+            continue
+        last, relu, pool = node, False, False
+        follower = _only_user(last)
+        if follower is not None and _is_relu(module, follower):
+            last, relu = follower, True
+            follower = _only_user(last)
+            if follower is not None and _is_pool(module, follower):
+                last, pool = follower, True
+        filters = ops.prepare_filters(layer.weight, layer.bias)
+        name = f"{node.name}_fused"
+        module.add_submodule(name, Convolution(filters, relu, pool))
+        with module.graph.inserting_after(last):
+            fused = module.graph.call_module(name, (node.args[0],))
+        last.replace_all_uses_with(fused)
+        replaced += 1
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return replaced
+
+
+def _serves(layer: nn.Conv2d) -> bool:
+    return (
+        layer.kernel_size == (3, 3)
+        and layer.stride == (1, 1)
+        and layer.padding in (1, (1, 1), "same")
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+    )
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), nn.ReLU)
+    if node.op == "call_method":
+        return node.target in ("relu", "relu_")
+    return node.op == "call_function" and node.target in _RELUS
+
+
+def _is_pool(module: fx.GraphModule, node: fx.Node) -> bool:
+    """2 x 2 max-pooling of stride 2, without padding."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        return (
+            isinstance(layer, nn.MaxPool2d)
+            and layer.kernel_size in (2, (2, 2))
+            and layer.stride in (2, (2, 2))
+            and layer.padding in (0, (0, 0))
+            and layer.dilation in (1, (1, 1))
+            and not layer.ceil_mode
+            and not layer.return_indices
+        )
+    if node.op != "call_function" or node.target is not F.max_pool2d:
+        return False
+    options = dict(zip(("kernel_size", "stride"), node.args[1:], strict=False)) | node.kwargs
+    options = {name: value for name, value in options.items() if value is not None}
+    plain = options.pop("kernel_size", None) in (2, (2, 2)) and options.pop("stride", 2) in (2, (2, 2))
+    for name, default in (("padding", 0), ("dilation", 1), ("ceil_mode", False), ("return_indices", False)):
+        plain = plain and options.pop(name, default) in (default, (default, default))
+    return plain and not options and len(node.args) <= 3

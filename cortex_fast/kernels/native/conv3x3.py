@@ -1,0 +1,79 @@
+"""3 x 3 convolution by csrc/cpu/conv3x3.cpp: Winograd's F(4 x 4, 3 x 3), float32."""
+
+import torch
+from torch import Tensor
+
+from cortex_fast import _native
+from cortex_fast.kernels import native
+
+_PANEL = 16  # output channels that stand together
+# Filters at the points 0, 1, -1, 2, -2 and infinity (Lavin and Gray 2016)
+_G = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
+      (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
+
+
+def transformed_weights(weight: Tensor) -> Tensor:
+    """weight [O,I,3,3] -> U = G w G^T in panels, float32 [36, ceil(O/16), I, 16]; computed in float64."""
+    g = torch.tensor(_G, dtype=torch.float64)
+    outputs, inputs = weight.shape[:2]
+    panels = (outputs + _PANEL - 1) // _PANEL
+    transformed = torch.zeros((36, panels, inputs, _PANEL))
+    both = torch.kron(g, g)  # [36, 9]: rows and columns of a filter at once
+    for panel, filters in enumerate(weight.split(_PANEL)):
+        points = both @ filters.double().permute(2, 3, 1, 0).reshape(9, -1)
+        transformed[:, panel, :, : len(filters)] = points.view(36, inputs, -1)
+    return transformed
+
+
+def transposed(weight: Tensor) -> Tensor:
+    """The filters of the convolution's transpose, [I,O,3,3]."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def forward(
+    x: Tensor, transformed: Tensor, bias: Tensor | None, outputs: int, relu: bool, pool: bool
+) -> tuple[Tensor, Tensor]:
+    """As the reference's, with `transformed_weights`."""
+    images, inputs, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    step = 2 if pool else 1
+    y = native.empty((images, height // step, width // step, outputs)).permute(0, 3, 1, 2)
+    masked = relu or pool
+    mask = torch.empty((images, height, width, (outputs + 7) // 8) if masked else (0,), dtype=torch.uint8)
+    _native.conv3x3(
+        input=x.data_ptr(),
+        input_mask=0,
+        weights=transformed.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        sizes=(images, height, width, inputs, outputs),
+        unpool=False,
+        relu=relu,
+        pool=pool,
+        output=y.data_ptr(),
+        output_mask=mask.data_ptr() if masked else 0,
+        **native.run(),
+    )
+    return y, mask
+
+
+def backward(
+    upstream: Tensor, mask: Tensor, transformed: Tensor, inputs: int, pool: bool, size: tuple[int, int]
+) -> Tensor:
+    """As the reference's, with the `transformed_weights` of the `transposed` filters."""
+    images, outputs = upstream.shape[:2]
+    upstream = upstream.contiguous(memory_format=torch.channels_last)
+    gradient = native.empty((images, *size, inputs)).permute(0, 3, 1, 2)
+    _native.conv3x3(
+        input=upstream.data_ptr(),
+        input_mask=mask.data_ptr() if mask.numel() else 0,
+        weights=transformed.data_ptr(),
+        bias=0,
+        sizes=(images, *size, outputs, inputs),
+        unpool=pool,
+        relu=False,
+        pool=False,
+        output=gradient.data_ptr(),
+        output_mask=0,
+        **native.run(),
+    )
+    return gradient

@@ -1,0 +1,46 @@
+"""3 x 3 convolution of stride 1 and padding 1 with its ReLU and 2 x 2 max-pooling, and the same to the input.
+
+A mask says where a gradient passes ReLU and pooling: one bit for each element before pooling, uint8 [n,h,w,ceil(C/8)],
+the lowest bit first. It is all that the backward pass to the input needs of the forward's activations.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pack_bits(passes: Tensor) -> Tensor:
+    """bool [n,C,h,w] -> uint8 [n,h,w,ceil(C/8)]."""
+    bits = F.pad(passes.permute(0, 2, 3, 1), (0, -passes.shape[1] % 8)).unflatten(3, (-1, 8))
+    weights = 2 ** torch.arange(8, device=passes.device)
+    return (bits * weights).sum(dim=4).to(torch.uint8)
+
+
+def unpack_bits(mask: Tensor, channels: int) -> Tensor:
+    """The inverse of `pack_bits`."""
+    bits = (mask[..., None] >> torch.arange(8, device=mask.device, dtype=torch.uint8)) & 1
+    return bits.flatten(3)[..., :channels].permute(0, 3, 1, 2).bool()
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> tuple[Tensor, Tensor]:
+    """x [n,I,h,w], weight [O,I,3,3] -> y [n,O,h,w] (h//2, w//2 with pool), and the mask (empty without relu, pool)."""
+    before = F.conv2d(x, weight, bias, padding=1)
+    y = F.relu(before) if relu else before
+    passes = before > 0 if relu else torch.ones_like(before, dtype=torch.bool)
+    if pool:
+        y, where = F.max_pool2d(y, 2, return_indices=True)
+        chosen = torch.zeros_like(passes).flatten(2).scatter(2, where.flatten(2), True).view_as(passes)
+        passes = passes & chosen
+    mask = pack_bits(passes) if relu or pool else x.new_empty(0, dtype=torch.uint8)
+    return y.contiguous(memory_format=torch.channels_last), mask
+
+
+def backward(upstream: Tensor, mask: Tensor, weight: Tensor, pool: bool, size: tuple[int, int]) -> Tensor:
+    """The gradient of the input [n,I,h,w], (h, w) = size, from that of y."""
+    gradient = upstream
+    if pool:
+        wide = upstream.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        gradient = F.pad(wide, (0, size[1] - wide.shape[3], 0, size[0] - wide.shape[2]))
+    if mask.numel():
+        gradient = gradient * unpack_bits(mask, weight.shape[0])
+    return F.conv_transpose2d(gradient, weight, padding=1).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,131 @@
+"""3 x 3 convolution with ReLU and max-pooling in one operator, differentiable in its input only."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks
+from cortex_fast.kernels import native
+from cortex_fast.kernels.reference import conv3x3 as reference
+from cortex_fast.ops.backends import choose, native_on_cpu, never
+
+if native.UNAVAILABLE is None:
+    from cortex_fast.kernels.native import conv3x3 as native_kernel
+
+BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
+
+
+@dataclass(frozen=True, eq=False)
+class Filters:
+    """Filters prepared for one backend: weight [O,I,3,3], bias [O] or None.
+
+    transformed, backward: what the native backend multiplies with, forward and to the input; empty for the reference.
+    They take four times the weight's bytes each.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    transformed: Tensor
+    backward: Tensor
+    backend: str
+
+
+def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "auto") -> Filters:
+    """Transform the filters once, for `conv3x3` to use them many times.
+
+    Raises TypeError or ValueError for a weight that is not floating [O,I,3,3], or a bias that does not fit.
+    """
+    checks.rank("weight", weight, "[O, I, 3, 3]")
+    checks.floating("weight", weight)
+    if weight.shape[2:] != (3, 3):
+        raise ValueError(f"weight: expected shape [O, I, 3, 3], got {list(weight.shape)}")
+    if bias is not None:
+        checks.floating("bias", bias)
+        checks.same_shape("bias", bias, "weight's first dimension", weight.shape[:1])
+        bias = bias.detach().contiguous()
+    weight = weight.detach()
+    backend = choose("conv3x3", BACKENDS, impl, *(tensor for tensor in (weight, bias) if tensor is not None))
+    if backend == "native":
+        transformed = native_kernel.transformed_weights(weight)
+        backward = native_kernel.transformed_weights(native_kernel.transposed(weight))
+    else:
+        transformed = backward = weight.new_empty(0)
+    return Filters(weight, bias, transformed, backward, backend)
+
+
+def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = False) -> Tensor:
+    """pool(relu(conv(x))): x [n,I,h,w] -> [n,O,h,w], stride 1, padding 1; with pool [n,O,h//2,w//2], 2 x 2 maxima.
+
+    Channels-last in and out is the fast memory format. Differentiable once, in x only: of the activations only one bit
+    each is kept. The native backend is Winograd's F(4 x 4, 3 x 3), within 1e-5 of the largest output of float64.
+    Raises TypeError or ValueError for an x that does not fit the filters.
+    """
+    checks.rank("x", x, "[n, I, h, w]")
+    checks.floating("x", x)
+    inputs = filters.weight.shape[1]
+    if x.shape[1] != inputs:
+        raise ValueError(f"x: expected {inputs} channels as in weight, got {list(x.shape)}")
+    checks.same_device(x=x, weight=filters.weight)
+    if x.dtype != filters.weight.dtype:
+        raise TypeError(f"x: expected {filters.weight.dtype} as weight, got {x.dtype}")
+    y, _ = _conv3x3(x, filters.weight, filters.bias, filters.transformed, filters.backward, relu, pool, filters.backend)
+    return y
+
+
+@torch.library.custom_op("cortex_fast::conv3x3", mutates_args=())
+def _conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transformed: Tensor,
+    backward: Tensor,
+    relu: bool,
+    pool: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    if backend == "native":
+        return native_kernel.forward(x, transformed, bias, weight.shape[0], relu, pool)
+    return reference.forward(x, weight, bias, relu, pool)
+
+
+@_conv3x3.register_fake
+def _(x, weight, bias, transformed, backward, relu, pool, backend):
+    images, _, height, width = x.shape
+    outputs = weight.shape[0]
+    step = 2 if pool else 1
+    y = x.new_empty((images, height // step, width // step, outputs)).permute(0, 3, 1, 2)
+    mask = (images, height, width, (outputs + 7) // 8) if relu or pool else (0,)
+    return y, x.new_empty(mask, dtype=torch.uint8)
+
+
+@torch.library.custom_op("cortex_fast::conv3x3_backward", mutates_args=())
+def _conv3x3_backward(
+    upstream: Tensor, mask: Tensor, weight: Tensor, backward: Tensor, pool: bool, size: list[int], backend: str
+) -> Tensor:
+    shape = (size[0], size[1])
+    if backend == "native":
+        return native_kernel.backward(upstream, mask, backward, weight.shape[1], pool, shape)
+    return reference.backward(upstream, mask, weight, pool, shape)
+
+
+@_conv3x3_backward.register_fake
+def _(upstream, mask, weight, backward, pool, size, backend):
+    return upstream.new_empty((upstream.shape[0], *size, weight.shape[1])).permute(0, 3, 1, 2)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, _, _, backward, _, ctx.pool, ctx.backend = inputs
+    _, mask = output
+    ctx.size = list(x.shape[2:])
+    ctx.mark_non_differentiable(mask)
+    ctx.save_for_backward(mask, weight, backward)
+
+
+def _backward(ctx, upstream: Tensor, _mask_upstream):
+    mask, weight, backward = ctx.saved_tensors
+    gradient = _conv3x3_backward(upstream, mask, weight, backward, ctx.pool, ctx.size, ctx.backend)
+    return gradient, None, None, None, None, None, None, None
+
+
+_conv3x3.register_autograd(_backward, setup_context=_setup_context)
