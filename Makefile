@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 bench: $(STAMP)
-	$(BIN)/pytest benchmarks
+	$(BIN)/python -m benchmarks
 
 # The demo model's training state under build/zoo stays: it takes hours to make.
 clean:

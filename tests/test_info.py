@@ -1,5 +1,6 @@
 """info: says what is there, and why not where it is not."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,20 @@ def test_native_core_passes_its_self_test() -> None:
 
 
 @needs_native
-def test_self_test_notices_a_wrong_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.native_saliency, "token_saliency", lambda grads, _: grads[:, 0, 0] * float("nan"))
-    assert module.info().native["self-test"].startswith("FAILED: token_saliency")
+@pytest.mark.parametrize("operator", ["token_saliency", "nearest_code"])
+def test_self_test_notices_a_wrong_core(monkeypatch: pytest.MonkeyPatch, operator: str) -> None:
+    kernel = importlib.import_module(f"cortex_fast.kernels.native.{operator}")
+    right = getattr(kernel, operator)
+    monkeypatch.setattr(kernel, operator, lambda *arguments: right(*arguments) + 1)
+    assert module.info().native["self-test"].startswith(f"FAILED: {operator}")
+
+
+@needs_native
+def test_every_operator_is_served_natively_and_tested() -> None:
+    facts = module.info()
+    for operator, devices in facts.operators.items():
+        assert [answer.usable for answer in devices["cpu"] if answer.backend == "native"] == [True], operator
+    assert facts.operators.keys() - {"random_stream"} == module._trials().keys()
 
 
 def test_describe_holds_it_all_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

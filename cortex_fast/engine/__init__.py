@@ -2,13 +2,13 @@
 
 from cortex_fast.engine.gradients import frozen, ordinary, target_gradient, target_logits
 from cortex_fast.engine.prepared import PRECISIONS, Prepared, prepare
-from cortex_fast.engine.smoothing import Noise, bytes_of_copy, mean_gradients
+from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 
 __all__ = [
+    "MEMORY",
     "PRECISIONS",
     "Noise",
     "Prepared",
-    "bytes_of_copy",
     "frozen",
     "mean_gradients",
     "ordinary",

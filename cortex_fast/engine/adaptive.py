@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
-from cortex_fast.engine.prepared import Prepared
+from cortex_fast.engine.parts import Parts
 from cortex_fast.engine.smoothing import Noise, mean_gradients
 from cortex_fast.ops.concept_counts import top_positions
 
@@ -16,7 +16,7 @@ MOST = 1000  # samples
 
 
 def settled_gradients(
-    prepared: Prepared, embedding: Tensor, target: Tensor, noise: Noise, *, top_n: int, reduction: str, memory: int
+    parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, *, top_n: int, reduction: str, memory: int
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """(images, their mean gradients [b,d,m,m], samples) as images settle, until all have.
 
@@ -30,8 +30,8 @@ def settled_gradients(
     for done in range(0, MOST, ROUND):
         part = Noise(noise.sigma[active], noise.item_ids[active], noise.seed, noise.shared, noise.antithetic)
         samples = range(done, done + ROUND)
-        parts = mean_gradients(prepared, embedding[active], target[active], part, samples, memory=memory)
-        fresh = torch.cat([gradient for _, gradient in parts]).to(mean.dtype)
+        pieces = mean_gradients(parts, embedding[active], target[active], part, samples, memory=memory)
+        fresh = torch.cat([gradient for _, gradient in pieces]).to(mean.dtype)
         mean[active] += (fresh - mean[active]) * (ROUND / (done + ROUND))
         tsv = ops.token_saliency(mean[active][:, None], reduction=reduction)
         now = torch.zeros_like(top[active]).scatter_(1, top_positions(tsv, top_n), True)

@@ -1,15 +1,17 @@
 """Any extractor, prepared for input gradients: the least arithmetic that gives the same answer."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from cortex_fast import checks
+from cortex_fast import checks, ops
 from cortex_fast.engine.folding import UntraceableError, fold
 from cortex_fast.engine.fusing import fuse
 from cortex_fast.engine.gradients import frozen, ordinary
+from cortex_fast.engine.parts import Parts, target_value
+from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 from cortex_fast.engine.splitting import cut, tensors
 from cortex_fast.ops.backends import verdicts
 from cortex_fast.ops.conv3x3 import BACKENDS as CONV_BACKENDS
@@ -21,43 +23,44 @@ _TOLERANCE = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """An eval-mode extractor f_Y: E [B,d,m,m] -> logits [B,classes], in parts: prefix, then body, then head.
+class Prepared(Parts):
+    """What `prepare` makes of an extractor: its parts, and the gradients that they give."""
 
-    prefix (x -> z, ...) is affine and linear is the same without its constants; body (z, ... -> h); head the last
-    linear layer, or None where h are the logits. notes: what was done, and what was not and why.
-    extractor: the module itself, which stays as it is.
-    """
-
-    extractor: nn.Module
-    prefix: nn.Module
-    linear: nn.Module
-    body: nn.Module
-    head: nn.Linear | None
-    dtype: torch.dtype
-    notes: tuple[str, ...]
+    def value(self, x: Tensor, target: Tensor) -> Tensor:
+        """The logit of each image's target [B], differentiable in x [B,d,m,m]."""
+        return target_value(self, tensors(self.prefix(self.cast(x))), target)
 
     def value_and_grad(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The logit of each image's target [B], float32, and its gradient in x [B,d,m,m], in x's dtype."""
         with torch.inference_mode(False), torch.enable_grad(), frozen(self.extractor):
             x, target = ordinary(x).detach().requires_grad_(True), ordinary(target)
-            value = target_value(self, tensors(self.prefix(self.cast(x))), target)
+            value = self.value(x, target)
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach().float(), gradient
 
-    def cast(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype, memory_format=torch.channels_last) if x.ndim == 4 else x.to(self.dtype)
+    def smoothgrad(
+        self, x: Tensor, target: Tensor, noise: Noise, *, num_samples: int = 20, memory: int = MEMORY
+    ) -> Tensor:
+        """Mean over N noisy copies of d logit[target] / dE (eq. 5): x [B,d,m,m], target int64 [B] -> [B,d,m,m].
 
+        memory: bytes that the activations of one pass may take; the result does not depend on it.
+        """
+        parts = mean_gradients(self, x, target, noise, range(num_samples), memory=memory)
+        return torch.cat([gradient for _, gradient in parts]) if len(x) else torch.empty_like(x)
 
-def target_value(prepared: Prepared, z: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """The logit of each target [B], of the prefix's results. A head gives only the rows that are asked for."""
-    h = prepared.body(*z)
-    assert isinstance(h, Tensor)
-    if prepared.head is None:
-        return h.gather(1, target[:, None])[:, 0]
-    value = (h * prepared.head.weight[target]).sum(dim=1)
-    return value if prepared.head.bias is None else value + prepared.head.bias[target]
+    def token_saliency(
+        self,
+        x: Tensor,
+        target: Tensor,
+        noise: Noise,
+        *,
+        num_samples: int = 20,
+        reduction: str = "absmax",
+        memory: int = MEMORY,
+    ) -> Tensor:
+        """TSV [B,m,m]: `smoothgrad` reduced over the channels as `ops.token_saliency` does."""
+        gradient = self.smoothgrad(x, target, noise, num_samples=num_samples, memory=memory)
+        return ops.token_saliency(gradient[:, None], reduction=reduction)
 
 
 def prepare(
@@ -82,7 +85,7 @@ def prepare(
                 _try_out(prepared, ordinary(sample[:1]))
         except UntraceableError as error:
             prepared = _plain(extractor, dtype, str(error))
-    return prepared
+    return replace(prepared, bytes_of_copy=_bytes_of_copy(prepared, sample[:1])) if len(sample) else prepared
 
 
 def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None) -> Prepared:
@@ -141,3 +144,34 @@ def _try_out(prepared: Prepared, sample: Tensor) -> None:
     allowed = max(_TOLERANCE, 64 * torch.finfo(prepared.dtype).eps) * float(expected.abs().max())
     if not bool((got - expected).abs().max() <= allowed):
         raise UntraceableError("the traced graph gives other logits: its forward depends on values or keeps state")
+
+
+def _bytes_of_copy(prepared: Prepared, sample: Tensor) -> int:
+    """About what one more noisy copy of sample [1,d,m,m] takes while its gradient is computed: what autograd keeps,
+    and three of the largest results on the way."""
+    (one, _), (two, largest) = (_bytes_of_pass(prepared, sample.expand(count, -1, -1, -1)) for count in (1, 2))
+    return max(1, two - one + 3 * largest // 2)
+
+
+def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
+    """Bytes kept for the backward pass of the body, and of the largest result of any of its layers."""
+    kept: dict[int, int] = {}
+    sizes = [0]
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def measure(_module: nn.Module, _inputs: object, result: object) -> None:
+        sizes.append(result.nbytes if isinstance(result, Tensor) else 0)
+
+    with torch.inference_mode(False), torch.enable_grad(), frozen(prepared.extractor):
+        leaves = tuple(z.detach().requires_grad_(True) for z in tensors(prepared.prefix(prepared.cast(ordinary(x)))))
+        hooks = [module.register_forward_hook(measure) for module in prepared.body.modules()]
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                prepared.body(*leaves)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return sum(kept.values()), max(sizes + [leaf.nbytes for leaf in leaves])

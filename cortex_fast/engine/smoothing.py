@@ -1,16 +1,17 @@
-"""SmoothGrad by a prepared extractor: the mean gradient over N noisy copies, chunk by chunk (eq. 5)."""
+"""SmoothGrad by an extractor's parts: the mean gradient over N noisy copies, chunk by chunk (eq. 5)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cortex_fast import ops
 from cortex_fast.engine.gradients import frozen, ordinary
-from cortex_fast.engine.prepared import Prepared, target_value
+from cortex_fast.engine.parts import Parts, target_value
 from cortex_fast.engine.splitting import tensors
 
+MEMORY = 1 << 30  # bytes of activations in one pass
 _IMAGES = 64  # at once: their shared noise passes the prefix once
 
 
@@ -27,45 +28,46 @@ class Noise:
 
 
 def mean_gradients(
-    prepared: Prepared, embedding: Tensor, target: Tensor, noise: Noise, samples: range, *, memory: int
+    parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, samples: range, *, memory: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """(slice of images, the mean over the samples of d logit[target] / dE, [b,d,m,m]) over all images.
 
     memory: bytes that the activations of one pass may take. The result does not depend on it: samples are added one
     after the other, in order.
     """
-    copies = max(1, memory // bytes_of_copy(prepared, embedding[:1]))
+    copies = max(1, memory // parts.bytes_of_copy)
     for start in range(0, len(embedding), _IMAGES):
         rows = slice(start, min(start + _IMAGES, len(embedding)))
         part = Noise(noise.sigma[rows], noise.item_ids[rows], noise.seed, noise.shared, noise.antithetic)
-        yield rows, _mean_gradient(prepared, embedding[rows], target[rows], part, samples, copies)
+        yield rows, _mean_gradient(parts, embedding[rows], target[rows], part, samples, copies)
 
 
 def _mean_gradient(
-    prepared: Prepared, embedding: Tensor, target: Tensor, noise: Noise, samples: range, copies: int
+    parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, samples: range, copies: int
 ) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad(), frozen(prepared.extractor):
+    with torch.inference_mode(False), torch.enable_grad(), frozen(parts.extractor):
         x = ordinary(embedding).detach().requires_grad_(True)
         target = ordinary(target)
-        clean = tensors(prepared.prefix(prepared.cast(x)))
-        wide = torch.promote_types(prepared.dtype, torch.float32)
+        clean = tensors(parts.prefix(parts.cast(x)))
+        wide = torch.promote_types(parts.dtype, torch.float32)
         sums = [torch.zeros_like(z, dtype=wide) for z in clean]
         images = min(len(x), copies)
         together = max(1, copies // images)  # samples of one pass
-        together += together % 2 if noise.antithetic else 0
+        if noise.antithetic:
+            together = max(2, together - together % 2)
         for first in range(samples.start, samples.stop, together):
             chunk = range(first, min(first + together, samples.stop))
-            shared = _shared_noise(prepared, x, noise, chunk) if noise.shared else None
+            shared = _shared_noise(parts, x, noise, chunk) if noise.shared else None
             for start in range(0, len(x), images):
                 rows = slice(start, min(start + images, len(x)))
                 if shared is None:
-                    noisy = _own_noise(prepared, x, noise, rows, chunk)
+                    noisy = _own_noise(parts, x, noise, rows, chunk)
                 else:
                     noisy = tuple(
                         _spread(z.detach()[rows], e, noise.sigma[rows]) for z, e in zip(clean, shared, strict=True)
                     )
                 leaves = tuple(z.detach().requires_grad_(True) for z in noisy)
-                value = target_value(prepared, leaves, target[rows].repeat(len(chunk)))
+                value = target_value(parts, leaves, target[rows].repeat(len(chunk)))
                 # a result may be there for its shape alone
                 gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -77,7 +79,7 @@ def _mean_gradient(
 
 
 @torch.no_grad()
-def _shared_noise(prepared: Prepared, x: Tensor, noise: Noise, chunk: range) -> tuple[Tensor, ...]:
+def _shared_noise(parts: Parts, x: Tensor, noise: Noise, chunk: range) -> tuple[Tensor, ...]:
     """The linear part of the noise that all images share: [chunk, ...] of each result of the prefix."""
     drawn = ops.smoothgrad_noise(
         torch.zeros_like(x[:1], dtype=torch.float32),
@@ -87,11 +89,11 @@ def _shared_noise(prepared: Prepared, x: Tensor, noise: Noise, chunk: range) -> 
         seed=noise.seed,
         antithetic=noise.antithetic,
     )
-    return tensors(prepared.linear(prepared.cast(drawn[0])))
+    return tensors(parts.linear(parts.cast(drawn[0])))
 
 
 @torch.no_grad()
-def _own_noise(prepared: Prepared, x: Tensor, noise: Noise, rows: slice, chunk: range) -> tuple[Tensor, ...]:
+def _own_noise(parts: Parts, x: Tensor, noise: Noise, rows: slice, chunk: range) -> tuple[Tensor, ...]:
     """The prefix's results for copies with each image's own draws: [chunk * images, ...], sample by sample."""
     copies = ops.smoothgrad_noise(
         x.detach()[rows],
@@ -102,7 +104,7 @@ def _own_noise(prepared: Prepared, x: Tensor, noise: Noise, rows: slice, chunk: 
         item_ids=noise.item_ids[rows],
         antithetic=noise.antithetic,
     )
-    return tensors(prepared.prefix(prepared.cast(copies.transpose(0, 1).flatten(0, 1))))
+    return tensors(parts.prefix(parts.cast(copies.transpose(0, 1).flatten(0, 1))))
 
 
 @torch.no_grad()
@@ -114,34 +116,3 @@ def _spread(clean: Tensor, drawn: Tensor, sigma: Tensor) -> Tensor:
         ).permute(0, 3, 1, 2)  # fmt: skip
     scale = sigma.to(clean.dtype).view(-1, *[1] * (clean.ndim - 1))
     return torch.addcmul(clean[None], drawn[:, None], scale).flatten(0, 1)
-
-
-def bytes_of_copy(prepared: Prepared, sample: Tensor) -> int:
-    """About what one more noisy copy of sample [1,d,m,m] takes while its gradient is computed: what autograd keeps,
-    and three of the largest results on the way."""
-    (one, _), (two, largest) = (_bytes_of_pass(prepared, sample.expand(count, -1, -1, -1)) for count in (1, 2))
-    return max(1, two - one + 3 * largest // 2)
-
-
-def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
-    """Bytes kept for the backward pass of the body, and of the largest result of any of its layers."""
-    kept: dict[int, int] = {}
-    sizes = [0]
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    def measure(_module: nn.Module, _inputs: object, result: object) -> None:
-        sizes.append(result.nbytes if isinstance(result, Tensor) else 0)
-
-    with torch.inference_mode(False), torch.enable_grad(), frozen(prepared.extractor):
-        leaves = tuple(z.detach().requires_grad_(True) for z in tensors(prepared.prefix(prepared.cast(ordinary(x)))))
-        hooks = [module.register_forward_hook(measure) for module in prepared.body.modules()]
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                prepared.body(*leaves)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return sum(kept.values()), max(sizes + [leaf.nbytes for leaf in leaves])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.engine import Noise, Prepared, mean_gradients, prepare
+from cortex_fast.engine import MEMORY, Noise, Prepared, mean_gradients, prepare
 from cortex_fast.engine.adaptive import ROUND, settled_gradients
 from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor, target_vector
 from cortex_fast.ops.concept_counts import top_positions
@@ -16,7 +16,6 @@ from cortex_fast.ops.token_saliency import REDUCTIONS
 SIGMA_RANGES = ("sample", "batch")
 NOISES = ("shared", "independent")
 AUTO = "auto"
-MEMORY = 1 << 30  # bytes of activations in one pass
 
 
 def smoothgrad(

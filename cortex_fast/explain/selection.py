@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cortex_fast import checks, ops
 from cortex_fast.data.results import read_result, save_result
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import frozen, ordinary, target_logits
+from cortex_fast.engine import frozen, ordinary, prepare
 from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
 from cortex_fast.ops.random_stream import normal
 
@@ -167,12 +167,13 @@ def optimise(
     judged = [problems.start]
     probabilities = [_probability(extractor, codebook, problems.start, problems.target)]
     times = [0]
+    prepared = prepare(extractor, gather(problems.start[:1], codebook), copies=steps * batch)
     with frozen(extractor):
         for step in range(steps):
             with torch.enable_grad():
                 proposed = propose(step).detach().requires_grad_(True)
                 embedding = fixed.index_copy(2, free, proposed.transpose(1, 2)).unflatten(2, grid)
-                loss = -target_logits(extractor, embedding, problems.target).float()
+                loss = -prepared.value(embedding, problems.target).float()
                 if regularisation:  # in float32: the sum of squares overflows float16
                     loss = loss + regularisation * embedding.float().square().sum(dim=(1, 2, 3))
                 (gradient,) = torch.autograd.grad(loss.sum(), proposed)

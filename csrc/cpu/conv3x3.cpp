@@ -29,6 +29,7 @@ constexpr int64_t kTiles = 96;       // of one block
 constexpr int64_t kGroupPanels = 8;  // panels of outputs in one task
 constexpr int64_t kMaxDepth = 256;   // of a panel: 16 KB
 constexpr int64_t kParts = kPanel / kFloats;  // vectors of a panel
+constexpr int64_t kSmall = 1 << 21;           // operations: fewer are not worth waking a thread
 static_assert(kPanel % kFloats == 0);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -277,22 +278,23 @@ void output_block(const Conv3x3& args, const Tiling& tiling, const float* transf
 
 void conv3x3(const Conv3x3& args, const Run& run) {
   const Tiling tiling = tiling_of(args);
+  const int threads = 2 * kPoints * tiling.total * args.inputs * args.outputs < kSmall ? 1 : run.threads;
   const int64_t blocks = ceil_div(tiling.total, kTiles);
-  const int64_t wave = std::min<int64_t>(blocks, std::clamp(run.threads, 2, 16));
+  const int64_t wave = std::min<int64_t>(blocks, std::clamp(threads, 2, 16));
   const int64_t panels = ceil_div(args.outputs, kPanel), groups = ceil_div(panels, kGroupPanels);
   const int64_t block_size = kPoints * kTiles * row_of(args);
   const std::unique_ptr<float[]> transformed(new float[static_cast<std::size_t>(wave * block_size)]);
   const int64_t scratch = kGroupPanels * kPoints * kTiles * kPanel;
-  const int64_t workers = range_count(wave * groups, run.threads);
+  const int64_t workers = range_count(wave * groups, threads);
   const std::unique_ptr<float[]> products(new float[static_cast<std::size_t>(workers * scratch)]);
   for (int64_t start = 0; start < blocks; start += wave) {
     const int64_t count = std::min(wave, blocks - start);
     const int64_t first = start * kTiles, last = std::min(tiling.total, (start + count) * kTiles);
-    parallel_tasks(last - first, run.threads, [&](int64_t i) {
+    parallel_tasks(last - first, threads, [&](int64_t i) {
       float* to = transformed.get() + i / kTiles * block_size + i % kTiles * row_of(args);
       input_tile(args, place_of(tiling, first + i), kTiles * row_of(args), to);
     });
-    parallel_workers(count * groups, run.threads, [&](int worker, int64_t task) {
+    parallel_workers(count * groups, threads, [&](int worker, int64_t task) {
       const int64_t block = task / groups, panel = task % groups * kGroupPanels;
       const int64_t tile = (start + block) * kTiles;
       output_block(args, tiling, transformed.get() + block * block_size, tile, std::min(kTiles, tiling.total - tile),

@@ -16,7 +16,7 @@ namespace cortex_fast {
 namespace CORTEX_FAST_LEVEL {
 namespace {
 
-constexpr int64_t kSegment = 6 * kChunk;  // codes of one task of the hard forward
+constexpr int64_t kSegment = 6 * kChunk;  // codes of one task of the hard forward, where rows are few
 constexpr int64_t kBlock = 256;           // codes that share a bound
 static_assert(kChunk % kBlock == 0 && kBlock % kPack == 0);
 constexpr float kSlack = 1e-5f;  // of a bound: far more than the transforms' rounding
@@ -28,11 +28,13 @@ struct Best {
   bool nan = false;
 };
 
-// Scores of codes [first, first + count) against the best so far, in order: a later one wins only if it is larger.
+// Scores of codes [first, first + count), none NaN, against the best so far: a later one wins only if it is larger.
 void compete(const float* scores, int64_t first, int64_t count, Best& best) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (scores[i] > best.score) best = {scores[i], first + i, false};
-  }
+  const float most = largest(scores, count);
+  if (!(most > best.score)) return;
+  int64_t i = 0;
+  while (scores[i] != most) ++i;
+  best = {most, first + i, false};
 }
 
 bool first_nan(const float* scores, int64_t first, int64_t count, Best& best) {
@@ -59,7 +61,7 @@ Best best_given(const Row& row, int64_t begin, int64_t end) {
     float scores[kChunk];
     for (int64_t i = 0; i < count; ++i) scores[i] = row.logits[first + i] + row.gumbel[first + i];
     if (any_nan(scores, count) && first_nan(scores, first, count, best)) return best;
-    if (largest(scores, count) > best.score) compete(scores, first, count, best);
+    compete(scores, first, count, best);
   }
   return best;
 }
@@ -114,12 +116,14 @@ Best best_drawn(const GumbelCodebook& args, const Row& row, int64_t begin, int64
 void select(const GumbelCodebook& args, int64_t* index, const Run& run) {
   const Key key = stream_key(args.seed, Stream::kGumbel);
   const int64_t rows = args.problems * args.rows;
-  const int64_t segments = ceil_div(args.codes, kSegment);
+  // a block is passed over for what came before it in its segment, so segments are as long as the threads allow
+  const int64_t segment = rows >= 4 * run.threads ? args.codes : kSegment;
+  const int64_t segments = ceil_div(args.codes, segment);
   const std::unique_ptr<Best[]> best(new Best[static_cast<std::size_t>(rows * segments)]);
   parallel_tasks(rows * segments, run.threads, [&](int64_t task) {
     const Row row = row_of(args, task / segments);
-    const int64_t begin = task % segments * kSegment;
-    const int64_t end = std::min(args.codes, begin + kSegment);
+    const int64_t begin = task % segments * segment;
+    const int64_t end = std::min(args.codes, begin + segment);
     best[static_cast<std::size_t>(task)] =
         row.gumbel == nullptr ? best_drawn(args, row, begin, end, key) : best_given(row, begin, end);
   });

@@ -1,0 +1,1 @@
+"""What the operators are timed against and this package does not hold otherwise."""

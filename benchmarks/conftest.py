@@ -1,0 +1,106 @@
+"""Options, what benchmarks share, and the figures that need a whole session's timings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import harness, machine, report
+from benchmarks.harness import Case, Sibling, Validated
+
+RATES = pytest.StashKey[dict[str, float]]()
+UNAVAILABLE = pytest.StashKey[list[dict[str, str]]]()
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One turn of a sibling, counted from 0. Equal to itself alone: pytest would put equal ones' tests together."""
+
+    sibling: Sibling
+    number: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a case's tests have found: its siblings, once validated, by name; its floor in seconds, by turn."""
+
+    validated: dict[str, Validated]
+    floors: dict[int, float]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="small sizes: try the benchmarks, measure nothing of use")
+    parser.addoption("--turns", type=int, default=1, help="go round a case's siblings so often, and pool their timings")
+    parser.addoption("--device", default="cpu", help="where the tensors are (default: cpu)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[UNAVAILABLE] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each turn of each sibling of each of its module's `cases(quick)`.
+
+    A case's siblings take turns, so that a drift of the machine's speed meets them all.
+    """
+    if "turn" in metafunc.fixturenames:
+        numbers = range(metafunc.config.getoption("turns"))
+        cases = metafunc.module.cases(metafunc.config.getoption("quick"))
+        turns = [(case, Turn(sibling, number)) for case in cases for number in numbers for sibling in case.siblings]
+        names = [f"{case.group}-{turn.sibling.name}-{turn.number}" for case, turn in turns]
+        metafunc.parametrize(("case", "turn"), turns, ids=names, scope="module")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    return torch.device(pytestconfig.getoption("device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rates(pytestconfig: pytest.Config, device: torch.device) -> None:
+    pytestconfig.stash[RATES] = machine.rates(device)
+
+
+@pytest.fixture(scope="module")
+def data(case: Case, device: torch.device) -> Any:
+    """Made once for all siblings of a case, and freed before the next case's."""
+    return case.data(device)
+
+
+@pytest.fixture(scope="module")
+def known(case: Case) -> Known:
+    """Filled by the case's tests."""
+    return Known({}, {})
+
+
+@pytest.fixture
+def measure(
+    pytestconfig: pytest.Config, benchmark: Any, case: Case, turn: Turn, data: Any, known: Known, device: torch.device
+) -> Callable[[], None]:
+    """Validates the sibling, and times one turn of it; or skips it with its reason."""
+
+    def measure_or_skip() -> None:
+        sibling = turn.sibling
+        reason = sibling.unavailable(data)
+        if reason is not None:
+            if turn.number == 0:
+                about = {"group": case.group, "sibling": sibling.name, "reason": reason}
+                pytestconfig.stash[UNAVAILABLE].append(about)
+            pytest.skip(reason)
+        if sibling.name not in known.validated:
+            known.validated[sibling.name] = harness.validate(case, sibling, data)
+        if turn.number not in known.floors:
+            known.floors[turn.number] = machine.floor_seconds(case.floor, device)
+        valid, floor = known.validated[sibling.name], known.floors[turn.number]
+        harness.time_turn(benchmark, case, sibling, valid, floor, pytestconfig.getoption("turns"))
+
+    return measure_or_skip
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["benchmarks"] = report.pooled(output_json["benchmarks"])
+    report.complete(output_json["benchmarks"])
+    output_json["rates"] = config.stash[RATES]
+    output_json["unavailable"] = config.stash[UNAVAILABLE]

@@ -1,0 +1,141 @@
+"""What a benchmark is - a case, its floor, its siblings - and how one sibling is validated and timed."""
+
+import importlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.machine import Floor, peak_extra_bytes
+from cortex_fast.ops.backends import verdicts
+
+IMPLS = ("native", "reference")  # timed for every operator, best first; a GPU's join here
+SEED = 0  # of torch's generator, right before a sibling's validated call
+
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200  # of one sibling, all its turns together
+FAST_SECONDS, SLOW_SECONDS = 1.0, 2.0
+
+
+def _unchanged(data: Any) -> Any:
+    return data
+
+
+def _available(_data: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """One way to compute a case's result. `run(prepare(data))` is timed, without its preparation.
+
+    error: (data, result of the first call) -> the largest error against a float64 formula; beyond `tolerance` nothing
+    is timed. That call starts from torch.manual_seed(SEED), so what it drew can be drawn again. unavailable: data ->
+    why this cannot run here, or None.
+    """
+
+    name: str
+    run: Callable[[Any], Any]
+    error: Callable[[Any, Any], float]
+    tolerance: float
+    prepare: Callable[[Any], Any] = _unchanged
+    unavailable: Callable[[Any], str | None] = _available
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator at one size: its title in tables, and its sizes in full. data: device -> what its siblings share.
+
+    The first sibling that can run is the one that a table compares the others to.
+    """
+
+    operator: str
+    name: str
+    sizes: str
+    floor: Floor
+    data: Callable[[torch.device], Any]
+    siblings: tuple[Sibling, ...]
+
+    @property
+    def group(self) -> str:
+        return f"{self.operator} {self.name}"
+
+
+def reason_against(operator: Callable[..., Any], impl: str, tensor: Tensor) -> str | None:
+    """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None."""
+    backends = importlib.import_module(operator.__module__).BACKENDS
+    answer = next(answer for answer in verdicts(backends, tensor) if answer.backend == impl)
+    return None if answer.usable else answer.reason
+
+
+def max_error(result: Tensor, exact: Tensor) -> float:
+    """The largest absolute difference; NaN where either has one."""
+    if result.shape != exact.shape:
+        raise ValueError(f"result: expected the exact one's shape {list(exact.shape)}, got {list(result.shape)}")
+    return float((result.double() - exact.double()).abs().max())
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of a function for the shapes it meets; made at the first call, for it takes seconds to import."""
+
+    @cache
+    def made() -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False)
+
+    return lambda *arguments: made()(*arguments)
+
+
+def rounds(seconds: float) -> int:
+    """How often to time a call that takes `seconds`: for a second, five times if that takes two at most, and twice."""
+    few = min(LEAST_ROUNDS, int(SLOW_SECONDS / seconds))
+    return min(MOST_ROUNDS, max(2, few, int(FAST_SECONDS / seconds)))
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A call that may be timed, and what is known of it: its error, its peak memory, and roughly how long it takes."""
+
+    call: Callable[[], Any]
+    max_error: float
+    peak_bytes: int | None
+    seconds: float
+
+
+def checked(case: Case, sibling: Sibling, data: Any) -> tuple[Callable[[], Any], float]:
+    """The sibling's call, and its error. Fails the test where that is too large."""
+    call = partial(sibling.run, sibling.prepare(data))
+    torch.manual_seed(SEED)
+    error = sibling.error(data, call())
+    if not error <= sibling.tolerance:
+        pytest.fail(f"{case.group}, {sibling.name}: error {error:.2e} exceeds {sibling.tolerance:.0e}, so not timed")
+    return call, error
+
+
+def validate(case: Case, sibling: Sibling, data: Any) -> Validated:
+    """Checks the sibling, then looks at its memory and its time once."""
+    call, error = checked(case, sibling, data)
+    peak = peak_extra_bytes(call)  # of the second call: the first one compiled, and grew caches
+    began = time.perf_counter()
+    call()
+    return Validated(call, error, peak, time.perf_counter() - began)
+
+
+def time_turn(benchmark: Any, case: Case, sibling: Sibling, valid: Validated, floor: float, turns: int) -> None:
+    """Times one of a sibling's `turns` with pytest-benchmark's fixture. floor: the case's in this turn, in seconds."""
+    benchmark.group = case.group
+    benchmark.extra_info.update(
+        sibling=sibling.name,
+        sizes=case.sizes,
+        bytes=case.floor.bytes,
+        operations=case.floor.operations,
+        floor_seconds=floor,
+        max_error=valid.max_error,
+        peak_bytes=valid.peak_bytes,
+    )
+    warm_up = int(valid.seconds < FAST_SECONDS)  # a slower call does not notice what its forerunner left in caches
+    benchmark.pedantic(valid.call, rounds=math.ceil(rounds(valid.seconds) / turns), warmup_rounds=warm_up)

@@ -1,0 +1,131 @@
+"""What the machine does at its best, measured in the same run; the peak memory of a call; which machine it is."""
+
+import ctypes
+import gc
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cortex_fast.info import info
+
+ROOT = Path(__file__).parents[1]
+LARGE_BYTES = 320 * 2**20  # a copy's source and target are half each: still beyond a last-level cache
+ROUNDS = 7
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # what to write to CLEAR
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least any implementation does: `bytes` to and from memory, and `operations` in matrix products (2 a term).
+
+    traffic: what moves bytes like these: "read" (torch.sum), or "copy" (copy_; bytes read and written both count).
+    """
+
+    bytes: int
+    operations: int = 0
+    traffic: str = "read"
+
+
+def floor_seconds(floor: Floor, device: torch.device) -> float:
+    """How long the floor takes here and now: its bytes moved by torch, or its operations; whichever is longer.
+
+    Bytes that fit a cache are measured in it, as an operator that is called again and again finds them.
+    """
+    arithmetic = floor.operations / matrix_rate(device) if floor.operations else 0.0
+    return max(traffic_seconds(floor.traffic, floor.bytes, device), arithmetic)
+
+
+def rates(device: torch.device) -> dict[str, float]:
+    """Bytes a second of "read" and "copy" beyond any cache, and float32 operations a second of "matrix" products."""
+    traffic = {name: LARGE_BYTES / traffic_seconds(name, LARGE_BYTES, device) for name in ("read", "copy")}
+    return {**traffic, "matrix": matrix_rate(device)}
+
+
+def traffic_seconds(traffic: str, size: int, device: torch.device) -> float:
+    """How long `size` bytes take, at best. Memory is reused: the page faults of fresh memory are no floor."""
+    if traffic == "read":
+        return _best_seconds(torch.ones(size // 4, device=device).sum)
+    source = torch.ones(size // 8, device=device)
+    target = torch.zeros_like(source)
+    return _best_seconds(lambda: target.copy_(source))
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Operations a second of torch.mm: the better of the operators' shape and a square."""
+    found = []
+    for rows, inner, columns in ((256, 256, 16384), (2048, 2048, 2048)):
+        a, b = torch.ones(rows, inner, device=device), torch.ones(inner, columns, device=device)
+        out = torch.zeros(rows, columns, device=device)
+        found.append(2 * rows * inner * columns / _best_seconds(partial(torch.mm, a, b, out=out)))
+    return max(found)
+
+
+def _best_seconds(call: Callable[[], Any]) -> float:
+    call()
+    seconds = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
+    """How far one call raises this process's resident memory at most; None where the system does not tell (not Linux).
+
+    Counts whatever the call allocates, its results and its scratch alike; not what its caller holds, nor buffers that
+    an earlier call left with a library. Exact to about a megabyte.
+    """
+    if not os.access(CLEAR, os.W_OK):
+        return None
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: freed memory that is used again would not show
+    if trim is not None:
+        trim(0)
+    CLEAR.write_text(RESET_PEAK)
+    before = _status_bytes("VmRSS")
+    result = call()
+    peak = _status_bytes("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def _status_bytes(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def fingerprint() -> dict[str, Any]:
+    """The machine, the software and the commit that figures belong to."""
+    facts = info()
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": _git("status", "--porcelain") != "",
+        "machine": facts.devices["CPU"],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # of others too: much of it, and times are not to be trusted
+        "python": facts.versions["python"],
+        "torch": facts.versions["torch"],
+        "compiler": facts.native.get("compiler", facts.native.get("missing")),
+        "cortex_fast": facts.versions["cortex-fast"],
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"unknown: {error}"
+    return done.stdout.strip()

@@ -1,0 +1,39 @@
+"""An extractor in the parts that input gradients need."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """An eval-mode extractor f_Y: E [B,d,m,m] -> logits [B,classes], in parts: prefix, then body, then head.
+
+    prefix (x -> z, ...) is affine and linear is the same without its constants; body (z, ... -> h); head the last
+    linear layer, or None where h are the logits. notes: what was done, and what was not and why. bytes_of_copy: about
+    what the activations of one noisy copy take while its gradient is computed.
+    extractor: the module itself, which stays as it is.
+    """
+
+    extractor: nn.Module
+    prefix: nn.Module
+    linear: nn.Module
+    body: nn.Module
+    head: nn.Linear | None
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+    bytes_of_copy: int = 1 << 20
+
+    def cast(self, x: Tensor) -> Tensor:
+        """x as the parts take it: in their dtype, and in channels-last memory."""
+        return x.to(self.dtype, memory_format=torch.channels_last) if x.ndim == 4 else x.to(self.dtype)
+
+
+def target_value(parts: Parts, z: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """The logit of each target [B], of the prefix's results. A head gives only the rows that are asked for."""
+    h = parts.body(*z)
+    if parts.head is None:
+        return h.gather(1, target[:, None])[:, 0]
+    value = (h * parts.head.weight[target]).sum(dim=1)
+    return value if parts.head.bias is None else value + parts.head.bias[target]
