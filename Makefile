@@ -9,7 +9,7 @@ CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 # The build's own, isolated environment obeys the first variable with pip < 25.3, the second with later ones.
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/cortex-fast demo --out $(OUT)
@@ -28,6 +28,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+sanitize: $(STAMP)
+	$(INSTALL) --quiet cmake ninja pybind11
+	tools/sanitize.sh
 
 # The demo model's training state under build/zoo stays: it takes hours to make.
 clean:

@@ -26,13 +26,14 @@ def main() -> int:
     parser.add_argument("operators", nargs="*", metavar="operator", help=f"of {', '.join(FILES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes: try the benchmarks, measure nothing of use")
     parser.add_argument("--write", action="store_true", help="write results of a quick or partial run too")
+    parser.add_argument("--device", default="cpu", help="where the tensors are (default: cpu)")
     arguments = parser.parse_args()
     for name in arguments.operators:
         if name not in FILES:
             parser.error(f"operator: expected one of {', '.join(FILES)}, got {name!r}")
 
     about = machine.fingerprint()  # before the run: the commit that it started from
-    status, run = timings([FILES[name] for name in arguments.operators or FILES], arguments.quick)
+    status, run = timings([FILES[name] for name in arguments.operators or FILES], arguments.quick, arguments.device)
     if run is None:
         print("nothing was timed", file=sys.stderr)
         return status or 1
@@ -54,11 +55,11 @@ def main() -> int:
     return 0
 
 
-def timings(files: list[Path], quick: bool) -> tuple[int, dict[str, Any] | None]:
+def timings(files: list[Path], quick: bool, device: str) -> tuple[int, dict[str, Any] | None]:
     """pytest's exit status over `files`, and what pytest-benchmark recorded, if anything."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "benchmarks.json"
-        options = ["-q", "--no-header", "--benchmark-quiet", f"--benchmark-json={record}"]
+        options = ["-q", "--no-header", "--benchmark-quiet", f"--benchmark-json={record}", f"--device={device}"]
         options += ["--quick"] if quick else [f"--turns={TURNS}"]
         status = pytest.main([*options, *map(str, files)])
         text = record.read_text() if record.exists() else ""

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -150,7 +151,7 @@ cortex_fast::GumbelCodebook selection(Address logits, Address codebook, Address 
           sizes[1],
           sizes[2],
           sizes[3],
-          tau,
+          std::min(tau, std::numeric_limits<float>::max()),
           seed,
           draw};
 }
@@ -222,8 +223,9 @@ void smoothgrad_noise(Address x, Address sigma, Address noise, Address order, Ad
 template <typename T>
 void define_smoothgrad_noise(py::module_& module, const char* name) {
   module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("noise"),
-             py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("sizes"), py::arg("first_sample"),
-             py::arg("seed"), py::arg("antithetic"), py::arg("out"), py::arg("threads"), py::arg("level"));
+             py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("sizes"),
+             py::arg("first_sample"), py::arg("seed"), py::arg("antithetic"), py::arg("out"), py::arg("threads"),
+             py::arg("level"));
 }
 
 // sizes are rows, codes, channels.

@@ -43,3 +43,20 @@ class Convolutional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.norm(self.conv(x)))
         return self.head(self.drop(h.amax(dim=(2, 3))))
+
+
+def tiny(name: str, *, classes: int = 4, channels: int = 5, grid: int = 8) -> nn.Module:
+    """One of the package's extractors at its smallest, in eval mode, as training would leave it: with running
+    statistics, weights and biases of their own in every norm, and gradients of ordinary size."""
+    from cortex_fast.extractors import build
+
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        extractor = build(name, num_classes=classes, in_channels=channels, width=16, grid=grid)
+        for module in extractor.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.2, 0.6)
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0, 0.2)
+    return extractor.eval()

@@ -4,11 +4,13 @@ import ast
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -90,6 +92,50 @@ def test_core_knows_neither_python_nor_torch() -> None:
     for path in (ROOT / "csrc").rglob("*.*"):
         included = re.findall(r'#include [<"]([^>"]+)', path.read_text())
         assert not [name for name in included if name.lower().startswith(("python", "torch", "aten", "c10", "pybind"))]
+
+
+def objects(level: str) -> list[Path]:
+    """The object files of one level's vector code, from the last build."""
+    folder = ROOT / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    found = sorted((folder / "CMakeFiles" / f"cortex_fast_{level}.dir" / "csrc" / "cpu").glob("*.cpp.o"))
+    return [path for path in found if (ROOT / "csrc" / "cpu" / path.stem).exists()]  # a build folder keeps old ones
+
+
+def listing(program: str, *arguments: str | Path) -> str:
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program}")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_no_levels_code_can_stand_for_anothers(level: str) -> None:
+    """Of a symbol that several files define weakly the linker keeps one, and it may need what the processor has not."""
+    files = objects(level)
+    if not files:
+        pytest.skip(f"no build of {level} in build/native")
+    own = f"11cortex_fast{len(level)}{level}"  # cortex_fast::<level>, as names are mangled
+    weak = re.findall(r" [WwVvu] (\S+)$", listing("nm", *files), re.MULTILINE)
+    assert [name for name in weak if own not in name and name != "DW.ref.__gxx_personality_v0"] == []
+    assert any(own in name for name in weak)  # the templates: nm was understood
+
+
+@pytest.mark.parametrize(("level", "register"), [("avx2", "ymm"), ("avx512", "zmm")])
+def test_the_products_inner_loop_is_fused_and_stays_in_registers(level: str, register: str) -> None:
+    files = [path for path in objects(level) if path.name == "product.cpp.o"]
+    if platform.machine().lower() not in ("x86_64", "amd64") or not files:
+        pytest.skip(f"no build of {level} in build/native")
+    code = listing("objdump", "--disassemble", "--no-show-raw-insn", files[0])
+    lines = [(int(at, 16), text) for at, text in re.findall(r"^ *([0-9a-f]+):\s+(\S.*)$", code, re.MULTILINE)]
+    loops = []
+    for at, text in lines:
+        target = re.match(r"j\w+ +([0-9a-f]+) <", text)
+        if target is not None and int(target[1], 16) < at:
+            loops.append([inside for where, inside in lines if int(target[1], 16) <= where <= at])
+    fused = [loop for loop in loops if sum(f"%{register}" in text for text in loop if text.startswith("vfmadd")) >= 12]
+    innermost = min(fused, key=len, default=[])
+    assert innermost, f"no loop has twelve multiply-adds of {register} registers"
+    assert not [text for text in innermost if text.startswith(("vmulps", "vaddps", "call"))]
+    assert not [text for text in innermost if f"%{register}" in text and "(%rsp" in text]  # a sum that went to memory
 
 
 def test_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

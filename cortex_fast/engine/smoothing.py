@@ -9,6 +9,7 @@ from torch import Tensor
 from cortex_fast import ops
 from cortex_fast.engine.gradients import frozen, ordinary
 from cortex_fast.engine.parts import Parts, target_value
+from cortex_fast.engine.replay import Function, replayed
 from cortex_fast.engine.splitting import tensors
 
 MEMORY = 1 << 30  # bytes of activations in one pass
@@ -55,6 +56,14 @@ def _mean_gradient(
         together = max(1, copies // images)  # samples of one pass
         if noise.antithetic:
             together = max(2, together - together % 2)
+        graphs: dict[tuple[torch.Size, ...], Function] = {}
+
+        def gradients_of(targets: Tensor, *noisy: Tensor) -> tuple[Tensor, ...]:
+            leaves = tuple(z.detach().requires_grad_(True) for z in noisy)
+            value = target_value(parts, leaves, targets)
+            # a result of the prefix may be there for its shape alone
+            return torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+
         for first in range(samples.start, samples.stop, together):
             chunk = range(first, min(first + together, samples.stop))
             shared = _shared_noise(parts, x, noise, chunk) if noise.shared else None
@@ -66,10 +75,7 @@ def _mean_gradient(
                     noisy = tuple(
                         _spread(z.detach()[rows], e, noise.sigma[rows]) for z, e in zip(clean, shared, strict=True)
                     )
-                leaves = tuple(z.detach().requires_grad_(True) for z in noisy)
-                value = target_value(parts, leaves, target[rows].repeat(len(chunk)))
-                # a result may be there for its shape alone
-                gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+                gradients = replayed(gradients_of, graphs, target[rows].repeat(len(chunk)), *noisy)
                 for total, gradient in zip(sums, gradients, strict=True):
                     for sample in gradient.unflatten(0, (len(chunk), -1)):
                         total[rows] += sample

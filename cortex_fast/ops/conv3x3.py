@@ -43,6 +43,9 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
     if bias is not None:
         checks.floating("bias", bias)
         checks.same_shape("bias", bias, "weight's first dimension", weight.shape[:1])
+        checks.same_device(weight=weight, bias=bias)
+        if bias.dtype != weight.dtype:
+            raise TypeError(f"bias: expected {weight.dtype} as weight, got {bias.dtype}")
         bias = bias.detach().contiguous()
     weight = weight.detach()
     backend = choose("conv3x3", BACKENDS, impl, *(tensor for tensor in (weight, bias) if tensor is not None))
@@ -66,6 +69,8 @@ def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = Fal
     inputs = filters.weight.shape[1]
     if x.shape[1] != inputs:
         raise ValueError(f"x: expected {inputs} channels as in weight, got {list(x.shape)}")
+    if pool and min(x.shape[2:]) < 2:
+        raise ValueError(f"x: expected a grid of at least 2 x 2 to pool, got {list(x.shape)}")
     checks.same_device(x=x, weight=filters.weight)
     if x.dtype != filters.weight.dtype:
         raise TypeError(f"x: expected {filters.weight.dtype} as weight, got {x.dtype}")

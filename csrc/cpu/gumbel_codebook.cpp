@@ -1,6 +1,7 @@
-// Hard forward. Bound: the random words, ten rounds of Philox for four codes; 4 bytes of logits a code are read, and the
-// embedding is a gather: no one-hot, no product. Only few codes need their Gumbel: the transform falls as the word grows,
-// so that a block's smallest word and largest logit bound its scores, and a block that cannot win is passed over.
+// Hard forward. Bound: the random words, ten rounds of Philox for four codes; 4 bytes of logits a code are read, and
+// the embedding is a gather: no one-hot, no product. Only few codes need their Gumbel: the transform falls as the word
+// grows, so that a block's smallest word and largest logit bound its scores, and a block that cannot win is passed
+// over.
 //
 // Soft forward. Bound: the product y C, 2 R K d operations. y of a block of rows stays in cache.
 #include "cortex_fast/gumbel_codebook.h"
@@ -149,7 +150,7 @@ void soft_embedding(const GumbelCodebook& args, float* embedding, const Run& run
     soften_rows(args, start, rows, key, weights.get(), shares.get(), run);
     parallel_tasks(panels, run.threads, [&](int64_t panel) {
       alignas(64) float right[kChunk * kPanel];
-      float out[kRowBlock * kPanel];
+      float out[kRowBlock * kPanel] = {}, part[kRowBlock * kPanel];
       const int64_t column = panel * kPanel;
       const int64_t width = std::min(kPanel, args.channels - column);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -159,7 +160,9 @@ void soft_embedding(const GumbelCodebook& args, float* embedding, const Run& run
           const float* from = args.codebook + (first + i) * args.channels + column;
           for (int64_t j = 0; j < kPanel; ++j) right[i * kPanel + j] = j < width ? from[j] : 0.0f;
         }
-        panel_product({weights.get() + chunk * kRowBlock * kChunk, kChunk, 1}, rows, count, right, chunk > 0, out);
+        // each chunk's sum apart: one sum over all codes would be rounded once for each of them
+        panel_product({weights.get() + chunk * kRowBlock * kChunk, kChunk, 1}, rows, count, right, false, part);
+        for (int64_t i = 0; i < rows * kPanel; ++i) out[i] += part[i];
       }
       for (int64_t r = 0; r < rows; ++r) {
         float* to = embedding + (start + r) * args.channels + column;

@@ -2,10 +2,10 @@
 // (P, m and v read and written, P read once more). Published, the same takes two products and some fifteen passes over
 // [R, K].
 //
-// For a block of kRowBlock rows, D and the softmax's weights stay in cache (256 bytes a code). First pass, over chunks of
-// codes: D by panel products, the noise drawn again, the weights, and their sums with and without D. Those give y and
-// <y, D>; the second pass writes dP, or takes the optimiser's step in place, and reads P from cache. Nothing of [R, K]
-// is allocated.
+// For a block of kRowBlock rows, D and the softmax's weights stay in cache (256 bytes a code). First pass, over chunks
+// of codes: D by panel products, the noise drawn again, the weights, and their sums with and without D. Those give y
+// and <y, D>; the second pass writes dP, or takes the optimiser's step in place, and reads P from cache. Nothing of [R,
+// K] is allocated.
 //
 // Chunks are cut by sizes alone and their sums are combined in order: any number of threads gives the same bits.
 #include <algorithm>
@@ -81,6 +81,8 @@ void multiply(const GumbelCodebook& args, const Block& block, int64_t chunk) {
         panel_product({args.codebook + code * args.channels + k, args.channels, 1}, codes, depth, right + k * kPanel,
                       k > 0, out);
       }
+      // what the last square of vectors takes beyond the codes must be finite, whatever other rows left there
+      std::fill(out + codes * kPanel, out + ceil_div(codes, kFloats) * kFloats * kPanel, 0.0f);
       write_transposed(out, codes, block.d.get() + (chunk * kRowBlock + panel * kPanel) * kChunk + code % kChunk);
     }
   }
@@ -122,7 +124,9 @@ void second_pass(const GumbelCodebook& args, const Block& block, const Run& run,
     const float* weights = block.weights.get() + cell * kChunk;
     const float* d = block.d.get() + cell * kChunk;
     const double share = block.shares[static_cast<std::size_t>(cell)].factor;
-    const auto factor = static_cast<float>(share / static_cast<double>(args.tau));
+    // tiny tau: D - <y, D> may be 0, and times infinity would be NaN
+    constexpr double kMost = std::numeric_limits<float>::max();
+    const auto factor = static_cast<float>(std::min(share / static_cast<double>(args.tau), kMost));
     const auto dot = static_cast<float>(block.dots[r]);
     float gradient[kChunk];
     for (int64_t i = 0; i < count; ++i) gradient[i] = factor * weights[i] * (d[i] - dot);

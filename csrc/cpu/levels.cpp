@@ -23,14 +23,14 @@
 #define CORTEX_FAST_LEVEL avx512
 #include "operators.inc"
 #undef CORTEX_FAST_LEVEL
-#define CORTEX_FAST_AT_LEVEL(call)                 \
-  switch (run.level) {                             \
-    case Level::kAvx512:                           \
-      return avx512::call;                         \
-    case Level::kAvx2:                             \
-      return avx2::call;                           \
-    case Level::kBaseline:                         \
-      return baseline::call;                       \
+#define CORTEX_FAST_AT_LEVEL(call) \
+  switch (run.level) {             \
+    case Level::kAvx512:           \
+      return avx512::call;         \
+    case Level::kAvx2:             \
+      return avx2::call;           \
+    case Level::kBaseline:         \
+      return baseline::call;       \
   }
 #else
 #define CORTEX_FAST_AT_LEVEL(call) return baseline::call;

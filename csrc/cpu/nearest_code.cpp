@@ -18,9 +18,9 @@ namespace cortex_fast {
 namespace CORTEX_FAST_LEVEL {
 namespace {
 
-constexpr int64_t kTile = 96;        // codes
-constexpr int64_t kTiles = 4;        // of one task
-constexpr int64_t kPanels = 32;      // of rows, in one block
+constexpr int64_t kTile = 96;    // codes
+constexpr int64_t kTiles = 4;    // of one task
+constexpr int64_t kPanels = 32;  // of rows, in one block
 constexpr int64_t kRowBlock = kPanels * kPanel;
 constexpr int64_t kMaxDepth = 1024;  // of a panel: 64 KB
 constexpr double kLargest = 1e37;    // products beyond it are left to the search in double
@@ -103,7 +103,8 @@ int64_t search(const NearestCode& args, const Norms& norms, double largest_norm,
   const double depth = static_cast<double>(args.channels);
   const auto error = [&](int64_t tile) {
     const double code = norms.of_tile[static_cast<std::size_t>(tile)];
-    return unit * ((2 * depth + 4) * norm * code + 2 * code * code) + (depth + 2) * 0x1p-125;
+    const double decisive = (depth + 4) * 0x1p-51 * (norm + code) * (norm + code);  // of the distances in double
+    return unit * ((2 * depth + 4) * norm * code + 2 * code * code) + (depth + 2) * 0x1p-125 + decisive;
   };
   double limit = std::numeric_limits<double>::infinity();
   for (int64_t tile = 0; fits && tile < tiles; ++tile) {

@@ -87,12 +87,14 @@ CORTEX_FAST_INLINE Words shift_signed(const Words& a, int n) {
 }
 
 CORTEX_FAST_INLINE Floats float_of_signed(const Words& a) {
-  return {__builtin_convertvector((IntVector)a.v[0], FloatVector), __builtin_convertvector((IntVector)a.v[1], FloatVector)};
+  return {__builtin_convertvector((IntVector)a.v[0], FloatVector),
+          __builtin_convertvector((IntVector)a.v[1], FloatVector)};
 }
 
 // To the whole number nearest to zero's side.
 CORTEX_FAST_INLINE Words truncate(const Floats& a) {
-  return {(WordVector)__builtin_convertvector(a.v[0], IntVector), (WordVector)__builtin_convertvector(a.v[1], IntVector)};
+  return {(WordVector) __builtin_convertvector(a.v[0], IntVector),
+          (WordVector) __builtin_convertvector(a.v[1], IntVector)};
 }
 
 CORTEX_FAST_INLINE FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) {

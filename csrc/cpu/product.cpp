@@ -1,11 +1,11 @@
 // Bound: arithmetic. A step over the depth takes kRows broadcasts and kVectors loads for kRows kVectors multiply-adds;
-// the panel (kPanel floats a step) stays in the first cache. The left-hand side is streamed, kRows rows at a time, which
-// no hardware prefetcher follows well: the next tile's lines are asked for while this one is multiplied (measured on
-// AVX2: 50 to 58 GFLOP/s a core without, 69 to 86 with; torch's own product of the same 32 rows reached 31).
+// the panel (kPanel floats a step) stays in the first cache. The left-hand side is streamed, kRows rows at a time,
+// which no hardware prefetcher follows well: the next tile's lines are asked for while this one is multiplied (measured
+// on AVX2: 50 to 58 GFLOP/s a core without, 69 to 86 with; torch's own product of the same 32 rows reached 31).
 //
 // Compiled with contraction of a b + c (CMakeLists.txt): the accumulators stay in registers and each step is one fused
 // multiply-add where the level has it. Each sum has its own accumulator, in the order of the depth, so that tiling
-// never shows in a result.
+// never shows in a result; what it is added to comes last, so that a depth cut into parts loses less to rounding.
 #include "product.h"
 
 namespace cortex_fast {
@@ -34,7 +34,7 @@ void tile(const Left& left, int64_t depth, const float* panel, bool add, float* 
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      sums[i][j] = add ? *reinterpret_cast<const Unaligned*>(out + i * kPanel + j * kFloats) : Vector{};
+      sums[i][j] = Vector{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -60,7 +60,8 @@ void tile(const Left& left, int64_t depth, const float* panel, bool add, float* 
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      *reinterpret_cast<Unaligned*>(out + i * kPanel + j * kFloats) = sums[i][j];
+      Unaligned* to = reinterpret_cast<Unaligned*>(out + i * kPanel + j * kFloats);
+      *to = add ? *to + sums[i][j] : sums[i][j];
     }
   }
 }

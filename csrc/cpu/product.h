@@ -16,8 +16,9 @@ struct Left {
   int64_t row_stride, depth_stride;
 };
 
-// out[i * kPanel + j] = sum over k of left(i, k) panel[k * kPanel + j], for i in [0, rows) and j in [0, kPanel); added
-// to what out holds where `add` is true. The terms of a sum are added in the order of k, one multiply-add each.
+// out[i * kPanel + j] = sum over k of left(i, k) panel[k * kPanel + j], for i in [0, rows) and j in [0, kPanel); where
+// `add` is true the sum is added to what out holds. The terms of a sum are added in the order of k, one multiply-add
+// each.
 void panel_product(const Left& left, int64_t rows, int64_t depth, const float* panel, bool add, float* out);
 
 }  // namespace CORTEX_FAST_LEVEL

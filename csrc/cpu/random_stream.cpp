@@ -47,8 +47,8 @@ void random_stream(uint64_t seed, Stream stream, const int64_t* items, const int
   for_chunks(all_rows, sizes.length, run.threads, [&](int64_t at, int64_t first, int64_t count) {
     alignas(64) uint32_t words[kChunk];
     const int64_t row = at % sizes.rows, draw = at / sizes.rows % sizes.draws, item = at / sizes.rows / sizes.draws;
-    words_along_row(key, static_cast<uint64_t>(first / 4), static_cast<uint32_t>(row), static_cast<uint32_t>(items[item]),
-                    static_cast<uint32_t>(draws[draw]), count, words);
+    words_along_row(key, static_cast<uint64_t>(first / 4), static_cast<uint32_t>(row),
+                    static_cast<uint32_t>(items[item]), static_cast<uint32_t>(draws[draw]), count, words);
     transform(stream, words, count, out + at * sizes.length + first);
   });
 }

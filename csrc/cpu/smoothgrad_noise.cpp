@@ -1,10 +1,10 @@
-// Bound: 4 bytes (2 in half precision) an element written; x is read once for each sample, from cache. Against them stand
-// ten rounds of Philox for four normals and a logarithm, a root, a sine and a cosine for two: on AVX2 about as dear as
-// the writing.
+// Bound: 4 bytes (2 in half precision) an element written; x is read once for each sample, from cache. Against them
+// stand ten rounds of Philox for four normals and a logarithm, a root, a sine and a cosine for two: on AVX2 about as
+// dear as the writing.
 //
-// A task is a few quads of channels of one draw. Vectors run over grid positions, which are rows of the stream: the four
-// words of a counter then land in four channels, each contiguous. A task's noise serves every image that shares its
-// item, and both signs of an antithetic pair.
+// A task is a few quads of channels of one draw. Vectors run over grid positions, which are rows of the stream: the
+// four words of a counter then land in four channels, each contiguous. A task's noise serves every image that shares
+// its item, and both signs of an antithetic pair.
 #include "cortex_fast/smoothgrad_noise.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace cortex_fast {
 namespace CORTEX_FAST_LEVEL {
 namespace {
 
-constexpr int64_t kQuads = 8;       // of channels, in one task
+constexpr int64_t kQuads = 8;        // of channels, in one task
 constexpr int64_t kPositions = 256;  // drawn at once: 4 KB of words and as much of normals
 static_assert(kPositions % kLanes == 0 && kPositions % kPack == 0);
 
@@ -57,7 +57,8 @@ void write(const NoisyCopies<T>& args, int64_t group, int64_t draw, int64_t quad
       const float scale = sign == 0 ? args.sigma[image] : -args.sigma[image];
       for (int64_t c = 0; c < channels; ++c) {
         const int64_t from = (image * args.channels + channel + c) * args.positions + first;
-        const int64_t to = ((image * args.samples + sample + sign) * args.channels + channel + c) * args.positions + first;
+        const int64_t to =
+            ((image * args.samples + sample + sign) * args.channels + channel + c) * args.positions + first;
         add(args.x + from, normals.of_channel[c], scale, count, out + to);
       }
     }

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cortex_fast/gumbel_codebook.h"
-#include "cortex_fast/transforms.h"
 #include "cortex_fast/parallel.h"
+#include "cortex_fast/transforms.h"
 #include "words.h"
 
 namespace cortex_fast {
@@ -70,8 +70,9 @@ static inline void words_of(const GumbelCodebook& args, const Row& row, int64_t 
                   words);
 }
 
-// Weights of codes [first, first + count) of one row into `weights`, 0 past them in the last pack; returns the reference.
-// At tau = 1 the noise costs one logarithm less: exp(P + g) = exp(P) / -log(1 - u), with the largest P as the reference.
+// Weights of codes [first, first + count) of one row into `weights`, 0 past them in the last pack; returns the
+// reference. At tau = 1 the noise costs one logarithm less: exp(P + g) = exp(P) / -log(1 - u), with the largest P as
+// the reference.
 static inline float soften_chunk(const GumbelCodebook& args, const Row& row, int64_t first, int64_t count, Key key,
                                  float* weights) {
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -82,8 +83,8 @@ static inline float soften_chunk(const GumbelCodebook& args, const Row& row, int
   const float* logits = row.logits + first;
   if (!without_gumbel) {
     for (int64_t i = 0; i < count; i += kPack) {
-      const Floats noise = drawn ? gumbel_of<Floats>(load_words(words + i))
-                                 : load_padded(row.gumbel + first + i, count - i, 0.0f);
+      const Floats noise =
+          drawn ? gumbel_of<Floats>(load_words(words + i)) : load_padded(row.gumbel + first + i, count - i, 0.0f);
       store_floats(load_padded(logits + i, count - i, kLowest) + noise, weights + i);
     }
     logits = weights;  // the scores, from here on

@@ -1,5 +1,6 @@
 // Bound: memory. Every gradient is read once (4 B N d m^2 bytes: 21 MB for B 4, N 20, d 256, m 16) for one addition;
-// 4 B m^2 bytes are written. Gradients in half precision are half as many bytes. The floor is those bytes over the memory's bandwidth.
+// 4 B m^2 bytes are written. Gradients in half precision are half as many bytes. The floor is those bytes over the
+// memory's bandwidth.
 //
 // The sum over the samples is held in double for a tile of kTile elements that stays in the first cache, and is folded
 // into the reduction over channels before the next tile starts: the [B, d, m, m] mean never exists. Sums in double make

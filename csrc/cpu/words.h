@@ -22,7 +22,9 @@ CORTEX_FAST_INLINE Wide counting(uint64_t first, uint64_t second_first, uint64_t
 }
 
 // One vector's words into the lower halves, another's into the upper.
-CORTEX_FAST_INLINE WideVector both_halves(WideVector low, WideVector high) { return (low & 0xFFFFFFFFu) | (high << 32); }
+CORTEX_FAST_INLINE WideVector both_halves(WideVector low, WideVector high) {
+  return (low & 0xFFFFFFFFu) | (high << 32);
+}
 
 // The words of indices 4 first_quad, 4 first_quad + 1, ... of one row: `count` of them, rounded up to kWordBlock.
 static inline void words_along_row(Key key, uint64_t first_quad, uint32_t row, uint32_t item, uint32_t draw,

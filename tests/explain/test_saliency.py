@@ -65,7 +65,8 @@ def test_the_memory_and_the_batch_do_not_matter(batch, samples, memory, noise, a
     whole = token_saliency(extractor, x, target, **arguments)
     torch.testing.assert_close(token_saliency(extractor, x, target, memory=memory, **arguments), whole)
     last = batch - 1
-    alone = token_saliency(extractor, x[last:], target[last:], item_ids=torch.tensor([last]), memory=memory, **arguments)
+    own = torch.tensor([last])
+    alone = token_saliency(extractor, x[last:], target[last:], item_ids=own, memory=memory, **arguments)
     torch.testing.assert_close(alone[0], whole[last])
 
 

@@ -1,7 +1,5 @@
 """concept_counts: every backend against counting in Python, and the operator's contract."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -9,15 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cortex_fast.kernels import native
 from cortex_fast.ops.backends import BackendUnavailableError
 from cortex_fast.ops.concept_counts import PER, concept_counts
+from tests.ops.backends_under_test import assert_same_for_any_threads, needs_native
 
-needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
-IMPLS = ["reference", pytest.param("native", marks=needs_native)]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
 
-every_impl = pytest.mark.parametrize("impl", IMPLS)
+# not the fixture of conftest.py: this kernel is compiled once, for every instruction set
+every_impl = pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_native)])
 every_per = pytest.mark.parametrize("per", PER)
 
 
@@ -86,6 +83,21 @@ def test_occurrence_and_image_differ_on_a_repeated_token(impl: str) -> None:
 
 
 @every_impl
+@every_per
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (5, 51), (1, 257)])
+def test_grids_of_odd_sizes_and_empty_batches(impl: str, per: str, grid: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for batch, dtype in ((0, torch.uint16), (1, torch.uint8), (17, torch.int16), (33, torch.int64)):
+        tsv = torch.randint(0, 9, (batch, *grid), generator=generator).float()  # many ties
+        tokens = torch.randint(0, 200, (batch, *grid), generator=generator).to(dtype)
+        labels = torch.randint(0, 3, (batch,), generator=generator)
+        for top_n in {1, grid[1], grid[0] * grid[1]}:
+            options = {"top_n": top_n, "num_concepts": 3, "codebook_size": 200, "per": per, "impl": impl}
+            out = concept_counts(tsv, tokens, labels, **options)
+            np.testing.assert_array_equal(out.numpy(), formula(tsv, tokens, labels, top_n, (3, 200), per))
+
+
+@every_impl
 def test_signed_zeros_tie_and_infinities_order(impl: str) -> None:
     inf = float("inf")
     tsv, tokens = torch.tensor([[[-inf, -0.0, 0.0, inf]]]), torch.tensor([[[0, 1, 2, 3]]])
@@ -116,25 +128,12 @@ def test_other_floating_dtypes(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(out.numpy(), formula(tsv.to(dtype), tokens, labels, 20, (10, 1024), "occurrence"))
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @every_impl
 @every_per
-@pytest.mark.usefixtures("threads")
 def test_same_counts_for_any_threads_and_again(impl: str, per: str) -> None:
     tsv, tokens, labels = paper_sized(200)
-    outs = []
-    for count in (1, 2, 2, 5):
-        torch.set_num_threads(count)
-        outs.append(
-            concept_counts(tsv, tokens, labels * 0, top_n=20, num_concepts=1, codebook_size=1024, per=per, impl=impl)
-        )
-    assert all(torch.equal(outs[0], out) for out in outs)
+    options = {"top_n": 20, "num_concepts": 1, "codebook_size": 1024, "per": per, "impl": impl}
+    assert_same_for_any_threads(lambda: [concept_counts(tsv, tokens, labels * 0, **options)])
 
 
 @every_impl

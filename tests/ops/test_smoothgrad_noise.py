@@ -1,4 +1,4 @@
-"""smoothgrad_noise against x + sigma e in float64, and the promises of its stream. test_philox.py checks e itself."""
+"""smoothgrad_noise against x + sigma e in float64, and the promises of its stream."""
 
 import itertools
 
@@ -9,17 +9,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cortex_fast.ops import smoothgrad_noise
+from cortex_fast.ops.backends import BackendUnavailableError
+from tests.ops.backends_under_test import assert_same_for_any_threads, needs_native, random, same_bits
+from tests.ops.exact_stream import UNIT, normal_noise
 
 OPS = torch.ops.cortex_fast
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 def standard(
-    batch: int, samples: int, *shape: int, seed: int = 3, dtype: torch.dtype = torch.float32, **options: bool | Tensor
+    batch: int,
+    samples: int,
+    *shape: int,
+    seed: int = 3,
+    dtype: torch.dtype = torch.float32,
+    **options: bool | int | str | Tensor,
 ) -> Tensor:
     """e alone: the noisy copies of zeros with sigma 1. Float64 has its own backend, and floats of other last bits."""
     return smoothgrad_noise(torch.zeros(batch, *shape, dtype=dtype), torch.ones(batch), samples, seed=seed, **options)
@@ -30,11 +34,12 @@ def standard(
     batch=st.integers(0, 3),
     samples=st.integers(0, 4),
     shape=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4)),
-    dtype=st.sampled_from(DTYPES),
+    dtype=st.sampled_from(DTYPES[:3]),
     sigma_dtype=st.sampled_from(DTYPES),
     own_noise=st.booleans(),
 )
 def test_is_x_plus_sigma_noise(
+    impl: str,
     batch: int,
     samples: int,
     shape: tuple[int, int, int],
@@ -43,17 +48,103 @@ def test_is_x_plus_sigma_noise(
     own_noise: bool,
 ) -> None:
     x, sigma = random(batch, *shape, dtype=dtype), random(batch, seed=1).abs().to(sigma_dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    drawn = standard(batch, samples, *shape, dtype=wide)
+    drawn = standard(batch, samples, *shape, impl=impl)
     noise = random(batch, samples, *shape, seed=2, dtype=dtype) if own_noise else drawn
-    out = smoothgrad_noise(x, sigma, samples, seed=3, noise=noise if own_noise else None)
+    out = smoothgrad_noise(x, sigma, samples, seed=3, noise=noise if own_noise else None, impl=impl)
     assert out.dtype == dtype
     assert out.shape == (batch, samples, *shape)
     shift = sigma.double()[:, None, None, None, None] * noise.double()
     exact = x.double()[:, None] + shift
-    working = 2e-7 if dtype != torch.float64 else 4e-16
-    tiny = working * (x.double().abs()[:, None] + shift.abs())
+    tiny = 2e-7 * (x.double().abs()[:, None] + shift.abs())
     assert bool(((out.double() - exact).abs() <= 2 * (exact.to(dtype).double() - exact).abs() + tiny).all())
+
+
+SIZES = [  # samples, channels, grid: on both sides of the kernel's blocks of 256 positions, and of 32 channels a task
+    (3, 1, (1, 1)), (2, 7, (1, 7)), (1, 16, (3, 85)), (2, 17, (1, 257)), (1, 1030, (1, 7)), (2, 33, (16, 16)),
+    (5, 3, (2, 257)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_odd_sizes_with_the_streams_noise(
+    impl: str, sizes: tuple[int, int, tuple[int, int]], dtype: torch.dtype
+) -> None:
+    samples, channels, grid = sizes
+    ids, sigma = torch.tensor([6, 2**32 - 1, 6]), torch.tensor([0.5, 2.0, 1e-3])
+    x = random(3, channels, *grid, dtype=dtype)
+    out = smoothgrad_noise(x, sigma, samples, seed=2**63 - 1, item_ids=ids, impl=impl)
+    e = torch.from_numpy(normal_noise(2**63 - 1, ids, samples, channels, grid))
+    shift = sigma.double()[:, None, None, None, None] * e
+    exact = x.double()[:, None] + shift
+    # a normal is within a few units of its radius, below 6.8
+    tiny = UNIT * (42 * sigma.double()[:, None, None, None, None] + 2 * x.double().abs()[:, None] + 2 * shift.abs())
+    rounding = 0 if dtype == torch.float32 else 1.01 * (exact.to(dtype).double() - exact).abs()
+    half_way = 0 if dtype == torch.float32 else torch.finfo(dtype).eps * tiny  # may round to the other neighbour
+    assert out.dtype == dtype
+    assert bool(((out.double() - exact).abs() <= tiny + half_way + rounding).all())
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_same_bits_for_any_threads_and_any_batch(impl: str, dtype: torch.dtype, antithetic: bool) -> None:
+    x, sigma, ids = random(4, 37, 5, 53, dtype=dtype), random(4, seed=1).abs(), torch.tensor([3, 9, 3, 0])
+
+    def noisy(part: slice | list[int]) -> Tensor:
+        options = {"seed": 4, "item_ids": ids[part], "antithetic": antithetic, "impl": impl}
+        return smoothgrad_noise(x[part], sigma[part], 3, **options)
+
+    assert_same_for_any_threads(lambda: [noisy(slice(None))])
+    together = noisy(slice(None))
+    for part in (slice(1), slice(2, 4), [3, 1], [2, 2]):
+        assert same_bits([noisy(part)], [together[part]])
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_samples_may_be_made_in_parts(impl: str, antithetic: bool) -> None:
+    together = standard(2, 7, 3, 2, 3, antithetic=antithetic, impl=impl)
+    for first, samples in ((0, 2), (2, 5), (4, 1), (6, 0)):
+        part = standard(2, samples, 3, 2, 3, first_sample=first, antithetic=antithetic, impl=impl)
+        assert same_bits([part], [together[:, first : first + samples]])
+    last = standard(1, 2, 3, 2, 2, first_sample=2**32 - 2, impl=impl)
+    e = normal_noise(3, torch.tensor([0]), 2, 3, (2, 2), first_sample=2**32 - 2)
+    torch.testing.assert_close(last.double(), torch.from_numpy(e), rtol=0, atol=42 * UNIT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_nan_and_infinity_stay_where_they_are(impl: str, dtype: torch.dtype) -> None:
+    x, sigma = random(2, 3, 2, 5, dtype=dtype), torch.ones(2)
+    clean = smoothgrad_noise(x, sigma, 2, seed=0, impl=impl)
+    special = [torch.nan, torch.inf, -torch.inf]
+    x[0, 1, 1, :3] = torch.tensor(special, dtype=dtype)
+    out = smoothgrad_noise(x, sigma, 2, seed=0, impl=impl)
+    for sample in range(2):
+        torch.testing.assert_close(out[0, sample, 1, 1, :3].tolist(), special, equal_nan=True)
+    out[0, :, 1, 1, :3] = clean[0, :, 1, 1, :3]
+    assert torch.equal(out, clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_round_to_the_nearest_ties_to_even(impl: str, dtype: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).float()
+    every = every[every.isfinite()].sort().values
+    ties = (every[1:].double() / 2 + every[:-1].double() / 2).float()
+    most = torch.tensor([torch.finfo(dtype).max], dtype=torch.float32)
+    beyond = most * (1 + torch.finfo(dtype).eps / 4)  # half a step beyond the largest
+    noise = torch.cat((every, ties, beyond, -beyond, torch.tensor([torch.inf, -torch.inf, torch.nan])))
+    infinity = torch.full_like(noise, torch.inf)
+    noise = torch.cat((noise, noise.nextafter(infinity), noise.nextafter(-infinity)))[None, None, None, None]
+    x = torch.zeros(1, 1, 1, noise.shape[-1], dtype=dtype)
+    out = smoothgrad_noise(x, torch.ones(1), 1, seed=0, noise=noise, impl=impl)
+    torch.testing.assert_close(out, noise.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_lazily_negated_views(impl: str) -> None:
+    x, sigma, noise = random(2, 3, 2, 2), random(2, seed=1), random(2, 4, 3, 2, 2, seed=2)
+    lazy = (torch._neg_view(tensor) for tensor in (x, sigma, noise))
+    negated_x, negated_sigma, negated_noise = lazy
+    got = smoothgrad_noise(negated_x, negated_sigma, 4, seed=0, noise=negated_noise, impl=impl)
+    assert torch.equal(got, smoothgrad_noise(-x, -sigma, 4, seed=0, noise=-noise, impl=impl))
 
 
 def test_float64_is_not_narrowed() -> None:
@@ -63,35 +154,37 @@ def test_float64_is_not_narrowed() -> None:
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
-def test_noise_of_an_image_does_not_depend_on_its_batch_or_order(antithetic: bool) -> None:
+def test_noise_of_an_image_does_not_depend_on_its_batch_or_order(impl: str, antithetic: bool) -> None:
     ids = torch.tensor([8, 0, 2**32 - 1, 3])
-    together = standard(4, 5, 3, 2, 3, item_ids=ids, antithetic=antithetic)
+    together = standard(4, 5, 3, 2, 3, item_ids=ids, antithetic=antithetic, impl=impl)
     for order in ([3, 1, 0, 2], [2], [0, 3]):
         assert torch.equal(
-            standard(len(order), 5, 3, 2, 3, item_ids=ids[order], antithetic=antithetic), together[order]
+            standard(len(order), 5, 3, 2, 3, item_ids=ids[order], antithetic=antithetic, impl=impl), together[order]
         )
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
-def test_fewer_samples_are_the_first_ones(antithetic: bool) -> None:
-    most = standard(2, 7, 3, 2, 3, antithetic=antithetic)
+def test_fewer_samples_are_the_first_ones(impl: str, antithetic: bool) -> None:
+    most = standard(2, 7, 3, 2, 3, antithetic=antithetic, impl=impl)
     for samples in range(7):
-        assert torch.equal(standard(2, samples, 3, 2, 3, antithetic=antithetic), most[:, :samples])
+        assert torch.equal(standard(2, samples, 3, 2, 3, antithetic=antithetic, impl=impl), most[:, :samples])
 
 
-def test_fewer_channels_are_the_first_ones() -> None:
-    assert torch.equal(standard(2, 2, 5, 2, 3), standard(2, 2, 9, 2, 3)[:, :, :5])
+def test_fewer_channels_are_the_first_ones(impl: str) -> None:
+    assert torch.equal(standard(2, 2, 5, 2, 3, impl=impl), standard(2, 2, 9, 2, 3, impl=impl)[:, :, :5])
 
 
-def test_equal_ids_share_noise_and_others_do_not() -> None:
-    noise = standard(4, 3, 4, 2, 2, item_ids=torch.tensor([7, 2, 7, 2]))
+def test_equal_ids_share_noise_and_others_do_not(impl: str) -> None:
+    noise = standard(4, 3, 4, 2, 2, item_ids=torch.tensor([7, 2, 7, 2]), impl=impl)
     assert torch.equal(noise[0], noise[2])
     assert torch.equal(noise[1], noise[3])
     assert not (noise[0] == noise[1]).any()
 
 
-def test_ids_default_to_0_1_2() -> None:
-    assert torch.equal(standard(3, 2, 3, 2, 2), standard(3, 2, 3, 2, 2, item_ids=torch.tensor([0, 1, 2])))
+def test_ids_default_to_0_1_2(impl: str) -> None:
+    assert torch.equal(
+        standard(3, 2, 3, 2, 2, impl=impl), standard(3, 2, 3, 2, 2, item_ids=torch.tensor([0, 1, 2]), impl=impl)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.uint16, torch.uint32])
@@ -100,15 +193,15 @@ def test_ids_of_any_integer_type(dtype: torch.dtype) -> None:
     assert torch.equal(standard(2, 2, 3, 2, 2, item_ids=ids.to(dtype)), standard(2, 2, 3, 2, 2, item_ids=ids))
 
 
-def test_seeds_samples_positions_and_channels_differ() -> None:
-    first, second = standard(2, 3, 5, 2, 2, seed=0), standard(2, 3, 5, 2, 2, seed=1)
+def test_seeds_samples_positions_and_channels_differ(impl: str) -> None:
+    first, second = standard(2, 3, 5, 2, 2, seed=0, impl=impl), standard(2, 3, 5, 2, 2, seed=1, impl=impl)
     assert not (first == second).any()
     assert len(first.unique()) == first.numel()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 5, 6])
-def test_antithetic_samples_are_pairs_of_the_plain_draws(samples: int) -> None:
-    plain, paired = standard(2, 3, 4, 3, 2), standard(2, samples, 4, 3, 2, antithetic=True)
+def test_antithetic_samples_are_pairs_of_the_plain_draws(impl: str, samples: int) -> None:
+    plain, paired = standard(2, 3, 4, 3, 2, impl=impl), standard(2, samples, 4, 3, 2, antithetic=True, impl=impl)
     assert paired.shape[1] == samples
     for sample in range(samples):
         assert torch.equal(paired[:, sample], plain[:, sample // 2] * (-1) ** sample)
@@ -116,9 +209,9 @@ def test_antithetic_samples_are_pairs_of_the_plain_draws(samples: int) -> None:
         assert not (paired[:, first] + paired[:, first + 1]).any()
 
 
-def test_sigma_zero_leaves_the_image() -> None:
+def test_sigma_zero_leaves_the_image(impl: str) -> None:
     x = random(2, 3, 2, 2)
-    out = smoothgrad_noise(x, torch.tensor([0.0, 1.0]), 3, seed=0)
+    out = smoothgrad_noise(x, torch.tensor([0.0, 1.0]), 3, seed=0, impl=impl)
     assert torch.equal(out[0], x[:1].expand(3, 3, 2, 2))
     assert not (out[1] == x[1]).any()
 
@@ -127,10 +220,10 @@ def test_sigma_zero_leaves_the_image() -> None:
     "shape", [(0, 2, 3, 2, 2), (2, 0, 3, 2, 2), (0, 0, 3, 2, 2), (2, 2, 0, 2, 2), (2, 2, 3, 0, 0), (2, 3, 1, 1, 1)]
 )
 @pytest.mark.parametrize("antithetic", [False, True])
-def test_empty_and_single(shape: tuple[int, ...], antithetic: bool) -> None:
+def test_empty_and_single(impl: str, shape: tuple[int, ...], antithetic: bool) -> None:
     batch, samples, *image = shape
     x = torch.zeros(batch, *image, requires_grad=True)
-    out = smoothgrad_noise(x, torch.ones(batch), samples, seed=0, antithetic=antithetic)
+    out = smoothgrad_noise(x, torch.ones(batch), samples, seed=0, antithetic=antithetic, impl=impl)
     assert out.shape == shape
     out.sum().backward()
     assert x.grad is not None
@@ -147,13 +240,13 @@ def views() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", views())
-def test_strided_views(name: str) -> None:
+def test_strided_views(impl: str, name: str) -> None:
     x, sigma, noise = views()[name], random(4).abs()[::2], random(2, 4, 5, 2, 3).permute(0, 3, 4, 1, 2)
-    out = smoothgrad_noise(x, sigma, 2, seed=0, noise=noise)
+    out = smoothgrad_noise(x, sigma, 2, seed=0, noise=noise, impl=impl)
     expected = x.double()[:, None] + sigma.double()[:, None, None, None, None] * noise.double()
     torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
-    drawn = smoothgrad_noise(x, sigma, 2, seed=5)
-    assert torch.equal(drawn, smoothgrad_noise(x.contiguous(), sigma.contiguous(), 2, seed=5))
+    drawn = smoothgrad_noise(x, sigma, 2, seed=5, impl=impl)
+    assert torch.equal(drawn, smoothgrad_noise(x.contiguous(), sigma.contiguous(), 2, seed=5, impl=impl))
 
 
 def test_gradients() -> None:
@@ -195,12 +288,6 @@ def test_noise_is_not_kept_where_only_x_needs_a_gradient() -> None:
     assert sum(kept) <= 2  # the item ids
 
 
-def test_same_call_gives_the_same_bits() -> None:
-    x, sigma = random(3, 5, 3, 3), random(3).abs()
-    first = smoothgrad_noise(x, sigma, 4, seed=9)
-    assert all(torch.equal(smoothgrad_noise(x, sigma, 4, seed=9), first) for _ in range(3))
-
-
 @pytest.mark.parametrize(
     ("changed", "error", "named"),
     [
@@ -229,6 +316,9 @@ def test_same_call_gives_the_same_bits() -> None:
         ({"sigma": torch.ones(2, device="meta")}, ValueError, "sigma"),
         ({"item_ids": torch.arange(2, device="meta")}, ValueError, "item_ids"),
         ({"noise": torch.zeros(2, 2, 3, 4, 4, device="meta")}, ValueError, "noise"),
+        ({"first_sample": -1}, ValueError, "first_sample"),
+        ({"first_sample": 2**32}, ValueError, "first_sample"),
+        ({"first_sample": 1, "antithetic": True}, ValueError, "first_sample"),
         ({"impl": "fast"}, ValueError, "impl"),
     ],
 )
@@ -238,11 +328,21 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
         smoothgrad_noise(**arguments)
 
 
+@needs_native
+def test_forced_native_says_why_it_cannot_serve() -> None:
+    x = torch.zeros(1, 1, 1, 1)
+    for wide in ({"x": x.double()}, {"x": x, "noise": torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)}):
+        with pytest.raises(BackendUnavailableError, match=r"smoothgrad_noise: impl='native' .* not torch.float64"):
+            smoothgrad_noise(**wide, sigma=torch.ones(1), num_samples=1, seed=0, impl="native")
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_opcheck(drawn: bool) -> None:
     x, sigma, noise = (tensor.requires_grad_() for tensor in (random(2, 3, 4, 5), random(2), random(2, 2, 3, 4, 5)))
     ids = torch.tensor([4, 1])
-    torch.library.opcheck(OPS.smoothgrad_noise.default, (x, sigma, ids, None if drawn else noise, 2, 7, drawn, "auto"))
+    torch.library.opcheck(
+        OPS.smoothgrad_noise.default, (x, sigma, ids, None if drawn else noise, 2, 0, 7, drawn, "auto")
+    )
 
 
 @pytest.mark.parametrize("name", views())
@@ -251,7 +351,7 @@ def test_the_fake_knows_the_strides(name: str) -> None:
     for x in (views()[name], views()[name].half()):
         torch.library.opcheck(
             OPS.smoothgrad_noise.default,
-            (x, torch.ones(2), torch.arange(2), permuted, 2, 0, False, "auto"),
+            (x, torch.ones(2), torch.arange(2), permuted, 2, 0, 0, False, "auto"),
             test_utils="test_faketensor",
         )
 

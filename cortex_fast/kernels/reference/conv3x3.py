@@ -42,5 +42,5 @@ def backward(upstream: Tensor, mask: Tensor, weight: Tensor, pool: bool, size: t
         wide = upstream.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         gradient = F.pad(wide, (0, size[1] - wide.shape[3], 0, size[0] - wide.shape[2]))
     if mask.numel():
-        gradient = gradient * unpack_bits(mask, weight.shape[0])
+        gradient = gradient.where(unpack_bits(mask, weight.shape[0]), 0)  # a product would let NaN through
     return F.conv_transpose2d(gradient, weight, padding=1).contiguous(memory_format=torch.channels_last)

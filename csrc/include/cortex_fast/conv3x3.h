@@ -10,8 +10,8 @@ namespace cortex_fast {
 // Images are channels-last and contiguous. A mask has a bit for each element before pooling, [images, height, width,
 // ceil(channels / 8)] bytes, the lowest bit first: whether a gradient passes there.
 struct Conv3x3 {
-  // [images, height, width, inputs]; where `unpool` is true [images, height / 2, width / 2, inputs], each value standing
-  // for its 2 x 2 window; elements whose bit of input_mask (if not null) is 0 count as 0.
+  // [images, height, width, inputs]; where `unpool` is true [images, height / 2, width / 2, inputs], each value
+  // standing for its 2 x 2 window; elements whose bit of input_mask (if not null) is 0 count as 0.
   const float* input;
   const std::uint8_t* input_mask;
   // U = G w G^T of each filter, in panels: [36, ceil(outputs / 16), inputs, 16], zero past the last output.
@@ -20,7 +20,7 @@ struct Conv3x3 {
   std::int64_t images, height, width, inputs, outputs;
   bool unpool;  // of the input
   bool relu, pool;
-  float* output;  // [images, height, width, outputs], or with pool [images, height / 2, width / 2, outputs]
+  float* output;              // [images, height, width, outputs], or with pool [images, height / 2, width / 2, outputs]
   std::uint8_t* output_mask;  // of ReLU and pooling, or null; written as a whole
 };
 

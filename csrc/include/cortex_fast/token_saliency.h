@@ -10,8 +10,8 @@ namespace cortex_fast {
 
 enum class Reduction { kAbsMax, kMax, kMean };
 
-// Gradients [batch, samples, channels, height, width] of float, BFloat16 or Float16; strides in elements, in that order,
-// of any sign and value.
+// Gradients [batch, samples, channels, height, width] of float, BFloat16 or Float16; strides in elements, in that
+// order, of any sign and value.
 template <typename T>
 struct Gradients {
   const T* data;

@@ -1,0 +1,63 @@
+"""The engine on a GPU against the CPU. Skipped where there is none; tools/gpu_check.sh runs them where there is one."""
+
+import pytest
+import torch
+
+from cortex_fast import ops
+from cortex_fast.engine import Noise, prepare
+from cortex_fast.explain import smoothgrad, token_saliency
+from cortex_fast.extractors import build
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+KINDS = ("ce", "ce_deep", "re", "te")
+
+
+def problem(kind: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    extractor = build(kind, num_classes=7, in_channels=16, width=32, grid=8).eval()
+    return extractor, torch.randn(5, 16, 8, 8), torch.arange(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+def test_smoothgrad_is_the_cpus(kind, noise):
+    extractor, x, target = problem(kind)
+    expected = smoothgrad(extractor, x, target, num_samples=6, noise=noise)
+    got = smoothgrad(extractor.cuda(), x.cuda(), target.cuda(), num_samples=6, noise=noise)
+    torch.testing.assert_close(got.cpu(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_passes_do_not_depend_on_their_number(kind):
+    """Small passes are replayed from one CUDA graph, one large pass is captured and launched once."""
+    extractor, x, target = problem(kind)
+    extractor, x, target = extractor.cuda(), x.cuda(), target.cuda()
+    whole = token_saliency(extractor, x, target, num_samples=8)
+    torch.testing.assert_close(
+        token_saliency(extractor, x, target, num_samples=8, memory=1), whole, rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_keeps_the_top_tokens(precision):
+    extractor, x, target = problem("ce")
+    extractor, x, target = extractor.cuda(), x.cuda(), target.cuda()
+    noise = Noise(torch.full((5,), 0.5, device="cuda"), torch.arange(5, device="cuda"), 0, True, False)
+    exact = prepare(extractor, x).token_saliency(x, target, noise)
+    rough = prepare(extractor, x, precision=precision).token_saliency(x, target, noise)
+    pairs = zip(exact.flatten(1).topk(16).indices, rough.flatten(1).topk(16).indices, strict=True)
+    shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in pairs]
+    assert min(shared) >= 12
+
+
+def test_operators_on_the_gpu_are_the_cpus():
+    x, sigma = torch.randn(3, 6, 4, 4), torch.rand(3)
+    noisy = ops.smoothgrad_noise(x, sigma, 4, seed=1)
+    torch.testing.assert_close(
+        ops.smoothgrad_noise(x.cuda(), sigma.cuda(), 4, seed=1).cpu(), noisy, rtol=1e-5, atol=1e-5
+    )
+    logits, codebook = torch.randn(2, 5, 301), torch.randn(301, 8)
+    embedding, index = ops.gumbel_codebook(logits, codebook, seed=2)
+    on_gpu, index_on_gpu = ops.gumbel_codebook(logits.cuda(), codebook.cuda(), seed=2)
+    assert torch.equal(index_on_gpu.cpu(), index)
+    assert torch.equal(on_gpu.cpu(), embedding)

@@ -1,0 +1,244 @@
+"""Folding: the same function as the extractor, in float64, with fewer layers; and the extractor left as it was."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cortex_fast.engine.folding import UntraceableError, fold, without_bias
+from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, linear, norm
+from tests.known_extractors import Convolutional, tiny
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+FEATURES = CHANNELS * GRID * GRID
+
+
+def twice_normed() -> nn.Module:
+    return ended(lambda self, x: self.one(self.conv(x)) + self.two(self.conv(x)), conv=conv(), one=norm(), two=norm())
+
+
+def read_elsewhere() -> nn.Module:
+    def body(self, x):
+        h = self.conv(x)
+        return self.norm(h) * h
+
+    return ended(body, conv=conv(), norm=norm())
+
+
+def norm_used_twice() -> nn.Module:
+    def body(self, x):
+        return self.norm(self.one(x)) - self.norm(self.two(x))
+
+    return ended(body, one=conv(seed=5), two=conv(seed=6), norm=norm())
+
+
+def layer_and_weight() -> nn.Module:
+    def body(self, x):
+        return self.norm(self.conv(x)) * self.conv.weight.sum()
+
+    return ended(body, conv=conv(), norm=norm())
+
+
+def flat(**options) -> nn.Module:
+    return Of(
+        lambda self, x: self.head(F.relu(self.norm(self.one(x.flatten(1))))),
+        one=linear(FEATURES, 8, **options),
+        norm=norm(flat=True),
+        head=linear(8),
+    )
+
+
+def over_time() -> nn.Module:
+    """BatchNorm1d behind Conv1d is not folded, and must not be taken for one behind a linear layer."""
+    return Of(
+        lambda self, x: self.head(F.relu(self.norm(self.conv(x.flatten(2)))).mean(2)),
+        conv=nn.Conv1d(CHANNELS, 8, 3),
+        norm=norm(flat=True),
+        head=linear(8),
+    )
+
+
+class Attentive(nn.Module):
+    """Parameters and buffers that the forward reads itself, nested and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.gate = nn.Parameter(torch.randn(1, CHANNELS, 1, 1))
+        self.register_buffer("shift", torch.randn(1, CHANNELS, GRID, GRID))
+        self.head = linear(FEATURES)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x * self.inner.gate + self.shift).flatten(1))
+
+
+HAND_MADE = {  # extractor, BatchNorms that stay
+    "norm after a convolution": (Convolutional(CHANNELS, 4), 0),
+    "without bias": (ended(lambda self, x: self.norm(self.conv(x)), conv=conv(bias=False), norm=norm()), 0),
+    "norm without affine": (ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=norm(affine=False)), 0),
+    "grouped and strided": (
+        ended(
+            lambda self, x: self.norm(self.conv(x)), 10 * 16, conv=conv(outputs=10, groups=5, stride=2), norm=norm(10)
+        ),
+        0,
+    ),
+    "other epsilon": (ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=norm(eps=0.5)), 0),
+    "norm after a linear layer": (flat(), 0),
+    "norm after a linear layer without bias": (flat(bias=False), 0),
+    "norm after a one-dimensional convolution": (over_time(), 1),
+    "norm before anything": (
+        ended(lambda self, x: self.conv(self.norm(x)), conv=conv(), norm=norm(CHANNELS)),
+        1,
+    ),
+    "two norms in a row": (
+        ended(lambda self, x: self.two(self.one(self.conv(x))), conv=conv(), one=norm(), two=norm(seed=9)),
+        0,
+    ),
+    "norm of the batch's own statistics": (
+        ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=norm(track_running_stats=False)),
+        1,
+    ),
+    "a layer used twice": (twice_normed(), 2),
+    "a result read elsewhere": (read_elsewhere(), 1),
+    "a norm used twice": (norm_used_twice(), 0),
+    "a weight read elsewhere": (layer_and_weight(), 0),
+    "functional norm": (
+        ended(
+            lambda self, x: F.batch_norm(self.conv(x), self.norm.running_mean, self.norm.running_var),
+            conv=conv(),
+            norm=norm(),
+        ),
+        0,
+    ),
+    "dropouts of every sort": (
+        ended(
+            lambda self, x: F.alpha_dropout(
+                F.dropout2d(F.dropout(self.two(self.one(self.conv(x))), 0.5, self.training), training=False),
+                training=False,
+            ),
+            conv=conv(),
+            one=nn.Dropout2d(),
+            two=nn.Sequential(nn.AlphaDropout(), nn.Identity(), nn.FeatureAlphaDropout()),
+        ),
+        0,
+    ),
+    "nested sequences": (
+        nn.Sequential(
+            nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential()),
+            nn.ModuleList([nn.ReLU()])[0],
+            nn.Sequential(nn.Flatten(), nn.Dropout(), linear(8 * GRID * GRID)),
+        ),
+        0,
+    ),
+    "the shape read": (
+        ended(lambda self, x: self.norm(self.conv(x)).reshape(x.shape[0], -1), conv=conv(), norm=norm()),
+        0,
+    ),
+    "own parameters and buffers": (Attentive(), 0),
+    "no parameters": (Of(lambda self, x: (x**3).mean(dim=(2, 3))), 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_extractors_folded_are_the_extractors(kind, batch):
+    extractor, x = tiny(kind).double(), embedding(batch, dtype=torch.float64)
+    folded = fold(extractor)
+    torch.testing.assert_close(folded(x), extractor(x), rtol=1e-10, atol=1e-12)
+    assert not [module for module in folded.modules() if isinstance(module, (*NORMS, nn.Dropout))]
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_hand_made_modules_folded_are_what_they_were(name):
+    extractor, norms = HAND_MADE[name]
+    extractor = copy.deepcopy(extractor).eval().double()
+    folded = fold(extractor)
+    for batch in (1, 4):
+        x = embedding(batch, dtype=torch.float64)
+        torch.testing.assert_close(folded(x), extractor(x), rtol=1e-10, atol=1e-12)
+    assert len([module for module in folded.modules() if isinstance(module, NORMS)]) == norms
+    assert not [module for module in folded.modules() if type(module) in (nn.Dropout, nn.Dropout2d, nn.AlphaDropout)]
+
+
+def by_value(self, x):
+    return self.head(x.flatten(1)) if x.sum() > 0 else -self.head(x.flatten(1))
+
+
+def by_length(self, x):
+    return torch.stack([self.head(image.flatten()) for image in x])
+
+
+def failing(self, x):
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (by_value, "torch.fx cannot trace it: TraceError: .*control flow"),
+        (by_length, "torch.fx cannot trace it: TraceError: .*iter"),
+        (failing, "torch.fx cannot trace it: KeyError: 'no such thing'"),
+    ],
+)
+def test_what_cannot_be_traced_is_told(function, reason):
+    with pytest.raises(UntraceableError, match=reason):
+        fold(Of(function, head=linear(FEATURES)))
+
+
+def test_more_than_one_argument_is_told():
+    class Masked(Convolutional):
+        def forward(self, x, mask=None):
+            return super().forward(x)
+
+    with pytest.raises(UntraceableError, match="more than one argument"):
+        fold(Masked(CHANNELS, 4).eval())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_extractor_is_left_as_it_was(kind):
+    extractor = tiny(kind)
+    next(extractor.parameters()).requires_grad_(False)
+    calls = []
+    next(module for module in extractor.modules() if isinstance(module, nn.Linear)).register_forward_hook(
+        lambda *_: calls.append(1)
+    )
+    state = {name: (value, value.clone()) for name, value in extractor.state_dict(keep_vars=True).items()}
+    modules = dict(extractor.named_modules())
+    flags = {name: (p.requires_grad, p.is_leaf) for name, p in extractor.named_parameters()}
+    hooks = {name: len(module._forward_hooks) for name, module in modules.items()}
+    wanted = extractor(embedding())
+    before = len(calls)
+
+    folded = fold(extractor)
+    folded(embedding())
+
+    after = extractor.state_dict(keep_vars=True)
+    assert list(after) == list(state)
+    assert all(after[name] is kept and torch.equal(kept, copied) for name, (kept, copied) in state.items())
+    assert {name: (p.requires_grad, p.is_leaf) for name, p in extractor.named_parameters()} == flags
+    assert dict(extractor.named_modules()) == modules
+    assert {name: len(module._forward_hooks) for name, module in modules.items()} == hooks
+    assert not any(module.training for module in modules.values())
+    calls.clear()
+    assert torch.equal(extractor(embedding()), wanted) and len(calls) == before
+
+
+def test_what_is_not_folded_is_shared_and_not_copied():
+    extractor = Convolutional(CHANNELS, 4).eval()
+    folded = fold(extractor)
+    assert folded.head.weight is extractor.head.weight
+    own = {parameter.data_ptr() for parameter in extractor.parameters()}
+    merged = [parameter for name, parameter in folded.named_parameters() if name.startswith("conv")]
+    assert len(merged) == 2
+    assert not any(parameter.requires_grad or parameter.data_ptr() in own for parameter in merged)
+
+
+@pytest.mark.parametrize("layer", [conv(), conv(bias=False), linear(GRID), nn.AvgPool2d(2), nn.Flatten()])
+def test_the_linear_part_of_a_layer_is_what_is_left_without_its_value_at_zero(layer):
+    part, x = without_bias(layer), embedding()
+    torch.testing.assert_close(part(x), layer(x) - layer(torch.zeros_like(x)))
+    assert not part(torch.zeros_like(x)).any()
+    if isinstance(layer, nn.Conv2d):
+        assert part.weight is layer.weight and len(list(layer.parameters())) in (1, 2)

@@ -1,0 +1,45 @@
+"""What the operators' tests share: the backends that run here, and bits that must agree."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from cortex_fast.kernels import native
+
+if native.UNAVAILABLE is None:
+    from cortex_fast import _native
+
+    LEVELS = _native.levels()
+else:
+    LEVELS = ["baseline"]  # the tests of it say why they are skipped
+
+EPS = torch.finfo(torch.float32).eps
+needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
+NATIVE = [pytest.param(level, marks=needs_native) for level in LEVELS]
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def same_bits(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Also where they are NaN, and not where only the zeros' signs differ."""
+    return all(
+        a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def assert_same_for_any_threads(compute: Callable[[], Sequence[Tensor]]) -> None:
+    """The same bits from 1, 2, 3 and 5 threads, and again."""
+    before = torch.get_num_threads()
+    try:
+        outs = []
+        for count in (1, 2, 3, 5, 5):
+            torch.set_num_threads(count)
+            outs.append(compute())
+    finally:
+        torch.set_num_threads(before)
+    assert all(same_bits(outs[0], out) for out in outs[1:])

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds, tests and benchmarks everything on a machine with a GPU, in one command; what it finds goes to $OUT
+# (default: build/gpu_check). Uses the torch, cmake, ninja and pybind11 that the machine has: nothing is downloaded.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-build/gpu_check}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+
+"$python" -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU here"'
+"$python" -m pip install --quiet --no-build-isolation --no-deps --editable . 2>&1 | tee "$out/build.txt"
+"$python" -m cortex_fast.cli info | tee "$out/info.txt"
+nvidia-smi | tee "$out/nvidia-smi.txt"
+
+# each step's failure is kept until all have run: the machine is lent for minutes
+status=0
+"$python" -m pytest tests/ops tests/engine tests/explain -q 2>&1 | tee "$out/tests.txt" || status=1
+"$python" -m benchmarks --device cuda --write 2>&1 | tee "$out/benchmarks.txt" || status=1
+cp benchmarks/results/*.json "$out/" 2>/dev/null || echo "no benchmark results were written"
+exit $status

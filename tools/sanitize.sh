@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The native core under AddressSanitizer and UndefinedBehaviorSanitizer: built apart from the normal one, in
+# build/sanitize, and run by the operators' tests; the first report of either ends it. Run by `make sanitize`.
+#
+# ThreadSanitizer is left out: libgomp is not instrumented, so that it reports every parallel region (docs/performance.md).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+build=build/sanitize
+site=$PWD/$build/site
+
+cmake=$("$python" -c 'import cmake, pathlib; print(pathlib.Path(cmake.CMAKE_BIN_DIR) / "cmake")')
+ninja=$("$python" -c 'import ninja, pathlib; print(pathlib.Path(ninja.BIN_DIR) / "ninja")')
+"$cmake" -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DCORTEX_FAST_SANITIZE=ON \
+  -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/$build/out"
+"$cmake" --build "$build" --target _native
+
+# a package of links to this one, with the other native module in it
+rm -rf "$site"
+mkdir -p "$site/cortex_fast"
+for entry in cortex_fast/*; do
+  case $entry in
+    */_native*.so | */__pycache__) ;;
+    *) ln -s "$PWD/$entry" "$site/cortex_fast/" ;;
+  esac
+done
+cp "$build"/out/_native*.so "$site/cortex_fast/"
+
+compiler=${CXX:-c++}
+export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-name=libubsan.so)"
+export ASAN_OPTIONS=detect_leaks=0 # the interpreter's own are not ours to mend
+export UBSAN_OPTIONS=print_stacktrace=1
+export PYTHONPATH="$site"
+"$python" - <<'CHECK'
+import sys
+
+sys.path.remove("")  # this folder's package would come first
+from cortex_fast import _native
+
+assert "build/sanitize" in _native.__file__, f"the tests would run {_native.__file__}, which is not the sanitised core"
+assert "-fsanitize=address,undefined" in _native.build_info()["flags"], _native.build_info()["flags"]
+CHECK
+# tracing and compiling are torch's own code, and slow under the sanitizers
+exec "$(dirname "$python")/pytest" -q -p no:cacheprovider -o "pythonpath=$site ." tests/ops -k "not compile and not opcheck" "$@"
