@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortex_fast import smoothgrad, token_saliency, top_tokens
-from tests.known_extractors import Convolutional, Cubic, Linear
+from cortex_fast.engine import prepare
+from cortex_fast.ops import smoothgrad_noise
+from tests.known_extractors import Convolutional, Cubic, Linear, tiny
 
 
 def embedding(batch=3, channels=5, grid=4, seed=0):
@@ -40,8 +42,6 @@ def test_the_mean_over_noise_is_the_analytic_one(sigma_range, noise):
 
 def test_equal_to_one_backward_pass_for_each_image_and_draw():
     """The published procedure, written out: one image, one noisy copy and one backward pass at a time."""
-    from cortex_fast.ops import smoothgrad_noise
-
     extractor, x, target = Convolutional(5, 4).eval(), embedding(), torch.tensor([3, 0, 1])
     got = smoothgrad(extractor, x, target, num_samples=6, noise="independent", seed=9)
     spread = x.flatten(1).amax(1) - x.flatten(1).amin(1)
@@ -53,6 +53,63 @@ def test_equal_to_one_backward_pass_for_each_image_and_draw():
             extractor(copy)[0, target[image]].backward()
             total += copy.grad[0].double()
         torch.testing.assert_close(got[image].double(), total / 6, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["ce", "ce_deep", "re", "te"])
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+def test_every_extractor_and_every_noise_by_the_published_procedure(kind, noise):
+    """In float64, with gradients of the extractor itself, which the function may take apart as it likes."""
+    extractor, x, target = tiny(kind).double(), embedding(grid=8).double(), torch.tensor([3, 0, 1])
+    got = smoothgrad(extractor, x, target, num_samples=3, noise=noise, seed=9)
+    spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).float()
+    items = torch.zeros(3, dtype=torch.int64) if noise == "shared" else torch.arange(3)
+    noisy = smoothgrad_noise(x, 0.2 * spread, 3, seed=9, item_ids=items).requires_grad_(True)
+    for image in range(3):
+        for sample in range(3):
+            extractor(noisy[image, sample][None])[0, target[image]].backward()
+    wanted = noisy.grad.mean(dim=1)
+    assert (got - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    tsv = token_saliency(extractor, x, target, num_samples=3, noise=noise, seed=9)
+    assert (tsv - wanted.abs().amax(dim=1)).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def test_antithetic_noise_cancels_what_is_odd_in_it():
+    """The gradient of Cubic is a (x + s e)^2: of a pair, the term 2 x s e drops out and a (x^2 + s^2 e^2) stays."""
+    extractor, x = Cubic(5, 3).eval(), embedding()
+    got = smoothgrad(extractor, x, 1, num_samples=2, antithetic=True, seed=4)
+    spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(3, 1, 1, 1)
+    drawn = smoothgrad_noise(torch.zeros_like(x[:1]), torch.ones(1), 1, seed=4)[:, 0]
+    a = extractor.a.detach()[1].view(1, 5, 1, 1)
+    torch.testing.assert_close(got, a * (x**2 + (0.2 * spread * drawn) ** 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [20, "auto"])
+def test_a_prepared_extractor_serves_as_the_extractor_does(num_samples):
+    extractor, x = tiny("re"), embedding(grid=8)
+    options = {"num_samples": num_samples, "top_n": 5, "seed": 3}
+    prepared = prepare(extractor, x)
+    for function in (smoothgrad, token_saliency):
+        wanted = function(extractor, x, 2, **options)
+        torch.testing.assert_close(
+            function(prepared, x, 2, **options), wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max()
+        )
+    with pytest.raises(ValueError, match=r"^target:"):
+        smoothgrad(prepared, x, 4)
+    extractor.fc1.train()
+    with pytest.raises(ValueError, match=r"^extractor: expected eval mode"):
+        smoothgrad(prepared, x, 2)
+
+
+def test_auto_takes_what_it_needs_and_says_what_it_cannot():
+    extractor, x = Linear(5, 4, 6).eval(), embedding()
+    wanted = extractor.weight.detach()[[2, 2, 2]].view_as(x)
+    done = []
+    torch.testing.assert_close(smoothgrad(extractor, x, 2, num_samples="auto", top_n=3, tick=done.append), wanted)
+    assert sum(done) == 3
+    with pytest.raises(ValueError, match=r"^top_n: expected a whole number from 1 to 16, got 20"):
+        smoothgrad(extractor, x, 2, num_samples="auto")
+    with pytest.raises(TypeError, match=r"^num_samples: .*'many'"):
+        smoothgrad(extractor, x, 2, num_samples="many")
 
 
 @settings(deadline=None, max_examples=15)
