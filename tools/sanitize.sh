@@ -11,7 +11,8 @@ site=$PWD/$build/site
 
 cmake=$("$python" -c 'import cmake, pathlib; print(pathlib.Path(cmake.CMAKE_BIN_DIR) / "cmake")')
 ninja=$("$python" -c 'import ninja, pathlib; print(pathlib.Path(ninja.BIN_DIR) / "ninja")')
-"$cmake" -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DCORTEX_FAST_SANITIZE=ON \
+# a Release would be stripped, and its reports name no line
+"$cmake" -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCORTEX_FAST_SANITIZE=ON \
   -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
   -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/$build/out"
 "$cmake" --build "$build" --target _native
@@ -29,7 +30,8 @@ cp "$build"/out/_native*.so "$site/cortex_fast/"
 
 compiler=${CXX:-c++}
 export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-name=libubsan.so)"
-export ASAN_OPTIONS=detect_leaks=0 # the interpreter's own are not ours to mend
+# Leaks are the interpreter's, not ours to mend. Fresh memory is filled with NaN: scratch that is read unwritten shows.
+export ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255
 export UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$site"
 "$python" - <<'CHECK'
@@ -41,5 +43,6 @@ from cortex_fast import _native
 assert "build/sanitize" in _native.__file__, f"the tests would run {_native.__file__}, which is not the sanitised core"
 assert "-fsanitize=address,undefined" in _native.build_info()["flags"], _native.build_info()["flags"]
 CHECK
-# tracing and compiling are torch's own code, and slow under the sanitizers
-exec "$(dirname "$python")/pytest" -q -p no:cacheprovider -o "pythonpath=$site ." tests/ops -k "not compile and not opcheck" "$@"
+# Tracing and compiling are torch's own code, and slow under the sanitizers. A report goes to the process's own standard
+# error, which pytest would keep, and lose where the process is ended: hence --capture=sys.
+exec "$(dirname "$python")/pytest" -q --capture=sys -p no:cacheprovider -o "pythonpath=$site ." tests/ops -k "not compile and not opcheck" "$@"

@@ -33,6 +33,8 @@ def fold(extractor: nn.Module) -> fx.GraphModule:
     for node in list(graph.nodes):
         if _is_dropout(node, modules):
             _bypass(node)
+        elif node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU:
+            folded.set_submodule(str(node.target), nn.ReLU())  # in place, it would write into what others read
         elif node.op == "call_module":
             _fold_norm(node, folded)
     graph.eliminate_dead_code()
@@ -53,7 +55,9 @@ def _holder(traced: fx.GraphModule, graph: fx.Graph, modules: dict[str, nn.Modul
 def _is_dropout(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], _DROPOUTS)
-    return node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS
+    # the function drops in eval mode too, unless it is told not to train
+    off = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
+    return node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS and off
 
 
 def _bypass(node: fx.Node) -> None:

@@ -13,6 +13,7 @@ class Parts:
     prefix (x -> z, ...) is affine and linear is the same without its constants; body (z, ... -> h); head the last
     linear layer, or None where h are the logits. notes: what was done, and what was not and why. bytes_of_copy: about
     what the activations of one noisy copy take while its gradient is computed.
+    layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
     extractor: the module itself, which stays as it is.
     """
 
@@ -24,10 +25,12 @@ class Parts:
     dtype: torch.dtype
     notes: tuple[str, ...]
     bytes_of_copy: int = 1 << 20
+    layout: torch.memory_format = torch.channels_last
+    scale: float = 1.0
 
     def cast(self, x: Tensor) -> Tensor:
-        """x as the parts take it: in their dtype, and in channels-last memory."""
-        return x.to(self.dtype, memory_format=torch.channels_last) if x.ndim == 4 else x.to(self.dtype)
+        """x [n,d,m,m] as the parts take it: in their dtype and memory format."""
+        return x.to(self.dtype, memory_format=self.layout)
 
 
 def target_value(parts: Parts, z: tuple[Tensor, ...], target: Tensor) -> Tensor:
@@ -37,3 +40,8 @@ def target_value(parts: Parts, z: tuple[Tensor, ...], target: Tensor) -> Tensor:
         return h.gather(1, target[:, None])[:, 0]
     value = (h * parts.head.weight[target]).sum(dim=1)
     return value if parts.head.bias is None else value + parts.head.bias[target]
+
+
+def total(values: Tensor) -> Tensor:
+    """Their sum, at least in float32: its gradient in each is 1."""
+    return values.to(torch.promote_types(values.dtype, torch.float32)).sum()

@@ -1,6 +1,7 @@
 """Any extractor, prepared for input gradients: the least arithmetic that gives the same answer."""
 
 import copy
+import math
 from dataclasses import replace
 
 import torch
@@ -10,17 +11,15 @@ from cortex_fast import checks, ops
 from cortex_fast.engine.folding import UntraceableError, fold
 from cortex_fast.engine.fusing import fuse
 from cortex_fast.engine.gradients import frozen, ordinary
-from cortex_fast.engine.parts import Parts, target_value
+from cortex_fast.engine.parts import Parts, target_value, total
 from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 from cortex_fast.engine.splitting import cut, tensors
 from cortex_fast.ops.backends import verdicts
 from cortex_fast.ops.conv3x3 import BACKENDS as CONV_BACKENDS
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ON_THE_WAY = 5  # tensors of the largest size that are there at once, beside what autograd keeps
 _WORTH_FUSING = 64  # copies: below it the filters' transform costs more than it saves
-_TOLERANCE = (
-    1e-3  # of the prepared logits, relative to the largest: far more than rounding, far less than a wrong graph
-)
 
 
 class Prepared(Parts):
@@ -35,8 +34,8 @@ class Prepared(Parts):
         with torch.inference_mode(False), torch.enable_grad(), frozen(self.extractor):
             x, target = ordinary(x).detach().requires_grad_(True), ordinary(target)
             value = self.value(x, target)
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach().float(), gradient
+            (gradient,) = torch.autograd.grad(total(value) * self.scale, x)
+        return value.detach().float(), gradient / self.scale
 
     def smoothgrad(
         self, x: Tensor, target: Tensor, noise: Noise, *, num_samples: int = 20, memory: int = MEMORY
@@ -72,23 +71,31 @@ def prepare(
     or torch.fx cannot trace it, gradients go through autograd over the extractor itself, with the reason in `notes`.
     precision: "float32" (the extractor's own dtype, whatever it is), "bfloat16" or "float16" for weights and
     activations. copies: about how many noisy copies will be scored; with few, convolutions are not transformed.
-    Raises ValueError for an unknown precision.
+    Raises ValueError for an unknown precision, or an extractor in training mode.
     """
     if isinstance(extractor, Prepared):
         return extractor
     checks.one_of("precision", precision, PRECISIONS)
-    dtype = _own_dtype(extractor) if precision == "float32" else PRECISIONS[precision]
+    if any(module.training for module in extractor.modules()):
+        raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
+    dtype = _own_dtype(extractor, sample) if precision == "float32" else PRECISIONS[precision]
     with torch.inference_mode(False), torch.no_grad():
+        if not len(sample):
+            return _plain(extractor, dtype, "there was no sample to try it on")
+        sample = ordinary(sample[:1])
+        plain = _plain(extractor, dtype, "")
+        logits, gradient = _trial(_plain(extractor, _own_dtype(extractor, sample), ""), sample)
+        plain = replace(plain, scale=_scale(gradient, dtype))
         try:
-            prepared = _fast(extractor, dtype, copies)
-            if len(sample):
-                _try_out(prepared, ordinary(sample[:1]))
-        except UntraceableError as error:
-            prepared = _plain(extractor, dtype, str(error))
-    return replace(prepared, bytes_of_copy=_bytes_of_copy(prepared, sample[:1])) if len(sample) else prepared
+            prepared = replace(_fast(extractor, dtype, copies, sample), scale=plain.scale)
+            _compare(prepared, sample, logits, gradient)
+        except Exception as error:  # the user's forward runs in it, and may raise anything
+            reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
+            prepared = replace(plain, notes=(f"autograd over the extractor as it is: {reason}",))
+    return replace(prepared, bytes_of_copy=_bytes_of_copy(prepared, sample))
 
 
-def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None) -> Prepared:
+def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None, sample: Tensor) -> Prepared:
     parts = cut(fold(extractor))
     notes = ["BatchNorm folded, dropout gone, gradients of the input only"]
     hoisted = len(parts.prefix.graph.find_nodes(op="call_module"))
@@ -98,8 +105,8 @@ def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None) -> Prepa
         notes.append("of the last linear layer only the targets' rows")
     modules: list[nn.Module] = [parts.prefix, parts.linear, parts.body]
     modules += [] if parts.head is None else [parts.head]
-    if dtype != _own_dtype(extractor):
-        modules = [copy.deepcopy(module).to(dtype) for module in modules]
+    if dtype != _own_dtype(extractor, sample):
+        modules = [copy.deepcopy(module).to(dtype).requires_grad_(False) for module in modules]
         notes.append(f"in {dtype}")
     notes.append(_fuse_all(modules[:3], extractor, dtype, copies))
     head = modules[3] if parts.head is not None else None
@@ -119,59 +126,88 @@ def _fuse_all(modules: list[nn.Module], extractor: nn.Module, dtype: torch.dtype
     return f"{replaced} convolutions with their ReLU and pooling by ops.conv3x3 (Winograd)"
 
 
+class _Own(nn.Module):
+    """An own copy of its input, for a forward that writes into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 def _plain(extractor: nn.Module, dtype: torch.dtype, reason: str) -> Prepared:
     """Autograd over the extractor itself, one backward pass for a batch."""
-    body = extractor if dtype == _own_dtype(extractor) else copy.deepcopy(extractor).to(dtype)
+    own = next((p.dtype for p in extractor.parameters() if p.is_floating_point()), dtype)
+    module = extractor if dtype == own else copy.deepcopy(extractor).to(dtype).requires_grad_(False)
     notes = (f"autograd over the extractor as it is: {reason}",)
-    return Prepared(extractor, nn.Identity(), nn.Identity(), body, None, dtype, notes)
+    body = nn.Sequential(_Own(), module)
+    return Prepared(extractor, nn.Identity(), nn.Identity(), body, None, dtype, notes, layout=torch.preserve_format)
 
 
-def _own_dtype(extractor: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in extractor.parameters() if p.is_floating_point()), torch.float32)
+def _own_dtype(extractor: nn.Module, sample: Tensor) -> torch.dtype:
+    """Of its parameters, or its buffers, or of what it is given."""
+    named = (*extractor.parameters(), *extractor.buffers(), sample)
+    return next(tensor.dtype for tensor in named if tensor.is_floating_point())
 
 
-def _try_out(prepared: Prepared, sample: Tensor) -> None:
-    """Raise UntraceableError where the parts are not the extractor: tracing may miss what depends on values."""
-    twice = torch.cat([sample, sample.roll(1, dims=-1)])
-    expected = prepared.extractor(twice)
-    if not isinstance(expected, Tensor) or expected.ndim != 2:
-        raise UntraceableError("its output is not [B, classes]")
-    h = prepared.body(*tensors(prepared.prefix(prepared.cast(twice))))
-    got = h if prepared.head is None else prepared.head(h)
-    if not isinstance(got, Tensor) or got.shape != expected.shape:
-        raise UntraceableError("the traced graph gives another shape")
-    # float16 has 11 bits, bfloat16 8
-    allowed = max(_TOLERANCE, 64 * torch.finfo(prepared.dtype).eps) * float(expected.abs().max())
-    if not bool((got - expected).abs().max() <= allowed):
-        raise UntraceableError("the traced graph gives other logits: its forward depends on values or keeps state")
+def _trial(prepared: Prepared, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of three images made of the sample, and their mean gradients over two noiseless copies."""
+    x = torch.cat([sample, sample.roll(1, dims=-1), sample.flip(-1)])
+    h = prepared.body(*tensors(prepared.prefix(prepared.cast(x))))
+    logits = h if prepared.head is None else prepared.head(h)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 3:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UntraceableError(f"extractor: expected logits [B, classes] for B = 3, got {got}")
+    target = torch.arange(3, device=x.device) * (logits.shape[1] - 1) // 2
+    noise = Noise(torch.zeros(3, device=x.device), torch.arange(3, device=x.device), 0, shared=True, antithetic=False)
+    return logits, prepared.smoothgrad(x, target, noise, num_samples=2, memory=MEMORY)
+
+
+def _compare(prepared: Prepared, sample: Tensor, logits: Tensor, gradient: Tensor) -> None:
+    """Raise UntraceableError where the parts are not the extractor: tracing may miss what depends on values, hooks and
+    backward passes of the user's own."""
+    got, got_gradient = _trial(prepared, sample)
+    half = prepared.dtype in (torch.float16, torch.bfloat16)
+    if got.shape != logits.shape or not _near(got, logits, 0.1 if half else 1e-3):
+        raise UntraceableError(
+            "the traced graph gives other logits: its forward depends on values or keeps state, or hooks change it"
+        )
+    # a ReLU that rounding turns over moves a gradient by its whole share
+    if not _near(got_gradient, gradient, 0.5 if half else 0.05):
+        raise UntraceableError("the traced graph gives other gradients: hooks or a backward of its own change them")
+
+
+def _near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    difference = (got.double() - expected.double()).norm()
+    return bool(difference <= tolerance * expected.double().norm() + 1e-30)
+
+
+def _scale(gradient: Tensor, dtype: torch.dtype) -> float:
+    """A power of two that lifts gradients into float16's range: 1 for every other dtype."""
+    largest = float(gradient.abs().max())
+    if dtype != torch.float16 or not 0 < largest < float("inf"):
+        return 1.0
+    return 2.0 ** max(-14, min(15, math.floor(math.log2(16 / largest))))  # itself a float16
 
 
 def _bytes_of_copy(prepared: Prepared, sample: Tensor) -> int:
     """About what one more noisy copy of sample [1,d,m,m] takes while its gradient is computed: what autograd keeps,
-    and three of the largest results on the way."""
+    and a few of the largest tensors on the way."""
     (one, _), (two, largest) = (_bytes_of_pass(prepared, sample.expand(count, -1, -1, -1)) for count in (1, 2))
-    return max(1, two - one + 3 * largest // 2)
+    return max(1, two - one + _ON_THE_WAY * largest // 2)
 
 
 def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
-    """Bytes kept for the backward pass of the body, and of the largest result of any of its layers."""
+    """Bytes kept for the backward pass of the body, and of the largest of those that grow with the batch."""
     kept: dict[int, int] = {}
-    sizes = [0]
+    sizes = [x.nbytes]
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if tensor.ndim and len(tensor) == len(x):
+            sizes.append(tensor.nbytes)
         return tensor
 
-    def measure(_module: nn.Module, _inputs: object, result: object) -> None:
-        sizes.append(result.nbytes if isinstance(result, Tensor) else 0)
-
-    with torch.inference_mode(False), torch.enable_grad(), frozen(prepared.extractor):
-        leaves = tuple(z.detach().requires_grad_(True) for z in tensors(prepared.prefix(prepared.cast(ordinary(x)))))
-        hooks = [module.register_forward_hook(measure) for module in prepared.body.modules()]
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                prepared.body(*leaves)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with torch.enable_grad(), frozen(prepared.extractor):
+        leaves = tuple(z.detach().requires_grad_(True) for z in tensors(prepared.prefix(prepared.cast(x))))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            prepared.body(*leaves)
     return sum(kept.values()), max(sizes + [leaf.nbytes for leaf in leaves])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cortex_fast import ops
 from cortex_fast.engine.gradients import frozen, ordinary
-from cortex_fast.engine.parts import Parts, target_value
+from cortex_fast.engine.parts import Parts, target_value, total
 from cortex_fast.engine.replay import Function, replayed
 from cortex_fast.engine.splitting import tensors
 
@@ -52,7 +52,7 @@ def _mean_gradient(
         clean = tensors(parts.prefix(parts.cast(x)))
         wide = torch.promote_types(parts.dtype, torch.float32)
         sums = [torch.zeros_like(z, dtype=wide) for z in clean]
-        images = min(len(x), copies)
+        images = min(len(x), max(1, copies // (2 if noise.antithetic else 1)))
         together = max(1, copies // images)  # samples of one pass
         if noise.antithetic:
             together = max(2, together - together % 2)
@@ -62,7 +62,7 @@ def _mean_gradient(
             leaves = tuple(z.detach().requires_grad_(True) for z in noisy)
             value = target_value(parts, leaves, targets)
             # a result of the prefix may be there for its shape alone
-            return torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+            return torch.autograd.grad(total(value) * parts.scale, leaves, allow_unused=True, materialize_grads=True)
 
         for first in range(samples.start, samples.stop, together):
             chunk = range(first, min(first + together, samples.stop))
@@ -76,12 +76,12 @@ def _mean_gradient(
                         _spread(z.detach()[rows], e, noise.sigma[rows]) for z, e in zip(clean, shared, strict=True)
                     )
                 gradients = replayed(gradients_of, graphs, target[rows].repeat(len(chunk)), *noisy)
-                for total, gradient in zip(sums, gradients, strict=True):
+                for running, gradient in zip(sums, gradients, strict=True):
                     for sample in gradient.unflatten(0, (len(chunk), -1)):
-                        total[rows] += sample
-        means = [(total / len(samples)).to(z.dtype) for total, z in zip(sums, clean, strict=True)]
+                        running[rows] += sample
+        means = [(running / len(samples)).to(z.dtype) for running, z in zip(sums, clean, strict=True)]
         (gradient,) = torch.autograd.grad(clean, x, means)
-    return gradient
+    return gradient / parts.scale
 
 
 @torch.no_grad()
@@ -115,8 +115,8 @@ def _own_noise(parts: Parts, x: Tensor, noise: Noise, rows: slice, chunk: range)
 
 @torch.no_grad()
 def _spread(clean: Tensor, drawn: Tensor, sigma: Tensor) -> Tensor:
-    """clean [b,...] + sigma [b] drawn [S,...] -> [S * b,...], in channels-last memory where the parts are."""
-    if clean.ndim == 4:
+    """clean [b,...] + sigma [b] drawn [S,...] -> [S * b,...], in channels-last memory where clean is."""
+    if clean.ndim == 4 and not clean.is_contiguous():
         return _spread(clean.permute(0, 2, 3, 1).flatten(1), drawn.permute(0, 2, 3, 1).flatten(1), sigma).unflatten(
             1, (*clean.shape[2:], clean.shape[1])
         ).permute(0, 3, 1, 2)  # fmt: skip

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from cortex_fast.engine.folding import without_bias
 
-_AFFINE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
-_LINEAR_FUNCTIONS = (torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.mean, torch.sum)
-_LINEAR_METHODS = ("flatten", "reshape", "view", "permute", "transpose", "contiguous", "unflatten", "mean", "sum")
+_AFFINE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _SUMS = (operator.add, torch.add)
+# linear, and of each image alone as long as no dimension that they name is the batch's
+_LINEAR = {torch.flatten: "flatten", torch.transpose: "transpose", torch.mean: "mean", torch.sum: "sum"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +97,27 @@ def _affine_nodes(folded: fx.GraphModule, start: fx.Node) -> set[fx.Node]:
 def _keeps_affine(folded: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = folded.get_submodule(str(node.target))
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return False
+        if isinstance(module, nn.Flatten):
+            return module.start_dim >= 1
         return isinstance(module, _AFFINE_MODULES)
-    if node.op == "call_method":
-        return node.target in _LINEAR_METHODS
     if node.op == "call_function" and node.target in _SUMS:
         return len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
-    return node.op == "call_function" and node.target in _LINEAR_FUNCTIONS
+    name = node.target if node.op == "call_method" else _LINEAR.get(node.target)  # type: ignore[arg-type]
+    if name == "contiguous":
+        return not node.args[1:] and not node.kwargs
+    if name not in _LINEAR.values():
+        return False
+    return _spares_the_batch(node)
+
+
+def _spares_the_batch(node: fx.Node) -> bool:
+    """Whether the dimensions that a flatten, transpose, mean or sum names are written out, and none is the batch's: 0,
+    or what might be it when counted from the end."""
+    if node.kwargs.keys() - {"dim", "keepdim", "start_dim", "end_dim", "dim0", "dim1"}:
+        return False
+    dims: list[object] = []
+    for value in (*node.args[1:], *(value for key, value in node.kwargs.items() if key != "keepdim")):
+        dims += list(value) if isinstance(value, tuple | list) else [value]
+    return bool(dims) and all(type(dim) is int and (dim >= 1 or dim == -1) for dim in dims)

@@ -160,9 +160,7 @@ def test_many_images_go_through_in_order(shared):
 @every_noise
 @every_pairing
 @pytest.mark.parametrize("images", [1, 9])
-def test_a_pass_has_no_more_copies_than_the_memory_allows(request, shared, antithetic, images):
-    if antithetic and images == 9:
-        request.applymarker(pytest.mark.xfail(reason="a pair for each image, though the images alone fill the memory"))
+def test_a_pass_has_no_more_copies_than_the_memory_allows(shared, antithetic, images):
     x, target = embedding(images), torch.arange(images) % 4
     prepared = prepare(Convolutional(CHANNELS, 4).eval(), x)
     sizes = passes_of(prepared)
@@ -192,11 +190,11 @@ def peak_of(compute) -> int:
 @pytest.mark.parametrize(
     ("kind", "precision", "images", "shared"),
     [
-        pytest.param("ce", "float32", 4, True, marks=pytest.mark.xfail(reason="10.4 MB of 8")),
-        pytest.param("ce", "float32", 4, False, marks=pytest.mark.xfail(reason="9.9 MB of 8")),
-        pytest.param("ce", "float32", 1, True, marks=pytest.mark.xfail(reason="11.7 MB of 8")),
-        pytest.param("ce", "bfloat16", 4, True, marks=pytest.mark.xfail(reason="12.8 MB of 8")),
-        pytest.param("re", "float32", 4, False, marks=pytest.mark.xfail(reason="10.9 MB of 8")),
+        ("ce", "float32", 4, True),
+        ("ce", "float32", 4, False),
+        ("ce", "float32", 1, True),
+        ("ce", "bfloat16", 4, True),
+        ("re", "float32", 4, False),
     ],
 )
 def test_the_memory_bound_holds(kind, precision, images, shared):

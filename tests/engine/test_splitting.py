@@ -92,7 +92,6 @@ HAND_MADE = {  # extractor, results of the prefix, layers in it, whether the las
 }
 AT_EXTRACTORS = {"ce": (1, 1), "ce_deep": (1, 1), "re": (2, 2), "te": (1, 1)}  # results of the prefix, layers in it
 
-known_bug = pytest.mark.xfail(reason="splitting takes any permute, transpose, reshape, flatten, mean or sum for affine")
 MIXED = {  # the batch is not the first dimension, or images are not apart any more
     "tokens first": of_tokens(lambda x: x.flatten(2).permute(2, 0, 1), lambda h: h.mean(0)),
     "tokens first by transpose": of_tokens(lambda x: x.flatten(2).transpose(1, 2).transpose(0, 1), lambda h: h.mean(0)),
@@ -160,13 +159,11 @@ def test_the_parts_of_hand_made_modules_are_the_modules(name):
     assert (parts.head is not None) == head
 
 
-@known_bug
 @pytest.mark.parametrize("name", MIXED)
 def test_what_moves_the_batch_is_not_hoisted(name):
     assert_parts_fit(MIXED[name])
 
 
-@known_bug
 def test_a_mean_over_the_images_is_not_hoisted():
     """No extractor of independent images has one, but what has must not be given noise in another way."""
     assert_parts_fit(ended(lambda self, x: self.conv(x).mean(0, keepdim=True) * x[:, :1], conv=conv()))

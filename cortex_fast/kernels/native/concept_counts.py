@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import _native
+from cortex_fast.kernels import native
 
 KERNELS = {
     torch.uint8: _native.concept_counts_uint8,
@@ -25,7 +26,7 @@ def concept_counts(
     if tokens.dtype not in KERNELS:  # int8, uint32, uint64: rare, and not worth a kernel each
         tokens = tokens.long()
     labels = labels.long().contiguous()
-    counts = tsv.new_zeros((num_concepts, codebook_size), dtype=torch.int64)
+    counts = native.empty((num_concepts, codebook_size), torch.int64).zero_()
     KERNELS[tokens.dtype](
         tsv=tsv.data_ptr(),
         tsv_strides=tsv.stride(),
