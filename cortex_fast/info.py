@@ -159,6 +159,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], torch.ones(2), 3, seed=1, impl=impl),
         "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
         "gumbel_codebook_step": stepped,
+        "conv3x3": lambda impl: ops.conv3x3(grads[0], ops.prepare_filters(grads[0] / 30, impl=impl), relu=True),
         "nearest_code": lambda impl: ops.nearest_code(logits[..., :7], codebook, impl=impl),
     }
 
