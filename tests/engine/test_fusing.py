@@ -97,6 +97,7 @@ CASES = {  # extractor, (relu, pool) of its fused convolutions
     ),
     "two in a row": (ended(lambda self, x: self.two(F.relu(self.one(x))), one=conv(), two=conv(8)), [RELU, RELU]),
     "stride": (ended(lambda self, x: self.conv(x) * 2, HALF, conv=conv(stride=2)), []),
+    "dilation alone": (ended(lambda self, x: self.conv(x) * 2, 8 * 36, conv=conv(dilation=2, padding=1)), []),
     "dilation": (ended(lambda self, x: self.conv(x) * 2, conv=conv(dilation=2, padding=2)), []),
     "groups": (
         ended(lambda self, x: self.conv(x) * 2, CHANNELS * 64, conv=conv(outputs=CHANNELS, groups=CHANNELS)),

@@ -33,6 +33,12 @@ def of_tokens(arranged, reduced) -> nn.Module:
 HAND_MADE = {  # extractor, results of the prefix, layers in it, whether the last layer is a head
     "one affine layer": (ended(lambda self, x: self.conv(x), conv=conv()), 1, 1, True),
     "two in a row": (ended(lambda self, x: self.two(self.one(x)), one=conv(), two=conv(8)), 1, 2, True),
+    "a layer behind a ReLU": (
+        ended(lambda self, x: self.two(self.act(self.one(x))), one=conv(), act=nn.ReLU(), two=conv(8)),
+        1,
+        1,
+        True,
+    ),
     "a residual sum": (ended(residual, one=conv(), two=conv(8)), 1, 2, True),
     "a sum with the embedding": (
         ended(lambda self, x: torch.add(self.conv(x), x), FEATURES, conv=conv(outputs=CHANNELS)),
