@@ -159,7 +159,7 @@ def test_hand_made_modules_folded_are_what_they_were(name):
         x = embedding(batch, dtype=torch.float64)
         torch.testing.assert_close(folded(x), extractor(x), rtol=1e-10, atol=1e-12)
     assert len([module for module in folded.modules() if isinstance(module, NORMS)]) == norms
-    assert not [node for node in folded.graph.find_nodes(op="call_function", target=F.dropout)]
+    assert not list(folded.graph.find_nodes(op="call_function", target=F.dropout))
     assert not [module for module in folded.modules() if type(module) in (nn.Dropout, nn.Dropout2d, nn.AlphaDropout)]
 
 
