@@ -29,9 +29,11 @@ constexpr int64_t kTiles = 96;       // of one block
 constexpr int64_t kGroupPanels = 8;  // panels of outputs in one task
 constexpr int64_t kMaxDepth =
     128;  // of one sum: 256 rounds to 1.1e-5 of the largest output at 512 channels, 128 to 8e-6
+constexpr int64_t kChannels = 16;             // of tiles transformed together: a line of each pixel
 constexpr int64_t kParts = kPanel / kFloats;  // vectors of a panel
 constexpr int64_t kSmall = 1 << 21;           // operations: fewer are not worth waking a thread
-static_assert(kPanel % kFloats == 0);
+static_assert(kPanel % kFloats == 0 && kChannels % kFloats == 0);
+static_assert(kTiles % kRows == 0 && kMaxDepth % kChannels == 0);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -62,9 +64,6 @@ IntVector lanes_of_bits(uint32_t bits) {
 struct Tiling {
   int64_t down, across, total;  // tiles of one image, of all
 };
-
-// Floats between two transformed tiles: whole vectors, so that none is written across the next tile's.
-int64_t row_of(const Conv3x3& args) { return ceil_div(args.inputs, kPanel) * kPanel; }
 
 Tiling tiling_of(const Conv3x3& args) {
   const int64_t down = ceil_div(args.height, 4), across = ceil_div(args.width, 4);
@@ -138,15 +137,13 @@ CORTEX_FAST_INLINE FloatVector load_pixel(const Pixel& pixel, int64_t channel, i
   return values;
 }
 
-// V of one tile: transformed[point * point_stride + channel].
-void input_tile(const Conv3x3& args, const Place& place, int64_t point_stride, float* transformed) {
-  Pixel pixels[36];
-  pixels_of(args, place, pixels);
-  for (int64_t channel = 0; channel < args.inputs; channel += kFloats) {
+// V of channels [channel, channel + kChannels) of one tile: transformed[point * point_stride + c].
+void input_tile(const Pixel pixels[36], int64_t channel, int64_t channels, int64_t point_stride, float* transformed) {
+  for (int64_t c = 0; c < kChannels; c += kFloats) {
     FloatVector rows[6][6];  // d B, by row of d
     for (int y = 0; y < 6; ++y) {
       FloatVector d[6];
-      for (int x = 0; x < 6; ++x) d[x] = load_pixel(pixels[y * 6 + x], channel, args.inputs);
+      for (int x = 0; x < 6; ++x) d[x] = load_pixel(pixels[y * 6 + x], channel + c, channels);
       transform_input(d, rows[y]);
     }
     for (int x = 0; x < 6; ++x) {
@@ -154,8 +151,35 @@ void input_tile(const Conv3x3& args, const Place& place, int64_t point_stride, f
       FloatVector out[6];
       transform_input(column, out);
       for (int y = 0; y < 6; ++y) {
-        *reinterpret_cast<FloatMemory*>(transformed + (y * 6 + x) * point_stride + channel) = out[y];
+        *reinterpret_cast<FloatMemory*>(transformed + (y * 6 + x) * point_stride + c) = out[y];
       }
+    }
+  }
+}
+
+// Where V of one block of tiles is, for each point: channels in parts of kMaxDepth, of each part the groups of kRows
+// tiles one behind the other, packed. Here: the place of a group's channel.
+int64_t packed_at(const Conv3x3& args, int64_t group, int64_t channel) {
+  const int64_t part = channel / kMaxDepth * kMaxDepth;
+  const int64_t depth = std::min(kMaxDepth, args.inputs - part);
+  return part * kTiles + (group * depth + channel - part) * kRows;
+}
+
+// V of one group of tiles, 0 past the last, into a block's.
+void input_group(const Conv3x3& args, const Tiling& tiling, int64_t block, int64_t group, float* transformed) {
+  Pixel pixels[kRows][36] = {};
+  const int64_t tile = block * kTiles + group * kRows;
+  for (int64_t i = 0; i < kRows && tile + i < tiling.total; ++i) {
+    pixels_of(args, place_of(tiling, tile + i), pixels[i]);
+  }
+  for (int64_t channel = 0; channel < args.inputs; channel += kChannels) {
+    float rows[kPoints][kRows][kChannels];
+    for (int64_t i = 0; i < kRows; ++i) {
+      input_tile(pixels[i], channel, args.inputs, kRows * kChannels, rows[0][i]);
+    }
+    for (int64_t point = 0; point < kPoints; ++point) {
+      pack_rows(rows[point][0], kChannels, std::min(kChannels, args.inputs - channel),
+                transformed + point * kTiles * args.inputs + packed_at(args, group, channel));
     }
   }
 }
@@ -260,8 +284,8 @@ void output_block(const Conv3x3& args, const Tiling& tiling, const float* transf
       const float* right = args.weights + (point * all_panels + first_panel + panel) * args.inputs * kPanel;
       float* out = products + (panel * kPoints + point) * kTiles * kPanel;
       for (int64_t k = 0; k < args.inputs; k += kMaxDepth) {
-        const Left left{transformed + point * kTiles * row_of(args) + k, row_of(args), 1};
-        panel_product(left, tiles, std::min(kMaxDepth, args.inputs - k), right + k * kPanel, k > 0, out);
+        packed_product(transformed + point * kTiles * args.inputs + packed_at(args, 0, k), ceil_div(tiles, kRows),
+                       std::min(kMaxDepth, args.inputs - k), right + k * kPanel, k > 0, out);
       }
     }
   }
@@ -277,6 +301,12 @@ void output_block(const Conv3x3& args, const Tiling& tiling, const float* transf
   }
 }
 
+std::unique_ptr<float[]> scratch_of(int64_t floats) {
+  std::unique_ptr<float[]> memory(new float[static_cast<std::size_t>(floats)]);
+  advise_large_pages(memory.get(), static_cast<std::size_t>(floats) * sizeof(float));
+  return memory;
+}
+
 }  // namespace
 
 void conv3x3(const Conv3x3& args, const Run& run) {
@@ -285,17 +315,17 @@ void conv3x3(const Conv3x3& args, const Run& run) {
   const int64_t blocks = ceil_div(tiling.total, kTiles);
   const int64_t wave = std::min<int64_t>(blocks, std::clamp(threads, 2, 16));
   const int64_t panels = ceil_div(args.outputs, kPanel), groups = ceil_div(panels, kGroupPanels);
-  const int64_t block_size = kPoints * kTiles * row_of(args);
-  const std::unique_ptr<float[]> transformed(new float[static_cast<std::size_t>(wave * block_size)]);
+  const int64_t block_size = kPoints * kTiles * args.inputs;
+  const std::unique_ptr<float[]> transformed = scratch_of(wave * block_size);
   const int64_t scratch = kGroupPanels * kPoints * kTiles * kPanel;
   const int64_t workers = range_count(wave * groups, threads);
-  const std::unique_ptr<float[]> products(new float[static_cast<std::size_t>(workers * scratch)]);
+  const std::unique_ptr<float[]> products = scratch_of(workers * scratch);
   for (int64_t start = 0; start < blocks; start += wave) {
     const int64_t count = std::min(wave, blocks - start);
-    const int64_t first = start * kTiles, last = std::min(tiling.total, (start + count) * kTiles);
-    parallel_tasks(last - first, threads, [&](int64_t i) {
-      float* to = transformed.get() + i / kTiles * block_size + i % kTiles * row_of(args);
-      input_tile(args, place_of(tiling, first + i), kTiles * row_of(args), to);
+    const int64_t tiles = std::min(tiling.total - start * kTiles, count * kTiles);
+    parallel_tasks(ceil_div(tiles, kRows), threads, [&](int64_t task) {
+      const int64_t block = task / (kTiles / kRows), group = task % (kTiles / kRows);
+      input_group(args, tiling, start + block, group, transformed.get() + block * block_size);
     });
     parallel_workers(count * groups, threads, [&](int worker, int64_t task) {
       const int64_t block = task / groups, panel = task % groups * kGroupPanels;
