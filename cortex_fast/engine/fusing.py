@@ -1,12 +1,10 @@
 """3 x 3 convolutions of a graph, each with the ReLU and the max-pooling behind it, as `ops.conv3x3`."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from cortex_fast import ops
-
-_RELUS = (F.relu, torch.relu)
+from cortex_fast.engine.nodes import is_relu, only_user
 
 
 class Convolution(nn.Module):
@@ -28,10 +26,10 @@ def fuse(module: fx.GraphModule) -> int:
         if not isinstance(layer, nn.Conv2d) or not _serves(layer):
             continue
         last, relu, pool = node, False, False
-        follower = _only_user(last)
-        if follower is not None and _is_relu(module, follower):
+        follower = only_user(last)
+        if follower is not None and is_relu(module, follower):
             last, relu = follower, True
-            follower = _only_user(last)
+            follower = only_user(last)
             if follower is not None and _is_pool(module, follower):
                 last, pool = follower, True
         filters = ops.prepare_filters(layer.weight, layer.bias)
@@ -56,18 +54,6 @@ def _serves(layer: nn.Conv2d) -> bool:
         and layer.groups == 1
         and layer.padding_mode == "zeros"
     )
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), nn.ReLU)
-    if node.op == "call_method":
-        return node.target in ("relu", "relu_")
-    return node.op == "call_function" and node.target in _RELUS
 
 
 def _is_pool(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cortex_fast.engine.splitting import tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
     """An eval-mode extractor f_Y: E [B,d,m,m] -> logits [B,classes], in parts: prefix, then body, then head.
 
-    prefix (x -> z, ...) is affine and linear is the same without its constants; body (z, ... -> h); head the last
-    linear layer, or None where h are the logits. notes: what was done, and what was not and why. bytes_of_copy: about
+    prefix (x -> z, ...) is affine and linear is the same without its constants; gates: which z go through a ReLU then,
+    none where empty; body (z, ... -> h); head the last linear layer, or None where h are the logits. notes: what was done, and what was not and why. bytes_of_copy: about
     what the activations of one noisy copy take while its gradient is computed.
     layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
     extractor: the module itself, which stays as it is.
@@ -26,15 +29,23 @@ class Parts:
     notes: tuple[str, ...]
     bytes_of_copy: int = 1 << 20
     layout: torch.memory_format = torch.channels_last
+    gates: tuple[bool, ...] = ()
     scale: float = 1.0
 
     def cast(self, x: Tensor) -> Tensor:
         """x [n,d,m,m] as the parts take it: in their dtype and memory format."""
         return x.to(self.dtype, memory_format=self.layout)
 
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the body takes, of x [n,d,m,m]."""
+        z = tensors(self.prefix(self.cast(x)))
+        if not self.gates:
+            return z
+        return tuple(F.relu(value) if gate else value for value, gate in zip(z, self.gates, strict=True))
+
 
 def target_value(parts: Parts, z: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """The logit of each target [B], of the prefix's results. A head gives only the rows that are asked for."""
+    """The logit of each target [B], of what the body takes. A head gives only the rows that are asked for."""
     h = parts.body(*z)
     if parts.head is None:
         return h.gather(1, target[:, None])[:, 0]

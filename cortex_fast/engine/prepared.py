@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 from cortex_fast import checks, ops
 from cortex_fast.engine.folding import UntraceableError, fold
 from cortex_fast.engine.fusing import fuse
+from cortex_fast.engine.gating import take_gates
 from cortex_fast.engine.gradients import frozen, ordinary
 from cortex_fast.engine.parts import Parts, target_value, total
 from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
-from cortex_fast.engine.splitting import cut, tensors
+from cortex_fast.engine.splitting import cut
 from cortex_fast.ops.backends import verdicts
 from cortex_fast.ops.conv3x3 import BACKENDS as CONV_BACKENDS
 
@@ -27,7 +28,7 @@ class Prepared(Parts):
 
     def value(self, x: Tensor, target: Tensor) -> Tensor:
         """The logit of each image's target [B], differentiable in x [B,d,m,m]."""
-        return target_value(self, tensors(self.prefix(self.cast(x))), target)
+        return target_value(self, self.start(x), target)
 
     def value_and_grad(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The logit of each image's target [B], float32, and its gradient in x [B,d,m,m], in x's dtype."""
@@ -103,6 +104,7 @@ def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None, sample: 
         notes.append(f"{hoisted} affine layers at the beginning hoisted")
     if parts.head is not None:
         notes.append("of the last linear layer only the targets' rows")
+    gates = take_gates(parts.body)
     modules: list[nn.Module] = [parts.prefix, parts.linear, parts.body]
     modules += [] if parts.head is None else [parts.head]
     if dtype != _own_dtype(extractor, sample):
@@ -111,7 +113,7 @@ def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None, sample: 
     notes.append(_fuse_all(modules[:3], extractor, dtype, copies))
     head = modules[3] if parts.head is not None else None
     assert head is None or isinstance(head, nn.Linear)
-    return Prepared(extractor, modules[0], modules[1], modules[2], head, dtype, tuple(notes))
+    return Prepared(extractor, modules[0], modules[1], modules[2], head, dtype, tuple(notes), gates=gates)
 
 
 def _fuse_all(modules: list[nn.Module], extractor: nn.Module, dtype: torch.dtype, copies: int | None) -> str:
@@ -151,7 +153,7 @@ def _own_dtype(extractor: nn.Module, sample: Tensor) -> torch.dtype:
 def _trial(prepared: Prepared, sample: Tensor) -> tuple[Tensor, Tensor]:
     """The logits of three images made of the sample, and their mean gradients over two noiseless copies."""
     x = torch.cat([sample, sample.roll(1, dims=-1), sample.flip(-1)])
-    h = prepared.body(*tensors(prepared.prefix(prepared.cast(x))))
+    h = prepared.body(*prepared.start(x))
     logits = h if prepared.head is None else prepared.head(h)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 3:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -207,7 +209,7 @@ def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
         return tensor
 
     with torch.enable_grad(), frozen(prepared.extractor):
-        leaves = tuple(z.detach().requires_grad_(True) for z in tensors(prepared.prefix(prepared.cast(x))))
+        leaves = tuple(z.detach().requires_grad_(True) for z in prepared.start(x))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             prepared.body(*leaves)
     return sum(kept.values()), max(sizes + [leaf.nbytes for leaf in leaves])

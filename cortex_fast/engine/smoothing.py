@@ -1,5 +1,6 @@
 """SmoothGrad by an extractor's parts: the mean gradient over N noisy copies, chunk by chunk (eq. 5)."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
+from cortex_fast.engine.gating import gated
 from cortex_fast.engine.gradients import frozen, ordinary
 from cortex_fast.engine.parts import Parts, target_value, total
 from cortex_fast.engine.replay import Function, replayed
@@ -56,6 +58,8 @@ def _mean_gradient(
         together = max(1, copies // images)  # samples of one pass
         if noise.antithetic:
             together = max(2, together - together % 2)
+        gates = parts.gates or (False,) * len(clean)
+        room = [_room(z, images * together) for z in clean] if noise.shared else []
         graphs: dict[tuple[torch.Size, ...], Function] = {}
 
         def gradients_of(targets: Tensor, *noisy: Tensor) -> tuple[Tensor, ...]:
@@ -73,11 +77,15 @@ def _mean_gradient(
                     noisy = _own_noise(parts, x, noise, rows, chunk)
                 else:
                     noisy = tuple(
-                        _spread(z.detach()[rows], e, noise.sigma[rows]) for z, e in zip(clean, shared, strict=True)
+                        _spread(z.detach()[rows], e, noise.sigma[rows], to)
+                        for z, e, to in zip(clean, shared, room, strict=True)
                     )
+                for z in itertools.compress(noisy, gates):
+                    z.relu_()
                 gradients = replayed(gradients_of, graphs, target[rows].repeat(len(chunk)), *noisy)
-                for running, gradient in zip(sums, gradients, strict=True):
-                    for sample in gradient.unflatten(0, (len(chunk), -1)):
+                for running, gradient, z, gate in zip(sums, gradients, noisy, gates, strict=True):
+                    passed = gated(gradient, z) if gate else gradient
+                    for sample in passed.unflatten(0, (len(chunk), -1)):
                         running[rows] += sample
         means = [(running / len(samples)).to(z.dtype) for running, z in zip(sums, clean, strict=True)]
         (gradient,) = torch.autograd.grad(clean, x, means)
@@ -113,12 +121,21 @@ def _own_noise(parts: Parts, x: Tensor, noise: Noise, rows: slice, chunk: range)
     return tensors(parts.prefix(parts.cast(copies.transpose(0, 1).flatten(0, 1))))
 
 
+def _room(z: Tensor, copies: int) -> Tensor:
+    """Memory for so many copies of an image's z, laid out as z is: fresh memory for each chunk would cost its pages."""
+    channels_last = z.ndim == 4 and not z.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((copies, *z.shape[1:]), dtype=z.dtype, device=z.device, memory_format=layout)
+
+
 @torch.no_grad()
-def _spread(clean: Tensor, drawn: Tensor, sigma: Tensor) -> Tensor:
-    """clean [b,...] + sigma [b] drawn [S,...] -> [S * b,...], in channels-last memory where clean is."""
+def _spread(clean: Tensor, drawn: Tensor, sigma: Tensor, room: Tensor) -> Tensor:
+    """clean [b,...] + sigma [b] drawn [S,...] -> [S * b,...], in the first of room."""
+    to = room[: len(drawn) * len(clean)]
     if clean.ndim == 4 and not clean.is_contiguous():
-        return _spread(clean.permute(0, 2, 3, 1).flatten(1), drawn.permute(0, 2, 3, 1).flatten(1), sigma).unflatten(
-            1, (*clean.shape[2:], clean.shape[1])
-        ).permute(0, 3, 1, 2)  # fmt: skip
+        clean, drawn, rows = (tensor.permute(0, 2, 3, 1) for tensor in (clean, drawn, to))
+    else:
+        rows = to
     scale = sigma.to(clean.dtype).view(-1, *[1] * (clean.ndim - 1))
-    return torch.addcmul(clean[None], drawn[:, None], scale).flatten(0, 1)
+    torch.addcmul(clean[None], drawn[:, None], scale, out=rows.unflatten(0, (len(drawn), -1)))
+    return to

@@ -1,0 +1,30 @@
+"""The ReLUs at a body's beginning, taken out of it: noise is added and cut off in one place, and no copy of it is kept."""
+
+import torch
+from torch import Tensor, fx
+
+from cortex_fast.engine.nodes import is_relu, only_user
+
+
+def take_gates(body: fx.GraphModule) -> tuple[bool, ...]:
+    """For each input of the body whether it went through a ReLU and nothing else, which is now out of the graph."""
+    gates = []
+    for start in list(body.graph.find_nodes(op="placeholder")):
+        relu = only_user(start)
+        gate = relu is not None and is_relu(body, relu) and all(user.op != "output" for user in relu.users)
+        if gate and relu is not None:
+            relu.replace_all_uses_with(start)
+            body.graph.erase_node(relu)
+        gates.append(gate)
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return tuple(gates)
+
+
+def gated(gradient: Tensor, z: Tensor) -> Tensor:
+    """The gradient where z, or what became z in a ReLU, is positive; written over the given one where that is laid out
+    as z is."""
+    backward = torch.ops.aten.threshold_backward
+    if gradient.stride() == z.stride():
+        return backward.grad_input(gradient, z, 0, grad_input=gradient)
+    return backward(gradient, z, 0)
