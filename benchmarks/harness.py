@@ -35,8 +35,9 @@ class Sibling:
     """One way to compute a case's result. `run(prepare(data))` is timed, without its preparation.
 
     error: (data, result of the first call) -> the largest error against a float64 formula; beyond `tolerance` nothing
-    is timed. That call starts from torch.manual_seed(SEED), so what it drew can be drawn again. unavailable: data ->
-    why this cannot run here, or None.
+    is timed. That call starts from torch.manual_seed(SEED), so what it drew can be drawn again. agreement: (data, that
+    result) -> rank correlation and overlap of the top, of an estimate with the truth. unavailable: data -> why this
+    cannot run here, or None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Sibling:
     tolerance: float
     prepare: Callable[[Any], Any] = _unchanged
     unavailable: Callable[[Any], str | None] = _available
+    agreement: Callable[[Any, Any], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,31 +100,43 @@ def rounds(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Validated:
-    """A call that may be timed, and what is known of it: its error, its peak memory, and roughly how long it takes."""
+    """A call that may be timed, and what is known of it: its error, how it agrees with the truth where it estimates,
+    its peak memory, and roughly how long it takes."""
 
     call: Callable[[], Any]
     max_error: float
+    agreement: tuple[float, float] | None
     peak_bytes: int | None
     seconds: float
 
 
-def checked(case: Case, sibling: Sibling, data: Any) -> tuple[Callable[[], Any], float]:
-    """The sibling's call, and its error. Fails the test where that is too large."""
+def checked(case: Case, sibling: Sibling, data: Any) -> tuple[Callable[[], Any], float, tuple[float, float] | None]:
+    """The sibling's call, its error, and its agreement. Fails the test where the error is too large."""
     call = partial(sibling.run, sibling.prepare(data))
     torch.manual_seed(SEED)
-    error = sibling.error(data, call())
+    result = call()
+    error = sibling.error(data, result)
     if not error <= sibling.tolerance:
         pytest.fail(f"{case.group}, {sibling.name}: error {error:.2e} exceeds {sibling.tolerance:.0e}, so not timed")
-    return call, error
+    return call, error, None if sibling.agreement is None else sibling.agreement(data, result)
 
 
 def validate(case: Case, sibling: Sibling, data: Any) -> Validated:
     """Checks the sibling, then looks at its memory and its time once."""
-    call, error = checked(case, sibling, data)
-    peak = peak_extra_bytes(call)  # of the second call: the first one compiled, and grew caches
-    began = time.perf_counter()
-    call()
-    return Validated(call, error, peak, time.perf_counter() - began)
+    call, error, agreement = checked(case, sibling, data)
+    seconds = 0.0
+
+    def timed() -> Any:
+        nonlocal seconds
+        began = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - began
+        return result
+
+    peak = peak_extra_bytes(timed)  # of the second call: the first one compiled, and grew caches
+    if peak is None:
+        timed()
+    return Validated(call, error, agreement, peak, seconds)
 
 
 def time_turn(benchmark: Any, case: Case, sibling: Sibling, valid: Validated, floor: float, turns: int) -> None:
@@ -135,6 +149,7 @@ def time_turn(benchmark: Any, case: Case, sibling: Sibling, valid: Validated, fl
         operations=case.floor.operations,
         floor_seconds=floor,
         max_error=valid.max_error,
+        agreement=valid.agreement,
         peak_bytes=valid.peak_bytes,
     )
     warm_up = int(valid.seconds < FAST_SECONDS)  # a slower call does not notice what its forerunner left in caches

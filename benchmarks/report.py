@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH = 120
-COLUMNS = {"median ms": 10, "ratio": 7, "GB/s": 6, "GFLOP/s": 8, "floor": 6, "peak MiB": 9, "error": 7}  # and widths
+WIDTH = 130
+# and widths
+COLUMNS = {"median ms": 10, "ratio": 7, "GB/s": 6, "GFLOP/s": 8, "floor": 6, "peak MiB": 9, "error": 7, "agrees": 10}
 
 Record = dict[str, Any]
 
@@ -63,7 +64,16 @@ def complete(records: Sequence[Record]) -> None:
 
 def rows(records: Sequence[Record]) -> list[Record]:
     """Completed records as the rows of results."""
-    figures = ("ratio", "gb_per_s", "gflop_per_s", "floor_seconds", "share_of_floor", "peak_bytes", "max_error")
+    figures = (
+        "ratio",
+        "gb_per_s",
+        "gflop_per_s",
+        "floor_seconds",
+        "share_of_floor",
+        "peak_bytes",
+        "max_error",
+        "agreement",
+    )
     found = []
     for record in records:
         stats, extra = record["stats"], record["extra_info"]
@@ -99,6 +109,7 @@ def _cells(row: Record, first: str) -> tuple[str, ...]:
         f"{row['share_of_floor']:.0%}",
         "-" if peak is None else f"{peak / 2**20:.0f}",
         f"{row['max_error']:.0e}",
+        "" if row["agreement"] is None else "{:.2f} {:.0%}".format(*row["agreement"]),
     )
 
 
@@ -109,7 +120,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = [
         "ratio: time over that of the group's first line. GB/s, GFLOP/s: the floor's bytes and operations over the "
         "median. floor: the time that torch alone took for those in this run, over the median. peak: extra memory of "
-        "one call, its results included. error: the largest, against float64.",
+        "one call, its results included. error: the largest, against float64. agrees: an estimate's rank correlation "
+        "with the truth, and how much of the top it has.",
         f"Beyond caches: read {rates['read'] / 1e9:.1f} GB/s, copy {rates['copy'] / 1e9:.1f} GB/s (read + written); "
         f"matrix {rates['matrix'] / 1e9:.0f} GFLOP/s. {about['machine']}, {about['threads']} threads, torch "
         f"{about['torch']}. Load when it began: {about['load']}.",

@@ -44,14 +44,16 @@ def one_draw(extractor: nn.Module, x: Tensor, target: Tensor, sigma: float) -> T
     """One of the N draws of SmoothGrad: x [B,d,m,m], target [B] -> gradients [B,d,m,m].
 
     One forward pass of the noisy batch, then for each image a backward pass of the batch, its graph kept and made anew.
+    The published code holds those graphs until its last draw, which no machine has memory for at 25 images; here they
+    go with the draw.
     """
     noisy = (x + torch.randn(x.shape).to(x.device) * sigma).requires_grad_(True)
     logits = extractor(noisy)
     gradients = []
     for image, wanted in enumerate(target.tolist()):
         (gradient,) = torch.autograd.grad(logits[image, wanted], noisy, create_graph=True)
-        gradients.append(gradient[image].detach())
-    return torch.stack(gradients)
+        gradients.append(gradient[image])
+    return torch.stack(gradients).detach()
 
 
 def gumbel(uniform: Tensor) -> Tensor:

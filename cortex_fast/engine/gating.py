@@ -1,4 +1,4 @@
-"""The ReLUs at a body's beginning, taken out of it: noise is added and cut off in one place, and no copy of it is kept."""
+"""The ReLUs at a body's beginning, taken out of it: noise is added and cut off in one place, in the same memory."""
 
 import torch
 from torch import Tensor, fx

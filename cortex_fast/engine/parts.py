@@ -14,8 +14,9 @@ class Parts:
     """An eval-mode extractor f_Y: E [B,d,m,m] -> logits [B,classes], in parts: prefix, then body, then head.
 
     prefix (x -> z, ...) is affine and linear is the same without its constants; gates: which z go through a ReLU then,
-    none where empty; body (z, ... -> h); head the last linear layer, or None where h are the logits. notes: what was done, and what was not and why. bytes_of_copy: about
-    what the activations of one noisy copy take while its gradient is computed.
+    none where empty; body (z, ... -> h); head the last linear layer, or None where h are the logits.
+    notes: what was done, and what was not and why. bytes_of_copy: about what the activations of one noisy copy take
+    while its gradient is computed.
     layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
     extractor: the module itself, which stays as it is.
     """

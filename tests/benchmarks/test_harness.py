@@ -39,7 +39,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def record(group: str, sibling: str, seconds: list[float], **extra: Any) -> report.Record:
     floor = {"bytes": 10**9, "operations": 0, "floor_seconds": 1.0}
-    about = {"sibling": sibling, "sizes": "[1]", "peak_bytes": 2**20, "max_error": 1e-7}
+    about = {"sibling": sibling, "sizes": "[1]", "peak_bytes": 2**20, "max_error": 1e-7, "agreement": None}
     return {"group": group, "name": "test", "stats": {"data": seconds}, "extra_info": {**floor, **about, **extra}}
 
 
@@ -48,7 +48,7 @@ def completed() -> list[report.Record]:
         record("a", "native", [1.0, 3.0], floor_seconds=0.6),
         record("a", "reference", [8.0, 8.0], operations=8 * 10**9),
         record("a", "native", [2.0, 2.0], floor_seconds=0.5),
-        record("b", "native", [4.0, 4.0], peak_bytes=None),
+        record("b", "native", [4.0, 4.0], peak_bytes=None, agreement=(0.951, 0.85)),
     ]
     found = report.pooled(turns)
     report.complete(found)
@@ -86,7 +86,7 @@ def test_table_has_a_line_for_each_sibling_within_its_width() -> None:
     assert max(map(len, lines)) <= report.WIDTH
     assert lines[1].split() == ["a", "native", "2000.00", "1.00", "0.5", "-", "25%", "1", "1e-07"]
     assert lines[2].split() == ["reference", "8000.00", "4.00", "0.1", "1.0", "6%", "1", "1e-07"]
-    assert lines[3].split() == ["b", "native", "4000.00", "1.00", "0.2", "-", "25%", "-", "1e-07"]
+    assert lines[3].split() == ["b", "native", "4000.00", "1.00", "0.2", "-", "25%", "-", "1e-07", "0.95", "85%"]
     assert sum("Not timed in 2 of the groups: cuda, since no device" in line for line in lines) == 1
 
 
