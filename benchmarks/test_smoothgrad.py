@@ -51,13 +51,19 @@ class Images:
     truth: Tensor
 
 
-def images(name: str, batch: int, width: int, device: torch.device) -> Images:
+def paper_extractor(name: str, width: int) -> nn.Module:
+    """Untrained, but with running statistics as training leaves them."""
     torch.manual_seed(SEED)
     extractor = build(name, width=width).eval()
     for module in extractor.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return extractor
+
+
+def images(name: str, batch: int, width: int, device: torch.device) -> Images:
+    extractor = paper_extractor(name, width)
     x = torch.randn((batch, 256, 16, 16))
     sigma = ALPHA * (x.flatten(1).amax(dim=1) - x.flatten(1).amin(dim=1))
     target = torch.arange(batch) * 7 % 1000

@@ -2,11 +2,17 @@
 
 from cortex_fast.data import ResultFileError, TokenStore, embed
 from cortex_fast.explain import (
+    PAPER,
+    PUBLISHED,
     ConceptExplanations,
+    Recipe,
+    Schedule,
     TokenSelection,
+    draw_tokens,
     explain_concepts,
     optimise_embedding,
     score_tokens,
+    select_concepts,
     select_tokens,
     smoothgrad,
     token_saliency,
@@ -15,15 +21,21 @@ from cortex_fast.explain import (
 from cortex_fast.version import __version__
 
 __all__ = [
+    "PAPER",
+    "PUBLISHED",
     "ConceptExplanations",
+    "Recipe",
     "ResultFileError",
+    "Schedule",
     "TokenSelection",
     "TokenStore",
     "__version__",
+    "draw_tokens",
     "embed",
     "explain_concepts",
     "optimise_embedding",
     "score_tokens",
+    "select_concepts",
     "select_tokens",
     "smoothgrad",
     "token_saliency",

@@ -55,6 +55,8 @@ def gumbel_codebook_step(
     betas: Sequence[float],
     eps: float,
     step: int,
+    own: int,
+    stay: float,
     threads: int,
     level: str,
 ) -> None: ...

@@ -174,10 +174,18 @@ void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address u
 // Moments 0, 0: plain gradient descent.
 void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address logits,
                           const std::array<Address, 2>& moments, double lr, const std::array<double, 2>& betas,
-                          double eps, std::int64_t step, int threads, const std::string& level) {
+                          double eps, std::int64_t step, Address own, float stay, int threads,
+                          const std::string& level) {
   const auto run = run_of(threads, level);
-  const cortex_fast::Update update{
-      pointer<float>(moments[0]), pointer<float>(moments[1]), lr, betas[0], betas[1], eps, step};
+  const cortex_fast::Update update{pointer<float>(moments[0]),
+                                   pointer<float>(moments[1]),
+                                   lr,
+                                   betas[0],
+                                   betas[1],
+                                   eps,
+                                   step,
+                                   pointer<const std::int64_t>(own),
+                                   stay};
   py::gil_scoped_release release;
   cortex_fast::gumbel_codebook_step(args, pointer<const float>(upstream), update, pointer<float>(logits), run);
 }
@@ -193,7 +201,7 @@ void define_gumbel_codebook(py::module_& module) {
              py::arg("level"));
   module.def("gumbel_codebook_step", &gumbel_codebook_step, py::arg("args"), py::kw_only(), py::arg("upstream"),
              py::arg("logits"), py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"),
-             py::arg("threads"), py::arg("level"));
+             py::arg("own"), py::arg("stay"), py::arg("threads"), py::arg("level"));
 }
 
 // sizes are batch, groups, samples, channels, positions; noise 0: drawn.
@@ -238,7 +246,7 @@ void nearest_code(Address z, Address codebook, const std::array<std::int64_t, 3>
 }
 
 // sizes are images, height, width, inputs, outputs; masks and bias may be 0.
-void conv3x3(Address input, Address input_mask, Address weights, Address bias, const std::array<std::int64_t, 5>& sizes,
+void conv3x3(Address input, Address input_mask, Address weights, Address bias, const std::array<std::int64_t, 6>& sizes,
              bool unpool, bool relu, bool pool, Address output, Address output_mask, int threads,
              const std::string& level) {
   const auto run = run_of(threads, level);
@@ -251,6 +259,7 @@ void conv3x3(Address input, Address input_mask, Address weights, Address bias, c
                                   sizes[2],
                                   sizes[3],
                                   sizes[4],
+                                  sizes[5],
                                   unpool,
                                   relu,
                                   pool,

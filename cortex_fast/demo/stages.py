@@ -105,14 +105,14 @@ def edits(
     }
 
     def by_tokens() -> TokenSelection:
-        with tqdm(total=settings.edit_steps, desc="selecting tokens", unit="step", disable=not progress) as bar:
-            return select_tokens(
-                extractor, codebook, target, lr=settings.edit_lr, seed=settings.seed, tick=bar.update, **shared
-            )
+        title = "selecting tokens" if progress else None
+        return select_tokens(
+            extractor, codebook, target, lr=settings.edit_lr, seed=settings.seed, progress=title, **shared
+        )
 
     def by_embedding() -> TokenSelection:
-        with tqdm(total=settings.edit_steps, desc="optimising embeddings", unit="step", disable=not progress) as bar:
-            return optimise_embedding(extractor, codebook, target, lr=settings.embedding_lr, tick=bar.update, **shared)
+        title = "optimising embeddings" if progress else None
+        return optimise_embedding(extractor, codebook, target, lr=settings.embedding_lr, progress=title, **shared)
 
     return {
         "token selection": _keep(folder / "edits-tokens.safetensors", TokenSelection, made, by_tokens),

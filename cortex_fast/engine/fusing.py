@@ -1,10 +1,9 @@
 """3 x 3 convolutions of a graph, each with the ReLU and the max-pooling behind it, as `ops.conv3x3`."""
 
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from cortex_fast import ops
-from cortex_fast.engine.nodes import is_relu, only_user
+from cortex_fast.engine.nodes import is_pool, is_relu, only_user
 
 
 class Convolution(nn.Module):
@@ -30,7 +29,7 @@ def fuse(module: fx.GraphModule) -> int:
         if follower is not None and is_relu(module, follower):
             last, relu = follower, True
             follower = only_user(last)
-            if follower is not None and _is_pool(module, follower):
+            if follower is not None and is_pool(module, follower):
                 last, pool = follower, True
         filters = ops.prepare_filters(layer.weight, layer.bias)
         name = f"{node.name}_fused"
@@ -54,26 +53,3 @@ def _serves(layer: nn.Conv2d) -> bool:
         and layer.groups == 1
         and layer.padding_mode == "zeros"
     )
-
-
-def _is_pool(module: fx.GraphModule, node: fx.Node) -> bool:
-    """2 x 2 max-pooling of stride 2, without padding."""
-    if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        return (
-            isinstance(layer, nn.MaxPool2d)
-            and layer.kernel_size in (2, (2, 2))
-            and layer.stride in (2, (2, 2))
-            and layer.padding in (0, (0, 0))
-            and layer.dilation in (1, (1, 1))
-            and not layer.ceil_mode
-            and not layer.return_indices
-        )
-    if node.op != "call_function" or node.target is not F.max_pool2d:
-        return False
-    options = dict(zip(("kernel_size", "stride"), node.args[1:], strict=False)) | node.kwargs
-    options = {name: value for name, value in options.items() if value is not None}
-    plain = options.pop("kernel_size", None) in (2, (2, 2)) and options.pop("stride", 2) in (2, (2, 2))
-    for name, default in (("padding", 0), ("dilation", 1), ("ceil_mode", False), ("return_indices", False)):
-        plain = plain and options.pop(name, default) in (default, (default, default))
-    return plain and not options and len(node.args) <= 3

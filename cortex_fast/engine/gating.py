@@ -21,10 +21,9 @@ def take_gates(body: fx.GraphModule) -> tuple[bool, ...]:
     return tuple(gates)
 
 
-def gated(gradient: Tensor, z: Tensor) -> Tensor:
-    """The gradient where z, or what became z in a ReLU, is positive; written over the given one where that is laid out
-    as z is."""
+def gated(gradient: Tensor, z: Tensor, *, over: bool) -> Tensor:
+    """The gradient where z, or what became z in a ReLU, is positive; `over` the given one, if that is laid out so."""
     backward = torch.ops.aten.threshold_backward
-    if gradient.stride() == z.stride():
+    if over and gradient.stride() == z.stride():
         return backward.grad_input(gradient, z, 0, grad_input=gradient)
     return backward(gradient, z, 0)

@@ -47,7 +47,11 @@ class Parts:
 
 def target_value(parts: Parts, z: tuple[Tensor, ...], target: Tensor) -> Tensor:
     """The logit of each target [B], of what the body takes. A head gives only the rows that are asked for."""
-    h = parts.body(*z)
+    return value_of(parts, parts.body(*z), target)
+
+
+def value_of(parts: Parts, h: Tensor, target: Tensor) -> Tensor:
+    """The logit of each target [B], of what the body gives."""
     if parts.head is None:
         return h.gather(1, target[:, None])[:, 0]
     value = (h * parts.head.weight[target]).sum(dim=1)

@@ -84,7 +84,8 @@ def _mean_gradient(
                     z.relu_()
                 gradients = replayed(gradients_of, graphs, target[rows].repeat(len(chunk)), *noisy)
                 for running, gradient, z, gate in zip(sums, gradients, noisy, gates, strict=True):
-                    passed = gated(gradient, z) if gate else gradient
+                    # the gradients of a sum's terms are one tensor
+                    passed = gated(gradient, z, over=len(gradients) == 1) if gate else gradient
                     for sample in passed.unflatten(0, (len(chunk), -1)):
                         running[rows] += sample
         means = [(running / len(samples)).to(z.dtype) for running, z in zip(sums, clean, strict=True)]

@@ -1,60 +1,155 @@
-"""What token selection is compared with: optimising the embedding itself, then the nearest tokens."""
+"""What token selection is compared with: the embedding itself optimised, then the nearest tokens; and drawn tokens."""
 
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cortex_fast import checks, ops
 from cortex_fast.data.token_store import gather
-from cortex_fast.explain.selection import OPTIMIZERS, Box, TokenSelection, check_problems, check_schedule, optimise
+from cortex_fast.engine import MEMORY, Prepared, prepare
+from cortex_fast.explain.optimisation import (
+    Judge,
+    Method,
+    blank,
+    by_extractor,
+    judged_at,
+    optimise,
+    record,
+    result_of,
+)
+from cortex_fast.explain.problems import Box, Problems, check_problems
+from cortex_fast.explain.recipes import Recipe, value_at
+from cortex_fast.explain.results import TokenSelection
+from cortex_fast.explain.selection import descend, recipe_of
+from cortex_fast.ops.random_stream import gumbel
+
+# settings of token selection alone, at what they are for others
+_UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay": 0.0}
 
 
 @torch.inference_mode(False)
 def optimise_embedding(
-    extractor: nn.Module,
+    extractor: nn.Module | Prepared,
     codebook: Tensor,
     target: int | Tensor,
     *,
     tokens: Tensor | None = None,
     region: Box | Tensor | None = None,
     grid: int | None = None,
-    steps: int = 3000,
-    lr: float = 0.01,
-    regularisation: float = 0.0,
-    optimizer: str = "adam",
-    judge_every: int = 100,
-    tick: Callable[[], object] = lambda: None,
+    recipe: Recipe | None = None,
+    judge: Judge | None = None,
+    memory: int = MEMORY,
+    checkpoint: Path | str | None = None,
+    progress: str | None = None,
+    **settings: Any,
 ) -> TokenSelection:
     """Gradient steps on E [P,d,m,m] in the region, then each position's nearest code: the baseline of eq. 10.
 
-    Arguments and result as in `select_tokens`; the start is the image's own embedding, so there is no randomness.
+    Arguments and result as in `select_tokens`; the start is the image's own embedding, so there is no randomness, and
+    the recipe's tau, draws, restarts, start and stay have no meaning: ValueError for others than the default.
     """
-    checks.one_of("optimizer", optimizer, OPTIMIZERS)
+    recipe = recipe_of(recipe, settings)
+    for name, value in _UNUSED.items():
+        if getattr(recipe, name) != value:
+            raise ValueError(f"{name}: expected {value!r} for embeddings, got {getattr(recipe, name)!r}")
     problems = check_problems(extractor, codebook, target, tokens, region, grid, None)
-    check_schedule(steps, lr, regularisation, judge_every, 0)
-    free = problems.region.flatten().nonzero().flatten()
-    codebook = problems.codebook
-    start = gather(problems.start, codebook).flatten(2).transpose(1, 2)[:, free]  # [P, rows, d]
-    # at least float32, as the logits of token selection are: Adam's epsilon is 0 in float16
-    embedding = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
-    rule = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-    update = rule([embedding.requires_grad_(True)], lr=lr)
 
-    def learn(_step: int, gradient: Tensor) -> None:
-        embedding.grad = gradient.to(embedding.dtype)
-        update.step()
+    def start(problems: Problems) -> Tensor:
+        embedding = gather(problems.start, problems.codebook).flatten(2).transpose(1, 2)[:, problems.free]
+        # at least float32, as the logits of token selection are: Adam's epsilon is 0 in float16
+        return embedding.to(torch.promote_types(embedding.dtype, torch.float32), copy=True).contiguous()
 
+    def learn(
+        embedding: Tensor, moments: tuple[Tensor, Tensor] | None, problems: Problems, step: int, gradient: Tensor
+    ) -> None:
+        lr = value_at(recipe.lr, step, recipe.steps)
+        descend(embedding, moments, lr, step + 1, gradient.to(embedding.dtype))
+
+    method = Method(
+        "embedding optimisation",
+        start,
+        lambda embedding, problems, step: embedding.to(problems.codebook.dtype),
+        learn,
+        lambda embedding, problems: ops.nearest_code(embedding, problems.codebook),
+    )
     return optimise(
         extractor,
         problems,
-        propose=lambda step: embedding.to(codebook.dtype),
-        learn=learn,
-        decide=lambda: ops.nearest_code(embedding, codebook),
-        steps=steps,
-        regularisation=regularisation,
-        judge_every=judge_every,
-        tick=tick,
-        fingerprint={"method": "embedding optimisation", "steps": steps, "lr": lr, "optimizer": optimizer}
-        | {"regularisation": regularisation},
+        method,
+        recipe,
+        bytes_of_problem=12 * len(problems.free) * problems.codebook.shape[1],
+        memory=memory,
+        judge=judge,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=progress,
+        fingerprint={},
     )
+
+
+@torch.inference_mode(False)
+def draw_tokens(
+    extractor: nn.Module | Prepared,
+    codebook: Tensor,
+    target: int | Tensor,
+    *,
+    tokens: Tensor | None = None,
+    region: Box | Tensor | None = None,
+    grid: int | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    item_ids: Tensor | None = None,
+    frequency: Tensor | None = None,
+    judge: Judge | None = None,
+    progress: str | None = None,
+    **settings: Any,
+) -> TokenSelection:
+    """Tokens drawn anew in every step, the best of them kept: what as many looks at the extractor find by chance.
+
+    frequency: [K] or [P,K], not negative: tokens are drawn in proportion to it, as often as they occur in the target's
+    images for instance; default all alike. Arguments and result as in `select_tokens`, of whose recipe steps and
+    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger.
+    """
+    recipe = recipe_of(recipe, settings)
+    problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
+    checks.seed(seed)
+    weights = _log_weights(frequency, problems)
+    prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=0)
+    judge = judge or by_extractor(prepared.extractor, problems.codebook)
+    times = judged_at(recipe)
+    records = blank(problems, times, recipe)
+    record(records, slice(None), 0, problems.start, judge(problems.start, problems.target))
+    kept, lowest = problems.start, torch.full((len(problems),), torch.inf, device=problems.codebook.device)
+    for step in tqdm(range(recipe.steps), desc=progress or "", unit="step", disable=progress is None):
+        draw = torch.tensor([step], device=problems.codebook.device)
+        g = gumbel(seed, problems.item_ids, draw, len(problems.free), len(problems.codebook))[:, 0]
+        drawn = (g if weights is None else g + weights[:, None]).argmax(dim=2)
+        found = problems.start.flatten(1).index_copy(1, problems.free, drawn).view_as(problems.start)
+        with torch.no_grad():
+            loss = -prepared.value(gather(found, problems.codebook), problems.target).float()
+        records.loss[step] = loss
+        better = loss < lowest
+        kept, lowest = found.where(better[:, None, None], kept), loss.where(better, lowest)
+        if step + 1 in times:
+            record(records, slice(None), times.index(step + 1), kept, judge(kept, problems.target))
+    records.taken.fill_(recipe.steps)
+    made = {"method": "random tokens" if frequency is None else "frequent tokens", "seed": seed, "steps": recipe.steps}
+    return result_of(problems, records, times, 1, made)
+
+
+def _log_weights(frequency: Tensor | None, problems: Problems) -> Tensor | None:
+    """[P,K]: what is added to Gumbel noise, so that the largest is drawn in proportion to the frequency."""
+    if frequency is None:
+        return None
+    if not isinstance(frequency, Tensor):
+        raise TypeError(f"frequency: expected a tensor, got {type(frequency).__name__}")
+    shape = (len(problems), len(problems.codebook))
+    if tuple(frequency.shape) not in (shape, shape[1:]):
+        raise ValueError(f"frequency: expected shape {list(shape[1:])} or {list(shape)}, got {list(frequency.shape)}")
+    checks.same_device(frequency=frequency, codebook=problems.codebook)
+    weights = frequency.double()
+    if not bool((weights >= 0).all()) or not bool((weights > 0).any(dim=-1).all()):
+        raise ValueError("frequency: expected numbers from 0 on, and one above 0 for each problem")
+    return weights.log().float().expand(shape)

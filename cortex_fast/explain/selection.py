@@ -1,7 +1,8 @@
 """The optimisation-based explanation: a token selection over the whole codebook (eq. 7-9)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,90 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.data.results import read_result, save_result
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import frozen, ordinary, prepare
-from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
-from cortex_fast.ops.random_stream import normal
+from cortex_fast.engine import MEMORY, Prepared
+from cortex_fast.explain.optimisation import Judge, Method, optimise
+from cortex_fast.explain.problems import Box, Problems, check_problems
+from cortex_fast.explain.recipes import Recipe, value_at
+from cortex_fast.explain.results import TokenSelection
+from cortex_fast.ops.random_stream import gumbel, normal
 
-_KIND = "TokenSelection"
 _START_DRAW = 2**32 - 1  # the draw that makes the first logits; steps use 0, 1, 2, ...
-OPTIMIZERS = ("adam", "sgd")
-
-Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenSelection:
-    """P selections, one for each problem.
-
-    tokens int64 [P,m,m]: the selection of largest target probability among those judged. initial int64 [P,m,m]: the
-    start. region bool [m,m]: the free positions. target int64 [P]. steps int64 [T]: when the selection was judged, 0
-    first; history int64 [T,P,m,m] and probability float32 [T,P]: the tokens then, and f_Y's probability of the target.
-    loss float32 [steps,P]: eq. 9 at every step, with that step's noise. best int64 [P]: the row of `steps` that
-    `tokens` is.
-    """
-
-    tokens: Tensor
-    initial: Tensor
-    region: Tensor
-    target: Tensor
-    steps: Tensor
-    history: Tensor
-    probability: Tensor
-    loss: Tensor
-    best: Tensor
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> Tensor:
-        """Where `tokens` differs from `initial`: bool [P,m,m]."""
-        return self.tokens != self.initial
-
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        save_result(path, _KIND, tensors, {"fingerprint": self.fingerprint})
-
-    @classmethod
-    def load(cls, path: Path | str) -> "TokenSelection":
-        """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
-        return read_result(path, _KIND, cls)
-
-
-@dataclass(frozen=True)
-class Problems:
-    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [m,m], target [P], item ids [P].
-
-    `given`: the start is the user's, so that it may itself be the best.
-    """
-
-    codebook: Tensor
-    start: Tensor
-    region: Tensor
-    target: Tensor
-    item_ids: Tensor
-    given: bool
+_RESTART_ITEMS = 2**26  # between the item ids of a problem's restarts
+_BETAS, _EPS = (0.9, 0.999), 1e-8
+_LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the start
 
 
 @torch.inference_mode(False)
 def select_tokens(
-    extractor: nn.Module,
+    extractor: nn.Module | Prepared,
     codebook: Tensor,
     target: int | Tensor,
     *,
     tokens: Tensor | None = None,
     region: Box | Tensor | None = None,
     grid: int | None = None,
-    steps: int = 3000,
-    lr: float = 0.01,
-    tau: float = 1.0,
-    regularisation: float = 0.0,
-    optimizer: str = "adam",
+    recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: Tensor | None = None,
-    judge_every: int = 100,
-    tick: Callable[[], object] = lambda: None,
+    allowed: Tensor | None = None,
+    judge: Judge | None = None,
+    memory: int = MEMORY,
+    checkpoint: Path | str | None = None,
+    progress: str | None = None,
+    **settings: Any,
 ) -> TokenSelection:
     """Choose tokens, from the whole codebook, that make the extractor see `target` (eq. 7-9), for P problems at once.
 
@@ -101,183 +50,194 @@ def select_tokens(
 
     codebook C: float [K,d]. target: a class, or int [P]. tokens: int [P,m,m] to start from and to keep outside the
     region; without it every position is free and `grid` is m (default 16). region: a half-open box (top, left, bottom,
-    right) or a boolean [m,m] mask; default everything. lr and optimizer ("adam", "sgd") as in torch. The selection
-    without noise is judged every `judge_every` steps and at the end, and the one of largest target probability is kept
-    (the tokens given are a candidate too).
-    Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...). tick is called after each step.
+    right) or a boolean [m,m] mask; default everything. recipe: the settings (default Recipe()), of which any can be
+    given by name here: steps=200. The selection without noise is judged every `judge_every` steps and at the end, and
+    the one of largest target probability is kept (the tokens given are a candidate too).
+    Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...).
+    allowed: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may take. judge: (tokens int64 [P,m,m],
+    target [P]) -> probability [P]; default the extractor's. memory: bytes that the problems stepping together may take;
+    it cuts the set, and changes no result beyond rounding. checkpoint: a file that the run's state is kept in while it
+    goes on, every `judge_every` steps; a run that finds one goes on from it, to the same bits. progress: a progress
+    bar's title; None: no bar.
     Raises TypeError or ValueError naming the argument: shapes that do not fit, tokens outside [0, K), a target outside
-    the classes, an empty region, tau <= 0, steps < 1.
+    the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a checkpoint of another run.
     """
-    checks.positive("tau", tau)
-    checks.one_of("optimizer", optimizer, OPTIMIZERS)
+    recipe = recipe_of(recipe, settings)
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
-    check_schedule(steps, lr, regularisation, judge_every, seed)
-    codebook = problems.codebook
-    rows = problems.region.flatten().nonzero().flatten()
-    start = torch.tensor([_START_DRAW], device=codebook.device)
-    logits = normal(seed, problems.item_ids, start, len(rows), codebook.shape[0])[:, 0].contiguous()
-    moments = (torch.zeros_like(logits), torch.zeros_like(logits)) if optimizer == "adam" else None
-    noise: dict[str, Any] = {"tau": tau, "seed": seed, "item_ids": problems.item_ids}
-
-    def propose(step: int) -> Tensor:
-        selected, _ = ops.gumbel_codebook(logits, codebook, draw=step, **noise)
-        return selected
-
-    def learn(step: int, gradient: Tensor) -> None:
-        ops.gumbel_codebook_step(logits, codebook, gradient, lr=lr, moments=moments, step=step + 1, draw=step, **noise)
-
+    checks.seed(seed)
+    if not problems.given and (recipe.start == "image" or recipe.stay):
+        raise ValueError("tokens: expected those of an image to start from or to stay with, got None")
+    problems = repeated(problems, recipe)
+    mask = _allowed(allowed, problems, recipe)
+    codes = len(problems.codebook)
+    method = token_method(recipe, seed, mask)
     return optimise(
         extractor,
         problems,
-        propose=propose,
-        learn=learn,
-        decide=lambda: logits.argmax(dim=2),
-        steps=steps,
-        regularisation=regularisation,
-        judge_every=judge_every,
-        tick=tick,
-        fingerprint={"method": "token selection", "steps": steps, "lr": lr, "tau": tau, "seed": seed}
-        | {"optimizer": optimizer, "regularisation": regularisation},
+        method,
+        recipe,
+        bytes_of_problem=4 * len(problems.free) * codes * (3 if recipe.optimizer == "adam" else 1),
+        memory=memory,
+        judge=judge,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=progress,
+        fingerprint={"seed": seed} | ({} if mask is None else {"allowed": int(mask.sum())}),
     )
 
 
-def optimise(
-    extractor: nn.Module,
-    problems: Problems,
-    *,
-    propose: Callable[[int], Tensor],
-    learn: Callable[[int, Tensor], None],
-    decide: Callable[[], Tensor],
-    steps: int,
-    regularisation: float,
-    judge_every: int,
-    tick: Callable[[], object],
-    fingerprint: dict[str, Any],
-) -> TokenSelection:
-    """The loop that token selection and its baseline share.
+def recipe_of(recipe: Recipe | None, settings: dict[str, Any]) -> Recipe:
+    """The recipe with the settings that were given by name."""
+    names = [one.name for one in dataclasses.fields(Recipe)]
+    for name in settings:
+        if name not in names:
+            raise TypeError(f"{name}: expected a setting of Recipe ({', '.join(names)}), got an unknown one")
+    return dataclasses.replace(recipe or Recipe(), **settings)
 
-    propose(step): the embedding [P,rows,d] of the free positions; learn(step, gradient): the step taken along the
-    loss's gradient in it; decide(): the positions' tokens [P,rows] now.
-    """
-    batch, codebook = len(problems.target), problems.codebook
-    free = problems.region.flatten().nonzero().flatten()
-    fixed = gather(problems.start, codebook).flatten(2)  # [P, d, m*m]
-    grid = problems.start.shape[1:]
-    losses = torch.empty(steps, batch, device=codebook.device)
-    judged = [problems.start]
-    probabilities = [_probability(extractor, codebook, problems.start, problems.target)]
-    times = [0]
-    prepared = prepare(extractor, gather(problems.start[:1], codebook), copies=steps * batch)
-    with frozen(extractor):
-        for step in range(steps):
-            with torch.enable_grad():
-                proposed = propose(step).detach().requires_grad_(True)
-                embedding = fixed.index_copy(2, free, proposed.transpose(1, 2)).unflatten(2, grid)
-                loss = -prepared.value(embedding, problems.target).float()
-                if regularisation:  # in float32: the sum of squares overflows float16
-                    loss = loss + regularisation * embedding.float().square().sum(dim=(1, 2, 3))
-                (gradient,) = torch.autograd.grad(loss.sum(), proposed)
-            learn(step, gradient)
-            losses[step] = loss.detach()
-            if (step + 1) % judge_every == 0 or step + 1 == steps:
-                tokens = problems.start.flatten(1).index_copy(1, free, decide()).view_as(problems.start)
-                judged.append(tokens)
-                probabilities.append(_probability(extractor, codebook, tokens, problems.target))
-                times.append(step + 1)
-            tick()
-    history, probability = torch.stack(judged), torch.stack(probabilities)
-    if not probability.isfinite().any(dim=0).all():
-        raise ValueError("extractor: expected finite logits, got none for any selection that was judged")
-    first = 0 if problems.given else 1  # without tokens the start is no selection of anyone's
-    best = probability[first:].nan_to_num(nan=-1.0).argmax(dim=0) + first
-    return TokenSelection(
-        tokens=history[best, torch.arange(batch, device=best.device)],
-        initial=problems.start,
-        region=problems.region,
-        target=problems.target,
-        steps=torch.tensor(times),
-        history=history,
-        probability=probability,
-        loss=losses,
-        best=best,
-        fingerprint=fingerprint,
+
+def repeated(problems: Problems, recipe: Recipe) -> Problems:
+    """Each problem as often as it is restarted, with noise of its own each time."""
+    if recipe.restarts == 1:
+        return problems
+    if len(problems):
+        checks.in_range("item_ids", problems.item_ids, _RESTART_ITEMS)
+    checks.whole("restarts", recipe.restarts, 1, 2**32 // _RESTART_ITEMS)
+    each = torch.arange(len(problems), device=problems.target.device).repeat_interleave(recipe.restarts)
+    number = torch.arange(recipe.restarts, device=each.device).repeat(len(problems))
+    many = problems.take(each)
+    return dataclasses.replace(
+        many,
+        item_ids=many.item_ids + number * _RESTART_ITEMS,
+        numbers=torch.arange(len(many), device=each.device),
     )
+
+
+def _allowed(allowed: Tensor | None, problems: Problems, recipe: Recipe) -> Tensor | None:
+    """bool [P,rows,K], by problem as often as it is restarted."""
+    if allowed is None:
+        return None
+    rows, codes = len(problems.free), len(problems.codebook)
+    if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
+        raise TypeError(f"allowed: expected a boolean tensor, got {getattr(allowed, 'dtype', type(allowed).__name__)}")
+    shapes: Sequence[tuple[int, ...]] = ((codes,), (rows, codes), (len(problems) // recipe.restarts, rows, codes))
+    if tuple(allowed.shape) not in shapes:
+        expected = ", ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"allowed: expected shape {expected}, got {list(allowed.shape)}")
+    checks.same_device(allowed=allowed, codebook=problems.codebook)
+    if not bool(allowed.any(dim=-1).all()):
+        raise ValueError("allowed: expected at least one token for each position, got none for some")
+    if allowed.ndim == 3:
+        return allowed.repeat_interleave(recipe.restarts, dim=0)
+    return allowed.expand(len(problems), rows, codes)
+
+
+def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
+    """Gumbel-Softmax over logits [P,rows,K], float32."""
+    draws = recipe.draws
+
+    def own_tokens(problems: Problems) -> Tensor:
+        return problems.start.flatten(1)[:, problems.free]
+
+    def start(problems: Problems) -> Tensor:
+        rows, codes = len(problems.free), len(problems.codebook)
+        if recipe.start == "image":
+            logits = torch.zeros(len(problems), rows, codes, device=problems.codebook.device)
+            logits.scatter_(2, own_tokens(problems)[..., None], math.log(codes) + _LIKELY)
+        else:
+            draw = torch.tensor([_START_DRAW], device=problems.codebook.device)
+            logits = normal(seed, problems.item_ids, draw, rows, codes)[:, 0].contiguous()
+        if mask is not None:
+            logits.masked_fill_(~mask[problems.numbers], -math.inf)
+        return logits
+
+    def noise(problems: Problems, step: int) -> dict[str, Any]:
+        tau = value_at(recipe.tau, step, recipe.steps)
+        return {"tau": tau, "seed": seed, "item_ids": problems.item_ids}
+
+    def propose(logits: Tensor, problems: Problems, step: int) -> Tensor:
+        how = noise(problems, step)
+        parts = [
+            ops.gumbel_codebook(logits, problems.codebook, draw=step * draws + draw, **how)[0] for draw in range(draws)
+        ]
+        return torch.cat(parts)
+
+    def learn(
+        logits: Tensor, moments: tuple[Tensor, Tensor] | None, problems: Problems, step: int, gradient: Tensor
+    ) -> None:
+        how, lr = noise(problems, step), value_at(recipe.lr, step, recipe.steps)
+        own = own_tokens(problems) if recipe.stay else None
+        if draws == 1:
+            ops.gumbel_codebook_step(
+                logits, problems.codebook, gradient, lr=lr, moments=moments, step=step + 1, draw=step,
+                own=own, stay=recipe.stay, **how,
+            )  # fmt: skip
+            return
+        descend(logits, moments, lr, step + 1, _mean_gradient(logits, problems, step, gradient, own, how))
+
+    def _mean_gradient(
+        logits: Tensor, problems: Problems, step: int, gradient: Tensor, own: Tensor | None, how: dict[str, Any]
+    ) -> Tensor:
+        """dP over all draws, whose losses' mean the gradient is of."""
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_(True)
+            for draw, part in enumerate(gradient.unflatten(0, (draws, -1))):
+                number = step * draws + draw
+                selected, _ = ops.gumbel_codebook(leaf, problems.codebook, draw=number, **how)
+                selected.backward(part)
+                if own is not None:
+                    item = torch.tensor([number], device=leaf.device)
+                    g = gumbel(seed, problems.item_ids, item, *logits.shape[1:])[:, 0]
+                    kept = ((leaf + g) / how["tau"]).softmax(dim=2).gather(2, own[..., None])
+                    (-recipe.stay / draws * kept.sum()).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return Method("token selection", start, propose, learn, lambda logits, problems: logits.argmax(dim=2))
+
+
+def descend(variables: Tensor, moments: tuple[Tensor, Tensor] | None, lr: float, step: int, gradient: Tensor) -> None:
+    """Step number `step`, from 1, of torch.optim.Adam or (without moments) SGD, in place."""
+    if moments is None:
+        variables.sub_(gradient, alpha=lr)
+        return
+    first, second = moments
+    first.lerp_(gradient, 1 - _BETAS[0])
+    second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+    scale = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPS)
+    variables.addcdiv_(first, scale, value=-lr / (1 - _BETAS[0] ** step))
 
 
 @torch.no_grad()
-def _probability(extractor: nn.Module, codebook: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
-    probability = extractor(gather(tokens, codebook)).softmax(dim=1)
-    return probability.gather(1, target[:, None])[:, 0].float()
-
-
-def check_schedule(steps: int, lr: float, regularisation: float, judge_every: int, seed: int) -> None:
-    checks.whole("steps", steps, 1)
-    checks.positive("lr", lr)
-    checks.non_negative("regularisation", regularisation)
-    checks.whole("judge_every", judge_every, 1)
-    checks.seed(seed)
-
-
-def check_problems(
-    extractor: nn.Module,
+def select_concepts(
+    extractor: nn.Module | Prepared,
     codebook: Tensor,
-    target: int | Tensor,
-    tokens: Tensor | None,
-    region: Box | Tensor | None,
-    grid: int | None,
-    item_ids: Tensor | None,
-) -> Problems:
-    """The arguments that every optimisation shares, checked and made whole."""
-    checks.rank("codebook", codebook, "[K, d]")
-    checks.floating("codebook", codebook)
-    checks.finite("codebook", codebook)
-    check_extractor(extractor, codebook=codebook)
-    codebook, device = ordinary(codebook.detach()), codebook.device
-    given = tokens is not None
-    if tokens is None:
-        size = 16 if grid is None else grid
-        checks.whole("grid", size, 1)
-        batch = len(target) if isinstance(target, Tensor) and target.ndim else 1
-        tokens = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
-        if region is not None:
-            raise ValueError("region: expected None without tokens, since nothing is kept outside it")
-    elif grid is not None:
-        raise ValueError("grid: expected None with tokens, whose shape gives it")
-    checks.rank("tokens", tokens, "[P, m, m]")
-    checks.integral("tokens", tokens)
-    checks.same_device(codebook=codebook, tokens=tokens, item_ids=item_ids)
-    checks.in_range("tokens", tokens, codebook.shape[0])
-    tokens = ordinary(tokens.long())
-    targets = ordinary(target_vector(target, len(tokens), device))
-    if len(tokens):
-        check_classes(extractor, gather(tokens[:1], codebook), targets)
-    if item_ids is None:
-        item_ids = torch.arange(len(tokens), device=device)
-    checks.integral("item_ids", item_ids)
-    checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
-    return Problems(codebook, tokens, region_mask(region, tokens.shape[1:]).to(device), targets, item_ids.long(), given)
+    folder: Path | str,
+    *,
+    classes: Sequence[int] | None = None,
+    grid: int = 16,
+    together: int = 16,
+    **settings: Any,
+) -> list[Path]:
+    """`select_tokens` over whole grids for every class, no image given: one file for each concept, whole or not at all.
 
-
-def region_mask(region: Box | Tensor | None, grid: torch.Size) -> Tensor:
-    """A half-open box (top, left, bottom, right), a boolean [m,m] mask or None (everything) as a boolean [m,m] mask.
-
-    Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
+    classes: default all that the extractor knows. together: how many step at once; no result depends on it beyond
+    rounding, for a class is its own item. Concepts whose file is there already are left as they are, and a run that was
+    cut off goes on where it was. settings: as `select_tokens` takes them. Returns the files,
+    concept-<class>.safetensors.
     """
-    if region is None:
-        return torch.ones(grid, dtype=torch.bool)
-    if isinstance(region, Tensor):
-        if region.dtype != torch.bool:
-            raise TypeError(f"region: expected a boolean mask or a box, got a tensor of {region.dtype}")
-        checks.same_shape("region", region, "the grid", grid)
-        mask = region
-    else:
-        if not isinstance(region, Sequence) or len(region) != 4 or not all(type(side) is int for side in region):
-            raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {region!r}")
-        top, left, bottom, right = region
-        if not (0 <= top <= bottom <= grid[0] and 0 <= left <= right <= grid[1]):
-            raise ValueError(f"region: expected a box within the {grid[0]} x {grid[1]} grid, got {region!r}")
-        mask = torch.zeros(grid, dtype=torch.bool)
-        mask[top:bottom, left:right] = True
-    if not bool(mask.any()):
-        raise ValueError(f"region: expected at least one position, got an empty region {region!r}")
-    return mask
+    folder = Path(folder)
+    checks.whole("together", together, 1)
+    checks.rank("codebook", codebook, "[K, d]")
+    if classes is None:
+        sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
+        module = extractor.extractor if isinstance(extractor, Prepared) else extractor
+        classes = range(module(sample).shape[1])
+    paths = {label: folder / f"concept-{label:04d}.safetensors" for label in classes}
+    missing = [label for label, path in paths.items() if not path.exists()]
+    for first in range(0, len(missing), together):
+        labels = missing[first : first + together]
+        target = torch.tensor(labels, device=codebook.device)
+        state = folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}.safetensors"
+        found = select_tokens(extractor, codebook, target, grid=grid, item_ids=target, checkpoint=state, **settings)
+        for number, label in enumerate(labels):
+            found.problem(number).save(paths[label])
+    return list(paths.values())

@@ -57,8 +57,9 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
     return Filters(weight, bias, transformed, backward, backend)
 
 
-def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = False) -> Tensor:
-    """pool(relu(conv(x))): x [n,I,h,w] -> [n,O,h,w], stride 1, padding 1; with pool [n,O,h//2,w//2], 2 x 2 maxima.
+def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = False, padding: int = 1) -> Tensor:
+    """pool(relu(conv(x))): x [n,I,h,w] -> [n,O,h',w'], stride 1, h' = h + 2 padding - 2; with pool half of that, 2 x 2
+    maxima. padding: 0, 1 or 2 rows and columns of zeros.
 
     Channels-last in and out is the fast memory format. Differentiable once, in x only: of the activations only one bit
     each is kept. The native backend is Winograd's F(4 x 4, 3 x 3), within 1e-5 of the largest output of float64.
@@ -69,12 +70,16 @@ def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = Fal
     inputs = filters.weight.shape[1]
     if x.shape[1] != inputs:
         raise ValueError(f"x: expected {inputs} channels as in weight, got {list(x.shape)}")
-    if pool and min(x.shape[2:]) < 2:
-        raise ValueError(f"x: expected a grid of at least 2 x 2 to pool, got {list(x.shape)}")
+    checks.whole("padding", padding, 0, 2)
+    least = max(1, 3 - 2 * padding + pool)
+    if min(x.shape[2:]) < least:
+        raise ValueError(f"x: expected a grid of at least {least} x {least}, got {list(x.shape)}")
     checks.same_device(x=x, weight=filters.weight)
     if x.dtype != filters.weight.dtype:
         raise TypeError(f"x: expected {filters.weight.dtype} as weight, got {x.dtype}")
-    y, _ = _conv3x3(x, filters.weight, filters.bias, filters.transformed, filters.backward, relu, pool, filters.backend)
+    y, _ = _conv3x3(
+        x, filters.weight, filters.bias, filters.transformed, filters.backward, relu, pool, padding, filters.backend
+    )
     return y
 
 
@@ -87,16 +92,18 @@ def _conv3x3(
     backward: Tensor,
     relu: bool,
     pool: bool,
+    padding: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "native":
-        return native_kernel.forward(x, transformed, bias, weight.shape[0], relu, pool)
-    return reference.forward(x, weight, bias, relu, pool)
+        return native_kernel.forward(x, transformed, bias, weight.shape[0], relu, pool, padding)
+    return reference.forward(x, weight, bias, relu, pool, padding)
 
 
 @_conv3x3.register_fake
-def _(x, weight, bias, transformed, backward, relu, pool, backend):
+def _(x, weight, bias, transformed, backward, relu, pool, padding, backend):
     images, _, height, width = x.shape
+    height, width = height + 2 * padding - 2, width + 2 * padding - 2
     outputs = weight.shape[0]
     step = 2 if pool else 1
     y = x.new_empty((images, height // step, width // step, outputs)).permute(0, 3, 1, 2)
@@ -106,21 +113,28 @@ def _(x, weight, bias, transformed, backward, relu, pool, backend):
 
 @torch.library.custom_op("cortex_fast::conv3x3_backward", mutates_args=())
 def _conv3x3_backward(
-    upstream: Tensor, mask: Tensor, weight: Tensor, backward: Tensor, pool: bool, size: list[int], backend: str
+    upstream: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    backward: Tensor,
+    pool: bool,
+    size: list[int],
+    padding: int,
+    backend: str,
 ) -> Tensor:
     shape = (size[0], size[1])
     if backend == "native":
-        return native_kernel.backward(upstream, mask, backward, weight.shape[1], pool, shape)
-    return reference.backward(upstream, mask, weight, pool, shape)
+        return native_kernel.backward(upstream, mask, backward, weight.shape[1], pool, shape, padding)
+    return reference.backward(upstream, mask, weight, pool, shape, padding)
 
 
 @_conv3x3_backward.register_fake
-def _(upstream, mask, weight, backward, pool, size, backend):
+def _(upstream, mask, weight, backward, pool, size, padding, backend):
     return upstream.new_empty((upstream.shape[0], *size, weight.shape[1])).permute(0, 3, 1, 2)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, _, _, backward, _, ctx.pool, ctx.backend = inputs
+    x, weight, _, _, backward, _, ctx.pool, ctx.padding, ctx.backend = inputs
     _, mask = output
     ctx.size = list(x.shape[2:])
     ctx.mark_non_differentiable(mask)
@@ -129,8 +143,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, upstream: Tensor, _mask_upstream):
     mask, weight, backward = ctx.saved_tensors
-    gradient = _conv3x3_backward(upstream, mask, weight, backward, ctx.pool, ctx.size, ctx.backend)
-    return gradient, None, None, None, None, None, None, None
+    gradient = _conv3x3_backward(upstream, mask, weight, backward, ctx.pool, ctx.size, ctx.padding, ctx.backend)
+    return gradient, None, None, None, None, None, None, None, None
 
 
 _conv3x3.register_autograd(_backward, setup_context=_setup_context)

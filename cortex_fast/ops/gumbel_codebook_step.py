@@ -30,6 +30,8 @@ def gumbel_codebook_step(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     gumbel: Tensor | None = None,
+    own: Tensor | None = None,
+    stay: float = 0.0,
     impl: str = "auto",
 ) -> None:
     """One optimiser's step on logits [...,R,K], in place, from the gradient dE [...,R,d] of their embedding.
@@ -38,6 +40,7 @@ def gumbel_codebook_step(
     and gumbel, dP = y (D - <y, D>) / tau with D = dE C^T, then torch.optim.Adam's step, or torch.optim.SGD's without
     momentum; but dP is never written.
     moments (m, v): Adam's averages of dP and dP^2, shaped as logits, zero before step 1; changed in place. None: SGD.
+    own, stay: int64 [...,R], a code of each row; the loss then also has stay (1 - y[own]), a price for leaving it.
     step: the number of this step, from 1. The same step serves a hard and a soft selection.
     logits and moments are float32 or float64 and contiguous, and require no gradient.
     Raises TypeError or ValueError as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
@@ -48,6 +51,11 @@ def gumbel_codebook_step(
     checks.positive("lr", lr)
     checks.positive("eps", eps)
     checks.whole("step", step, 1)
+    checks.non_negative("stay", stay)
+    if own is not None:
+        checks.integral("own", own)
+        checks.same_shape("own", own, "logits' rows", logits.shape[:-1])
+        checks.same_device(logits=logits, own=own)
     for beta in betas:
         if not 0 <= beta < 1:
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
@@ -69,6 +77,8 @@ def gumbel_codebook_step(
         upstream.detach().reshape(problems, rows, codebook.shape[1]),
         flat_ids,
         flat_gumbel,
+        None if own is None or stay == 0 else own.reshape(problems, rows).long(),
+        float(stay),
         float(tau),
         seed,
         draw,
@@ -99,6 +109,8 @@ def _gumbel_codebook_step(
     upstream: Tensor,
     item_ids: Tensor | None,
     gumbel: Tensor | None,
+    own: Tensor | None,
+    stay: float,
     tau: float,
     seed: int,
     draw: int,
@@ -110,15 +122,21 @@ def _gumbel_codebook_step(
 ) -> None:
     item_ids = problem_ids(logits, item_ids)
     checks.in_range("item_ids", item_ids, 2**32)
+    if own is not None:
+        checks.in_range("own", own, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)
     pair = (betas[0], betas[1])
     if choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
-        native_kernel.step(logits, codebook, upstream, item_ids, gumbel, tau, seed, draw, moments, lr, pair, eps, step)
+        native_kernel.step(
+            logits, codebook, upstream, item_ids, gumbel, tau, seed, draw, moments, lr, pair, eps, step, own, stay
+        )
     else:
         noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
-        reference.step(logits, codebook, upstream, noise, tau, moments, lr, pair, eps, step)
+        reference.step(logits, codebook, upstream, noise, tau, moments, lr, pair, eps, step, own, stay)
 
 
 @_gumbel_codebook_step.register_fake
-def _(logits, first, second, codebook, upstream, item_ids, gumbel, tau, seed, draw, lr, betas, eps, step, impl):
+def _(
+    logits, first, second, codebook, upstream, item_ids, gumbel, own, stay, tau, seed, draw, lr, betas, eps, step, impl
+):
     return None

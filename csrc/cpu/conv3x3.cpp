@@ -107,15 +107,16 @@ struct Pixel {
 };
 
 void pixels_of(const Conv3x3& args, const Place& place, Pixel pixels[36]) {
-  const int64_t height = args.unpool ? args.height / 2 : args.height, width = args.unpool ? args.width / 2 : args.width;
+  const int64_t all_height = args.height + 2 - 2 * args.padding, all_width = args.width + 2 - 2 * args.padding;
+  const int64_t height = args.unpool ? all_height / 2 : all_height, width = args.unpool ? all_width / 2 : all_width;
   const int64_t mask_bytes = ceil_div(args.inputs, 8);
   for (int64_t i = 0; i < 36; ++i) {
-    const int64_t y = place.top - 1 + i / 6, x = place.left - 1 + i % 6;
+    const int64_t y = place.top - args.padding + i / 6, x = place.left - args.padding + i % 6;
     const int64_t from_y = args.unpool ? y / 2 : y, from_x = args.unpool ? x / 2 : x;
-    const bool inside = y >= 0 && x >= 0 && y < args.height && x < args.width && from_y < height && from_x < width;
+    const bool inside = y >= 0 && x >= 0 && y < all_height && x < all_width && from_y < height && from_x < width;
     pixels[i].values = inside ? args.input + ((place.image * height + from_y) * width + from_x) * args.inputs : nullptr;
     pixels[i].mask = inside && args.input_mask != nullptr
-                         ? args.input_mask + ((place.image * args.height + y) * args.width + x) * mask_bytes
+                         ? args.input_mask + ((place.image * all_height + y) * all_width + x) * mask_bytes
                          : nullptr;
   }
 }

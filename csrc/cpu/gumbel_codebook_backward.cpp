@@ -31,6 +31,8 @@ struct Block {
   std::unique_ptr<float[]> d, weights;
   std::unique_ptr<Share[]> shares;  // [chunk][kRowBlock]
   double dots[kRowBlock];           // <y, D>
+  const int64_t* own = nullptr;     // of all rows: the code whose D is less by `stay`
+  float stay = 0;
 
   Block(const GumbelCodebook& args, int64_t most_rows) {
     const int64_t cells = ceil_div(args.codes, kChunk) * kRowBlock;
@@ -97,7 +99,11 @@ void first_pass(const GumbelCodebook& args, Block& block, Key key, const Run& ru
     for (int64_t r = 0; r < block.rows; ++r) {
       const int64_t cell = chunk * kRowBlock + r;
       float* weights = block.weights.get() + cell * kChunk;
-      const float* d = block.d.get() + cell * kChunk;
+      float* d = block.d.get() + cell * kChunk;
+      if (block.own != nullptr) {
+        const int64_t code = block.own[block.start + r] - first;
+        if (code >= 0 && code < count) d[code] -= block.stay;
+      }
       const float reference = soften_chunk(args, row_of(args, block.start + r), first, count, key, weights);
       Floats sum(0.0f), dot(0.0f);
       for (int64_t i = 0; i < count; i += kPack) {  // past `count` weights are 0, and D is finite
@@ -136,10 +142,13 @@ void second_pass(const GumbelCodebook& args, const Block& block, const Run& run,
 
 // body(block) for each block of rows, its first pass done.
 template <typename Body>
-void for_blocks(const GumbelCodebook& args, const float* upstream, const Run& run, const Body& body) {
+void for_blocks(const GumbelCodebook& args, const float* upstream, const int64_t* own, float stay, const Run& run,
+                const Body& body) {
   const Key key = stream_key(args.seed, Stream::kGumbel);
   const int64_t rows = args.problems * args.rows;
   Block block(args, std::min(rows, kRowBlock));
+  block.own = own;
+  block.stay = stay;
   for (block.start = 0; block.start < rows; block.start += kRowBlock) {
     block.rows = std::min(kRowBlock, rows - block.start);
     pack(args, upstream, block);
@@ -225,7 +234,7 @@ void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream,
                               float* grad_logits, float* grad_codebook, const Run& run) {
   const bool outer = grad_codebook != nullptr && !hard;
   if (outer) std::fill_n(grad_codebook, args.codes * args.channels, 0.0f);
-  for_blocks(args, upstream, run, [&](const Block& block) {
+  for_blocks(args, upstream, nullptr, 0, run, [&](const Block& block) {
     second_pass(args, block, run, [&](int64_t at, const float* gradient, int64_t count) {
       std::copy_n(gradient, count, grad_logits + at);
     });
@@ -237,7 +246,7 @@ void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream,
 void gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update, float* logits,
                           const Run& run) {
   const Adam adam(update);
-  for_blocks(args, upstream, run, [&](const Block& block) {
+  for_blocks(args, upstream, update.own, update.stay, run, [&](const Block& block) {
     second_pass(args, block, run, [&](int64_t at, const float* gradient, int64_t count) {
       if (update.first_moment == nullptr) {
         descend(static_cast<float>(update.lr), gradient, count, logits + at);

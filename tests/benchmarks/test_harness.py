@@ -48,7 +48,7 @@ def completed() -> list[report.Record]:
         record("a", "native", [1.0, 3.0], floor_seconds=0.6),
         record("a", "reference", [8.0, 8.0], operations=8 * 10**9),
         record("a", "native", [2.0, 2.0], floor_seconds=0.5),
-        record("b", "native", [4.0, 4.0], peak_bytes=None, agreement=(0.951, 0.85)),
+        record("b", "native", [4.0, 4.0], peak_bytes=None, agreement=[0.951, 0.85]),
     ]
     found = report.pooled(turns)
     report.complete(found)

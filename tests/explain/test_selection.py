@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cortex_fast import ResultFileError, TokenSelection, embed, optimise_embedding, select_tokens
-from cortex_fast.explain.selection import region_mask
+from cortex_fast.explain.problems import region_mask
 from tests.known_extractors import Convolutional, Linear
 
 CODES, CHANNELS, GRID, CLASSES = 12, 5, 4, 3

@@ -85,10 +85,12 @@ def certain_bits(before: Tensor, relu: bool, pool: bool) -> tuple[Tensor, Tensor
     return passes, certain
 
 
-def assert_agrees(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool, pool: bool, impl: str) -> None:
+def assert_agrees(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool, pool: bool, impl: str, padding: int = 1
+) -> None:
     """Forward against torch in float64; the mask where rounding cannot decide it; the gradient given the mask."""
-    y, gradient, upstream, *masks = results(x, weight, bias, relu=relu, pool=pool, impl=impl)
-    before = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    y, gradient, upstream, *masks = results(x, weight, bias, relu=relu, pool=pool, padding=padding, impl=impl)
+    before = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=padding)
     exact = F.relu(before) if relu else before
     exact = F.max_pool2d(exact, 2) if pool else exact
     assert y.shape == exact.shape and y.is_contiguous(memory_format=torch.channels_last)
@@ -96,15 +98,15 @@ def assert_agrees(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool,
     passing = upstream.double()
     if pool:
         wide = passing.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        passing = F.pad(wide, (0, x.shape[3] - wide.shape[3], 0, x.shape[2] - wide.shape[2]))
+        passing = F.pad(wide, (0, before.shape[3] - wide.shape[3], 0, before.shape[2] - wide.shape[2]))
     assert len(masks) == int(relu or pool)
     for mask in masks:
-        assert mask.shape == (len(x), *x.shape[2:], (len(weight) + 7) // 8)
+        assert mask.shape == (len(x), *before.shape[2:], (len(weight) + 7) // 8)
         bits = bits_of(mask, len(weight))
         wanted, certain = certain_bits(before, relu, pool)
         assert torch.equal(bits & certain, wanted & certain)
         passing = passing * bits
-    back = F.conv_transpose2d(passing, weight.double(), padding=1)
+    back = F.conv_transpose2d(passing, weight.double(), padding=padding)
     assert gradient.shape == x.shape
     assert largest(gradient - back) <= TOLERANCE * largest(back)
 
@@ -116,6 +118,15 @@ def test_agrees_with_float64(impl: str, relu: bool, pool: bool, bias: bool) -> N
     for number, ((height, width), (inputs, outputs)) in enumerate(itertools.product(sizes, CHANNELS)):
         x = random(2, inputs, height, width, seed=number)
         assert_agrees(x, *filters_of(inputs, outputs, bias=bias, seed=number), relu=relu, pool=pool, impl=impl)
+
+
+@every_follower
+@pytest.mark.parametrize("padding", [0, 2])
+def test_agrees_with_other_paddings(impl: str, relu: bool, pool: bool, padding: int) -> None:
+    sizes = [(4, 4), (5, 8), (10, 7)] if padding == 0 else [(1, 2), (2, 1), (5, 8)]
+    for number, ((height, width), (inputs, outputs)) in enumerate(itertools.product(sizes, CHANNELS)):
+        x = random(2, inputs, height, width, seed=number)
+        assert_agrees(x, *filters_of(inputs, outputs), relu=relu, pool=pool, impl=impl, padding=padding)
 
 
 @pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (True, True)])
@@ -334,11 +345,11 @@ def test_opcheck(impl: str, relu: bool, pool: bool, sizes: tuple[int, ...]) -> N
     filters = prepare_filters(*filters_of(inputs, outputs), impl=impl)
     x = random(2, inputs, height, width).requires_grad_(True)
     parts = (filters.weight, filters.bias, filters.transformed, filters.backward)
-    torch.library.opcheck(torch.ops.cortex_fast.conv3x3.default, (x, *parts, relu, pool, filters.backend))
-    y, mask = torch.ops.cortex_fast.conv3x3(x.detach(), *parts, relu, pool, filters.backend)
+    torch.library.opcheck(torch.ops.cortex_fast.conv3x3.default, (x, *parts, relu, pool, 1, filters.backend))
+    y, mask = torch.ops.cortex_fast.conv3x3(x.detach(), *parts, relu, pool, 1, filters.backend)
     torch.library.opcheck(
         torch.ops.cortex_fast.conv3x3_backward.default,
-        (y, mask, filters.weight, filters.backward, pool, [height, width], filters.backend),
+        (y, mask, filters.weight, filters.backward, pool, [height, width], 1, filters.backend),
     )
 
 

@@ -318,13 +318,49 @@ def test_forced_native_says_why_it_cannot_serve() -> None:
 
 
 @every_optimiser
+def test_a_price_for_leaving_a_code(impl: str, adam: bool) -> None:
+    """One step along the gradient of <E, dE> + stay (1 - y[own]), by autograd in float64."""
+    for codes, tau in ((5, 0.7), (700, 1.0), (1500, 2.0)):
+        logits, codebook, upstream = random(2, 35, codes), random(codes, 4, seed=1), random(2, 35, 4, seed=2)
+        own = torch.randint(codes, (2, 35), generator=torch.Generator().manual_seed(5))
+        g = random(2, 35, codes, seed=3)
+        leaf = logits.double().requires_grad_()
+        y = ((leaf + g) / tau).softmax(dim=-1)
+        loss = (y @ codebook.double() * upstream).sum() + 1.5 * (1 - y.gather(2, own[..., None])).sum()
+        loss.backward()
+        rule = torch.optim.Adam([leaf], **STEADY) if adam else torch.optim.SGD([leaf], lr=STEADY["lr"])
+        rule.step()
+        got = logits.clone()
+        options = STEADY if adam else {"lr": STEADY["lr"]}
+        moments = zeros(got) if adam else None
+        gumbel_codebook_step(
+            got, codebook, upstream, tau=tau, gumbel=g, moments=moments, own=own, stay=1.5, impl=impl, **options
+        )
+        torch.testing.assert_close(got.double(), leaf.detach(), rtol=1e-5, atol=2e-6)
+        without = logits.clone()
+        gumbel_codebook_step(
+            without, codebook, upstream, tau=tau, gumbel=g, moments=zeros(got) if adam else None, impl=impl, **options
+        )
+        assert (got.gather(2, own[..., None]) > without.gather(2, own[..., None])).all()
+
+
+@pytest.mark.parametrize(
+    "own", [torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3), torch.full((2, 3), 5), torch.full((2, 3), -1)]
+)
+def test_bad_own_is_named(own: Tensor) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^own:"):
+        gumbel_codebook_step(random(2, 3, 5), random(5, 4), random(2, 3, 4), lr=0.1, own=own, stay=1.0)
+
+
+@every_optimiser
 def test_opcheck(adam: bool) -> None:
     logits, codebook, upstream = random(2, 3, 5), random(5, 4, seed=1), random(2, 3, 4, seed=2)
     moments = zeros(logits) if adam else (None, None)
     noise = (torch.tensor([0, 4]), None) if adam else (None, random(2, 3, 5, seed=3))
+    own = torch.tensor([[0, 4, 1], [2, 2, 3]]) if adam else None
     torch.library.opcheck(
         torch.ops.cortex_fast.gumbel_codebook_step.default,
-        (logits, *moments, codebook, upstream, *noise, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "auto"),
+        (logits, *moments, codebook, upstream, *noise, own, 0.5, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "auto"),
     )
 
 

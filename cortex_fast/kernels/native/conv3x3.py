@@ -31,11 +31,12 @@ def transposed(weight: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, transformed: Tensor, bias: Tensor | None, outputs: int, relu: bool, pool: bool
+    x: Tensor, transformed: Tensor, bias: Tensor | None, outputs: int, relu: bool, pool: bool, padding: int
 ) -> tuple[Tensor, Tensor]:
     """As the reference's, with `transformed_weights`."""
     images, inputs, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
+    height, width = height + 2 * padding - 2, width + 2 * padding - 2
     step = 2 if pool else 1
     y = native.empty((images, height // step, width // step, outputs)).permute(0, 3, 1, 2)
     masked = relu or pool
@@ -45,7 +46,7 @@ def forward(
         input_mask=0,
         weights=transformed.data_ptr(),
         bias=0 if bias is None else bias.data_ptr(),
-        sizes=(images, height, width, inputs, outputs),
+        sizes=(images, height, width, inputs, outputs, padding),
         unpool=False,
         relu=relu,
         pool=pool,
@@ -57,7 +58,7 @@ def forward(
 
 
 def backward(
-    upstream: Tensor, mask: Tensor, transformed: Tensor, inputs: int, pool: bool, size: tuple[int, int]
+    upstream: Tensor, mask: Tensor, transformed: Tensor, inputs: int, pool: bool, size: tuple[int, int], padding: int
 ) -> Tensor:
     """As the reference's, with the `transformed_weights` of the `transposed` filters."""
     images, outputs = upstream.shape[:2]
@@ -68,7 +69,7 @@ def backward(
         input_mask=mask.data_ptr() if mask.numel() else 0,
         weights=transformed.data_ptr(),
         bias=0,
-        sizes=(images, *size, outputs, inputs),
+        sizes=(images, *size, outputs, inputs, 2 - padding),
         unpool=pool,
         relu=False,
         pool=False,

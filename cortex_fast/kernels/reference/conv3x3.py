@@ -1,4 +1,4 @@
-"""3 x 3 convolution of stride 1 and padding 1 with its ReLU and 2 x 2 max-pooling, and the same to the input.
+"""3 x 3 convolution of stride 1 with its ReLU and 2 x 2 max-pooling, and the same to the input.
 
 A mask says where a gradient passes ReLU and pooling: one bit for each element before pooling, uint8 [n,h,w,ceil(C/8)],
 the lowest bit first. It is all that the backward pass to the input needs of the forward's activations.
@@ -22,9 +22,12 @@ def unpack_bits(mask: Tensor, channels: int) -> Tensor:
     return bits.flatten(3)[..., :channels].permute(0, 3, 1, 2).bool()
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> tuple[Tensor, Tensor]:
-    """x [n,I,h,w], weight [O,I,3,3] -> y [n,O,h,w] (h//2, w//2 with pool), and the mask (empty without relu, pool)."""
-    before = F.conv2d(x, weight, bias, padding=1)
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, padding: int
+) -> tuple[Tensor, Tensor]:
+    """x [n,I,h,w], weight [O,I,3,3] -> y [n,O,h',w'], h' = h + 2 padding - 2 (half of it with pool), and the mask
+    (empty without relu, pool)."""
+    before = F.conv2d(x, weight, bias, padding=padding)
     y = F.relu(before) if relu else before
     passes = before > 0 if relu else torch.ones_like(before, dtype=torch.bool)
     if pool:
@@ -35,12 +38,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bo
     return y.contiguous(memory_format=torch.channels_last), mask
 
 
-def backward(upstream: Tensor, mask: Tensor, weight: Tensor, pool: bool, size: tuple[int, int]) -> Tensor:
+def backward(upstream: Tensor, mask: Tensor, weight: Tensor, pool: bool, size: tuple[int, int], padding: int) -> Tensor:
     """The gradient of the input [n,I,h,w], (h, w) = size, from that of y."""
     gradient = upstream
+    height, width = (side + 2 * padding - 2 for side in size)
     if pool:
         wide = upstream.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        gradient = F.pad(wide, (0, size[1] - wide.shape[3], 0, size[0] - wide.shape[2]))
+        gradient = F.pad(wide, (0, width - wide.shape[3], 0, height - wide.shape[2]))
     if mask.numel():
         gradient = gradient.where(unpack_bits(mask, weight.shape[0]), 0)  # a product would let NaN through
-    return F.conv_transpose2d(gradient, weight, padding=1).contiguous(memory_format=torch.channels_last)
+    return F.conv_transpose2d(gradient, weight, padding=padding).contiguous(memory_format=torch.channels_last)

@@ -53,15 +53,19 @@ def backward(
     tau: float,
     hard: bool,
     codebook_needed: bool,
+    own: Tensor | None = None,
+    stay: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the logits [P,R,K] and the codebook [K,d] ([0,d] where it is not needed) from dE [P,R,d].
 
     y = softmax((P + g) / tau), D = dE C^T, dP = y (D - <y, D>) / tau; hard selection passes its gradient straight
-    through to y, and to the rows of C that it selected.
+    through to y, and to the rows of C that it selected. own int64 [P,R]: the code whose D is less by `stay`.
     """
     y = _soften(_scores(logits, gumbel), tau, codebook)
     wide = upstream.to(y.dtype)
     d = wide @ codebook.to(y.dtype).T
+    if own is not None:
+        d.scatter_add_(2, own[..., None], d.new_full((*own.shape, 1), -stay))
     grad_logits = y * (d - (y * d).sum(dim=-1, keepdim=True)) / tau
     if not codebook_needed:
         grad_codebook = codebook.new_empty((0, codebook.shape[1]))
@@ -83,10 +87,12 @@ def step(
     betas: tuple[float, float],
     eps: float,
     count: int,
+    own: Tensor | None = None,
+    stay: float = 0.0,
 ) -> None:
     """One step along dP, in place: number `count` (from 1) of Adam (Kingma and Ba 2015), or of gradient descent."""
     index = gumbel.new_empty(0, dtype=torch.int64)  # only the codebook's gradient needs it
-    gradient, _ = backward(upstream, logits, codebook, gumbel, index, tau, True, False)
+    gradient, _ = backward(upstream, logits, codebook, gumbel, index, tau, True, False, own, stay)
     if moments is None:
         logits.sub_(gradient, alpha=lr)
         return

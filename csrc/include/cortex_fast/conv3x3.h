@@ -1,4 +1,4 @@
-// 3 x 3 convolution of stride 1 and padding 1, with its ReLU and 2 x 2 max-pooling, and the same to the input.
+// 3 x 3 convolution of stride 1, with its ReLU and 2 x 2 max-pooling, and the same to the input.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +10,15 @@ namespace cortex_fast {
 // Images are channels-last and contiguous. A mask has a bit for each element before pooling, [images, height, width,
 // ceil(channels / 8)] bytes, the lowest bit first: whether a gradient passes there.
 struct Conv3x3 {
-  // [images, height, width, inputs]; where `unpool` is true [images, height / 2, width / 2, inputs], each value
-  // standing for its 2 x 2 window; elements whose bit of input_mask (if not null) is 0 count as 0.
+  // [images, h, w, inputs] with h = height + 2 - 2 padding, w = width + 2 - 2 padding; where `unpool` is true
+  // [images, h / 2, w / 2, inputs], each value standing for its 2 x 2 window; elements whose bit of input_mask (if not
+  // null) is 0 count as 0.
   const float* input;
   const std::uint8_t* input_mask;
   // U = G w G^T of each filter, in panels: [36, ceil(outputs / 16), inputs, 16], zero past the last output.
   const float* weights;
   const float* bias;  // [outputs], or null
-  std::int64_t images, height, width, inputs, outputs;
+  std::int64_t images, height, width, inputs, outputs, padding;
   bool unpool;  // of the input
   bool relu, pool;
   float* output;              // [images, height, width, outputs], or with pool [images, height / 2, width / 2, outputs]

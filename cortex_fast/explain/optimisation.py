@@ -1,0 +1,314 @@
+"""The loop of token selection and its baselines: many problems step together, stop alone, and can go on later."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cortex_fast.data.results import ResultFileError, load_result, save_result
+from cortex_fast.data.token_store import gather
+from cortex_fast.engine import Prepared, frozen, prepare
+from cortex_fast.engine.parts import value_of
+from cortex_fast.engine.regional import Box, regional
+from cortex_fast.explain.problems import Problems
+from cortex_fast.explain.recipes import Recipe
+from cortex_fast.explain.results import TokenSelection
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+_KIND = "TokenSelectionState"
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What tells one optimisation from another. Variables are float [P,rows,...], changed in place.
+
+    start(problems) -> variables; propose(variables, problems, step) -> embeddings [draws * P, rows, d] of the free
+    positions, one draw after the other; learn(variables, moments, problems, step, the mean loss's gradient in those);
+    decide(variables, problems) -> tokens [P,rows].
+    """
+
+    name: str
+    start: Callable[[Problems], Tensor]
+    propose: Callable[[Tensor, Problems, int], Tensor]
+    learn: Callable[[Tensor, tuple[Tensor, Tensor] | None, Problems, int, Tensor], None]
+    decide: Callable[[Tensor, Problems], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """What is kept of all problems: history int64 [T,P,m,m] and probability [T,P] by judged time, loss [steps,P], NaN
+    after a problem stopped, and taken int64 [P], the steps until then."""
+
+    history: Tensor
+    probability: Tensor
+    loss: Tensor
+    taken: Tensor
+
+
+@dataclass(eq=False)
+class State:
+    """Of the problems of one group: those that still step (int64 [A]), their variables and moments [A,...], the tokens
+    [G,rows] of all, and for how many steps they have been the same [G]."""
+
+    step: int
+    active: Tensor
+    variables: Tensor
+    moments: tuple[Tensor, Tensor] | None
+    latest: Tensor
+    same: Tensor
+
+
+def optimise(
+    extractor: nn.Module | Prepared,
+    problems: Problems,
+    method: Method,
+    recipe: Recipe,
+    *,
+    bytes_of_problem: int,
+    memory: int,
+    judge: Judge | None,
+    checkpoint: Path | None,
+    progress: str | None,
+    fingerprint: dict[str, Any],
+) -> TokenSelection:
+    """Every problem's best selection. The set is cut into groups whose variables, `bytes_of_problem` each, fit into
+    `memory` bytes together with their activations."""
+    prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=recipe.steps * len(problems))
+    judge = judge or by_extractor(prepared.extractor, problems.codebook)
+    times = judged_at(recipe)
+    records = blank(problems, times, recipe)
+    fingerprint = {"method": method.name, **dataclasses.asdict(recipe), **fingerprint}
+    made = {**fingerprint, "problems": _digest(prepared.extractor, problems)}
+    size = max(1, memory // (bytes_of_problem + recipe.draws * prepared.bytes_of_copy))
+    groups = [slice(first, first + size) for first in range(0, len(problems), size)]
+    done, state = _resume(checkpoint, made, records)
+
+    def save(group: int, state: State) -> None:
+        if checkpoint is not None:
+            _save(checkpoint, made, group, state, records)
+
+    description = progress or ""
+    with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
+        bar.update(done * recipe.steps + (state.step if state else 0))
+        for group in range(done, len(groups)):
+            _run(prepared, problems, groups[group], method, recipe, judge, times, records, state, bar, group, save)
+            state = None
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return result_of(problems, records, times, recipe.restarts, fingerprint)
+
+
+def _run(
+    prepared: Prepared,
+    problems: Problems,
+    rows: slice,
+    method: Method,
+    recipe: Recipe,
+    judge: Judge,
+    times: list[int],
+    records: Records,
+    state: State | None,
+    bar: Any,
+    group: int,
+    save: Callable[[int, State], None],
+) -> None:
+    """One group, from its start or from a state that was kept, into its rows of the records."""
+    own = problems.take(rows)
+    if state is None:
+        state = _begin(own, method, recipe)
+        record(records, rows, 0, own.start, judge(own.start, own.target))
+    objective, stepping = None, own
+    while state.step < recipe.steps and len(state.active):
+        if objective is None:
+            stepping = own.take(state.active)
+            objective = objective_of(prepared, stepping, recipe)
+        loss, gradient = objective(method.propose(state.variables, stepping, state.step))
+        method.learn(state.variables, state.moments, stepping, state.step, gradient)
+        records.loss[state.step, rows][state.active] = loss
+        records.taken[rows][state.active] = state.step + 1
+        state.step += 1
+        if _stop(state, method.decide(state.variables, stepping), recipe):
+            objective = None
+        bar.update()
+        if state.step in times:
+            _look(records, rows, own, times.index(state.step), state, judge, bar)
+            if state.step < recipe.steps:
+                save(group, state)
+    if state.step < recipe.steps:  # all stopped before: what was found then stays
+        row = next(index for index, time in enumerate(times) if time >= state.step)
+        _look(records, rows, own, row, state, judge, bar)
+        records.history[row:, rows] = records.history[row, rows].clone()
+        records.probability[row:, rows] = records.probability[row, rows].clone()
+        bar.update(recipe.steps - state.step)
+
+
+def _begin(problems: Problems, method: Method, recipe: Recipe) -> State:
+    variables = method.start(problems)
+    adam = recipe.optimizer == "adam"
+    return State(
+        step=0,
+        active=torch.arange(len(problems), device=variables.device),
+        variables=variables,
+        moments=(torch.zeros_like(variables), torch.zeros_like(variables)) if adam else None,
+        latest=method.decide(variables, problems),
+        same=torch.zeros(len(problems), dtype=torch.int64, device=variables.device),
+    )
+
+
+def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """From proposals [draws * P, rows, d] to the mean loss [P] over the draws and its gradient in them: eq. 9.
+
+    Where the region is a part of the grid only what it reaches is computed.
+    """
+    box = Box(*problems.box)
+    fixed = gather(problems.start, problems.codebook).repeat(recipe.draws, 1, 1, 1)
+    target = problems.target.repeat(recipe.draws)
+    reached = None if box == Box(0, 0, *problems.region.shape) else regional(prepared, fixed, box)
+    window, inside = fixed, problems.region
+    if reached is not None:
+        window = fixed[:, :, box.top : box.bottom, box.left : box.right]
+        inside = problems.region[box.top : box.bottom, box.left : box.right]
+    free = inside.flatten().nonzero().flatten()
+    kept = fixed.float().square().sum(dim=1).flatten(1)[:, ~problems.region.flatten()].sum(dim=1)
+    scale = 1 / recipe.draws
+
+    def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad(), frozen(prepared.extractor):
+            leaf = proposed.detach().requires_grad_(True)
+            embedding = window.flatten(2).index_copy(2, free, leaf.transpose(1, 2)).unflatten(2, inside.shape)
+            if reached is None:
+                value = prepared.value(embedding, target)
+            else:
+                value = value_of(prepared, reached(embedding), target)
+            loss = -value.float()
+            if recipe.regularisation:  # in float32: the sum of squares overflows float16
+                loss = loss + recipe.regularisation * (kept + leaf.float().square().sum(dim=(1, 2)))
+            (gradient,) = torch.autograd.grad(loss.sum() * scale, leaf)
+        return loss.detach().unflatten(0, (recipe.draws, -1)).mean(dim=0), gradient
+
+    return objective
+
+
+def _stop(state: State, tokens: Tensor, recipe: Recipe) -> bool:
+    """Note the active problems' tokens, and take out those that have kept them for long enough; whether any was."""
+    unchanged = (tokens == state.latest[state.active]).all(dim=1)
+    state.same[state.active] = torch.where(unchanged, state.same[state.active] + 1, 0)
+    state.latest[state.active] = tokens
+    if recipe.patience is None:
+        return False
+    going = state.same[state.active] < recipe.patience
+    if bool(going.all()):
+        return False
+    state.active, state.variables = state.active[going], state.variables[going]
+    if state.moments is not None:
+        state.moments = (state.moments[0][going], state.moments[1][going])
+    return True
+
+
+def _look(records: Records, rows: slice, problems: Problems, row: int, state: State, judge: Judge, bar: Any) -> None:
+    """Judge the tokens that the group has now."""
+    tokens = problems.start.flatten(1).index_copy(1, problems.free, state.latest).view_as(problems.start)
+    probability = judge(tokens, problems.target)
+    record(records, rows, row, tokens, probability)
+    loss = float(records.loss[max(state.step - 1, 0), rows].nanmean()) if len(problems) else 0.0
+    bar.set_postfix(loss=f"{loss:.3g}", probability=f"{float(probability.float().mean()):.3f}", refresh=False)
+
+
+def judged_at(recipe: Recipe) -> list[int]:
+    """After how many steps the selection is judged."""
+    return sorted({*range(0, recipe.steps + 1, recipe.judge_every), recipe.steps})
+
+
+def record(records: Records, rows: slice, row: int, tokens: Tensor, probability: Tensor) -> None:
+    records.history[row, rows] = tokens
+    records.probability[row, rows] = probability.float()
+
+
+def by_extractor(extractor: nn.Module, codebook: Tensor) -> Judge:
+    """The extractor's own probability of the target."""
+
+    @torch.no_grad()
+    def judge(tokens: Tensor, target: Tensor) -> Tensor:
+        probability = extractor(gather(tokens, codebook)).softmax(dim=1)
+        return probability.gather(1, target[:, None])[:, 0].float()
+
+    return judge
+
+
+def blank(problems: Problems, times: list[int], recipe: Recipe) -> Records:
+    shape, device = (len(times), len(problems)), problems.codebook.device
+    return Records(
+        history=torch.zeros((*shape, *problems.start.shape[1:]), dtype=torch.int64, device=device),
+        probability=torch.full(shape, torch.nan, device=device),
+        loss=torch.full((recipe.steps, len(problems)), torch.nan, device=device),
+        taken=torch.zeros(len(problems), dtype=torch.int64, device=device),
+    )
+
+
+def result_of(
+    problems: Problems, records: Records, times: list[int], restarts: int, fingerprint: dict[str, Any]
+) -> TokenSelection:
+    """Of each problem the restart with the best selection."""
+    probability = records.probability
+    if not probability.isfinite().any(dim=0).all():
+        raise ValueError("extractor: expected finite logits, got none for any selection that was judged")
+    first = 0 if problems.given else 1  # without tokens the start is no selection of anyone's
+    top, best = probability[first:].nan_to_num(nan=-1.0).max(dim=0)
+    count = len(problems) // restarts
+    winner = top.view(count, restarts).argmax(dim=1) if count else top.long()
+    chosen = torch.arange(count, device=best.device) * restarts + winner
+    best = best[chosen] + first
+    history = records.history[:, chosen]
+    return TokenSelection(
+        tokens=history[best, torch.arange(count, device=best.device)],
+        initial=problems.start[chosen],
+        region=problems.region,
+        target=problems.target[chosen],
+        steps=torch.tensor(times),
+        history=history,
+        probability=probability[:, chosen],
+        loss=records.loss[:, chosen],
+        taken=records.taken[chosen],
+        best=best,
+        fingerprint=fingerprint,
+    )
+
+
+def _digest(extractor: nn.Module, problems: Problems) -> str:
+    """Of everything that the result depends on beside the settings."""
+    digest = hashlib.sha256()
+    tensors = [*extractor.state_dict().values(), problems.codebook, problems.start, problems.region]
+    for tensor in (*tensors, problems.target, problems.item_ids):
+        whole = tensor.detach().cpu().contiguous()
+        digest.update(f"{list(whole.shape)} {whole.dtype}".encode())
+        digest.update(whole.view(-1).view(torch.uint8).numpy() if whole.numel() else b"")
+    return digest.hexdigest()
+
+
+def _save(path: Path, made: dict[str, Any], group: int, state: State, records: Records) -> None:
+    kept = {"active": state.active, "variables": state.variables, "latest": state.latest, "same": state.same}
+    if state.moments is not None:
+        kept |= {"first": state.moments[0], "second": state.moments[1]}
+    save_result(path, _KIND, kept | vars(records), {"made": made, "group": group, "step": state.step})
+
+
+def _resume(path: Path | None, made: dict[str, Any], records: Records) -> tuple[int, State | None]:
+    """The group and the state to go on from, and the records until then; the beginning where nothing was kept."""
+    if path is None or not path.exists():
+        return 0, None
+    tensors, header = load_result(path, _KIND)
+    device = records.history.device
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    if header.get("made") != made:
+        raise ResultFileError(f"{path}: the state of a run with other settings, extractor or problems")
+    for name, tensor in vars(records).items():
+        tensor.copy_(tensors[name])
+    moments = (tensors["first"], tensors["second"]) if "first" in tensors else None
+    state = State(header["step"], tensors["active"], tensors["variables"], moments, tensors["latest"], tensors["same"])
+    return header["group"], state

@@ -1,0 +1,317 @@
+"""What a run of many problems adds to one: groups, draws, restarts, stopping alone, going on, tokens forbidden."""
+
+import math
+
+import pytest
+import torch
+
+from cortex_fast import (
+    ResultFileError,
+    Schedule,
+    draw_tokens,
+    embed,
+    optimise_embedding,
+    select_concepts,
+    select_tokens,
+)
+from cortex_fast.explain import TokenSelection
+from cortex_fast.ops.random_stream import gumbel, normal
+from tests.known_extractors import Convolutional, Linear, tiny
+
+CODES, CHANNELS, GRID, CLASSES = 12, 5, 8, 4
+BOTH = [select_tokens, optimise_embedding]
+REGION = (2, 2, 5, 5)
+
+
+def codebook():
+    return torch.randn(CODES, CHANNELS, generator=torch.Generator().manual_seed(3))
+
+
+def grids(count=3):
+    return torch.randint(CODES, (count, GRID, GRID), generator=torch.Generator().manual_seed(4))
+
+
+def targets(count=3):
+    return torch.arange(count) % CLASSES
+
+
+def assert_same(one: TokenSelection, other: TokenSelection):
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value.nan_to_num(nan=-9), getattr(other, name).nan_to_num(nan=-9)), name
+
+
+@pytest.mark.parametrize("optimise", BOTH)
+def test_groups_do_not_show(optimise):
+    arguments = {"tokens": grids(5), "region": REGION, "steps": 15, "lr": 0.2, "judge_every": 5}
+    whole = optimise(tiny("ce"), codebook(), targets(5), **arguments)
+    alone = optimise(tiny("ce"), codebook(), targets(5), memory=1, **arguments)
+    assert torch.equal(whole.history, alone.history)
+    torch.testing.assert_close(whole.loss, alone.loss, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimise", BOTH)
+def test_a_region_gives_what_the_whole_grid_gives(optimise, monkeypatch):
+    from cortex_fast.explain import optimisation
+
+    arguments = {"tokens": grids(), "region": REGION, "steps": 25, "lr": 0.2, "regularisation": 1e-3}
+    reached = optimise(tiny("ce"), codebook(), targets(), **arguments)
+    monkeypatch.setattr(optimisation, "regional", lambda *_: None)
+    everything = optimise(tiny("ce"), codebook(), targets(), **arguments)
+    torch.testing.assert_close(reached.loss, everything.loss, rtol=1e-3, atol=1e-4)
+    assert torch.equal(reached.tokens, everything.tokens)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimise", BOTH)
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_goes_on_to_the_same_bits(optimise, memory, optimizer, tmp_path):
+    extractor = tiny("ce")
+    arguments = {"tokens": grids(), "region": REGION, "steps": 20, "lr": 0.2, "judge_every": 4, "patience": 9}
+    arguments |= {"memory": memory, "optimizer": optimizer}
+    straight = optimise(extractor, codebook(), targets(), **arguments)
+    looks = []
+
+    def judge(tokens, target):
+        looks.append(None)
+        if len(looks) == 3:
+            raise StoppedError
+        with torch.no_grad():
+            return extractor(embed(tokens, codebook())).softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+    path = tmp_path / "state"
+    with pytest.raises(StoppedError):
+        optimise(extractor, codebook(), targets(), judge=judge, checkpoint=path, **arguments)
+    assert path.exists()
+    before = path.read_bytes()
+    with pytest.raises(ResultFileError, match="state"):
+        optimise(extractor, codebook(), targets(), checkpoint=path, **(arguments | {"lr": 0.1}))
+    assert path.read_bytes() == before
+    assert_same(optimise(extractor, codebook(), targets(), judge=judge, checkpoint=path, **arguments), straight)
+    assert not path.exists()
+    if memory > 1:  # what was done was not done again
+        assert len(looks) <= len(straight.steps) + 2
+
+
+def test_draws_follow_the_mean_gradient_by_hand():
+    """One step of one position from two draws, written out in float64."""
+    extractor, rate, tau, draws = Linear(CHANNELS, 1, CLASSES).eval(), 3.0, 0.8, 2
+    items = torch.tensor([0])
+    for optimizer in ("adam", "sgd"):
+        changed = 0
+        for seed in range(8):
+            got = select_tokens(
+                extractor, codebook(), 1, grid=1, steps=1, lr=rate, tau=tau, seed=seed, optimizer=optimizer, draws=draws
+            )
+            start = normal(seed, items, torch.tensor([2**32 - 1]), 1, CODES)[0, 0, 0].double()
+            d = codebook().double() @ -extractor.weight.detach()[1].double()
+            gradients, losses = [], []
+            for draw in range(draws):
+                noise = gumbel(seed, items, torch.tensor([draw]), 1, CODES)[0, 0, 0].double()
+                y = ((start + noise) / tau).softmax(dim=0)
+                gradients.append(y * (d - y @ d) / tau)
+                losses.append(float(d[(start + noise).argmax()]))
+            gradient = sum(gradients) / draws
+            step = gradient / (gradient.abs() + 1e-8) if optimizer == "adam" else gradient
+            after = start - rate * step
+            assert int(got.tokens) == int(after.argmax())
+            assert float(got.loss) == pytest.approx(sum(losses) / draws, rel=1e-5)
+            changed += int(after.argmax() != start.argmax())
+        assert changed >= 2
+
+
+def test_more_draws_disagree_less():
+    """The loss of a step is its draws' mean, whose spread falls with their number."""
+    extractor = Linear(CHANNELS, GRID, CLASSES).eval()
+    spread = []
+    for draws in (1, 16):
+        got = select_tokens(
+            extractor, codebook(), torch.zeros(1, dtype=torch.long), grid=GRID, steps=40, lr=1e-6, draws=draws
+        )
+        spread.append(float(got.loss.std()))
+    assert spread[1] < 0.5 * spread[0]
+
+
+def test_restarts_keep_the_best_of_independent_runs():
+    arguments = {"tokens": grids(), "region": REGION, "steps": 6, "lr": 0.2, "judge_every": 2}
+    many = select_tokens(tiny("ce"), codebook(), targets(), restarts=3, **arguments)
+    runs = [
+        select_tokens(
+            tiny("ce"), codebook(), targets(), item_ids=torch.arange(3) + number * 2**26, **arguments
+        ).probability.amax(dim=0)
+        for number in range(3)
+    ]
+    torch.testing.assert_close(many.probability.amax(dim=0), torch.stack(runs).amax(dim=0), rtol=1e-4, atol=1e-5)
+    assert many.tokens.shape == (3, GRID, GRID)
+    with pytest.raises(ValueError, match=r"^item_ids:"):
+        select_tokens(tiny("ce"), codebook(), targets(), restarts=2, item_ids=torch.tensor([0, 1, 2**26]), **arguments)
+
+
+@pytest.mark.parametrize("optimise", BOTH)
+def test_a_problem_stops_alone(optimise):
+    """Without noise to speak of, a step so small that no token changes: every problem stops after `patience` steps."""
+    arguments = {"tokens": grids(), "region": REGION, "judge_every": 7}
+    still = optimise(tiny("ce"), codebook(), targets(), steps=40, lr=1e-9, patience=5, **arguments)
+    assert still.taken.tolist() == [5, 5, 5]
+    assert still.loss[:5].isfinite().all() and still.loss[5:].isnan().all()
+    assert torch.equal(still.history[1:], still.history[1:2].expand_as(still.history[1:]))
+    assert still.probability.isfinite().all()
+    moving = optimise(tiny("ce"), codebook(), targets(), steps=30, lr=0.3, patience=8, **arguments)
+    free = optimise(tiny("ce"), codebook(), targets(), steps=30, lr=0.3, **arguments)
+    for problem, taken in enumerate(moving.taken.tolist()):  # until a problem stops nothing differs
+        torch.testing.assert_close(moving.loss[:taken, problem], free.loss[:taken, problem], rtol=1e-3, atol=1e-4)
+
+
+def test_only_allowed_tokens_are_taken():
+    rows = 9
+    allowed = torch.zeros(3, rows, CODES, dtype=torch.bool)
+    allowed[0, :, :3] = True
+    allowed[1, :, 5:] = True
+    allowed[2, range(rows), [position % CODES for position in range(rows)]] = True
+    arguments = {"tokens": grids(), "region": REGION, "steps": 20, "lr": 0.5, "judge_every": 20}
+    for optimizer in ("adam", "sgd"):
+        got = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed, optimizer=optimizer, **arguments)
+        last = got.history[-1, :, 2:5, 2:5].flatten(1)
+        assert (last[0] < 3).all() and (last[1] >= 5).all() and last[2].tolist() == list(range(rows))
+        assert got.loss.isfinite().all()
+    one = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed[0, 0], restarts=2, draws=2, **arguments)
+    assert (one.history[-1, :, 2:5, 2:5] < 3).all()
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [torch.ones(CODES + 1, dtype=torch.bool), torch.ones(CODES), torch.zeros(CODES, dtype=torch.bool), [True] * CODES],
+)
+def test_bad_allowed_is_named(allowed):
+    with pytest.raises((ValueError, TypeError), match=r"^allowed:"):
+        select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), allowed=allowed, steps=1)
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_price_keeps_the_images_tokens(draws):
+    arguments = {"tokens": grids(), "region": REGION, "steps": 60, "lr": 0.2, "judge_every": 60, "start": "image"}
+    counts = []
+    for price in (0.0, 0.5, 1e3):
+        got = select_tokens(tiny("ce"), codebook(), targets(), stay=price, draws=draws, **arguments)
+        counts.append(int((got.history[-1] != got.initial).sum()))
+    assert counts[0] > counts[1] >= counts[2] == 0
+
+
+def test_a_start_from_the_image_is_the_image():
+    got = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, lr=1e-6, start="image")
+    assert torch.equal(got.history[1], grids())
+    for settings in ({"start": "image"}, {"stay": 1.0}):
+        with pytest.raises(ValueError, match=r"^tokens:"):
+            select_tokens(tiny("ce"), codebook(), 1, grid=GRID, steps=1, **settings)
+
+
+def test_annealing_is_each_steps_own_temperature_and_rate():
+    """A schedule that stays where it is changes nothing; one that falls gives the first step of its start."""
+    arguments = {"tokens": grids(), "region": REGION, "steps": 8, "judge_every": 2}
+    plain = select_tokens(tiny("ce"), codebook(), targets(), lr=0.2, tau=1.0, **arguments)
+    flat = select_tokens(
+        tiny("ce"), codebook(), targets(), lr=Schedule(0.2, 0.2), tau=Schedule(1.0, 1.0, "geometric"), **arguments
+    )
+    assert_same(flat, plain)
+    falling = select_tokens(tiny("ce"), codebook(), targets(), lr=0.2, tau=Schedule(1.0, 0.1, "geometric"), **arguments)
+    assert torch.equal(falling.loss[:2], plain.loss[:2]) and not torch.equal(falling.loss, plain.loss)
+
+
+def test_a_judge_of_ones_own_chooses():
+    """Judged by how many positions have token 7, whatever the extractor says."""
+
+    def judge(tokens, target):
+        return (tokens == 7).float().mean(dim=(1, 2))
+
+    got = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=40, lr=0.3, judge_every=2, judge=judge)
+    counts = (got.history == 7).float().mean(dim=(2, 3))
+    torch.testing.assert_close(got.probability, counts)
+    assert torch.equal(got.best, counts.argmax(dim=0))
+
+
+def test_settings_that_are_none_are_named():
+    for optimise in (*BOTH, draw_tokens):
+        with pytest.raises(TypeError, match=r"^temperature:"):
+            optimise(tiny("ce"), codebook(), targets(), tokens=grids(), temperature=2.0)
+    for name, value in {"tau": 0.5, "draws": 2, "restarts": 2, "start": "image", "stay": 1.0}.items():
+        with pytest.raises(ValueError, match=rf"^{name}:"):
+            optimise_embedding(tiny("ce"), codebook(), targets(), tokens=grids(), **{name: value})
+
+
+def test_an_edit_is_told_position_by_position():
+    got = select_tokens(
+        tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, steps=60, lr=0.4, judge_every=5
+    )
+    rebuilt = got.initial[1].clone()
+    for change in got.changes(1):
+        assert rebuilt[change.row, change.column] == change.before != change.after
+        rebuilt[change.row, change.column] = change.after
+    assert torch.equal(rebuilt, got.tokens[1]) and got.changes(1)
+    pictures = got.strip(lambda tokens: tokens[:, None].expand(-1, 3, -1, -1).float(), 2)
+    assert torch.equal(pictures[:, 0].long(), got.history[:, 2])
+    alone = got.problem(2)
+    assert torch.equal(alone.tokens[0], got.tokens[2]) and alone.changes() == got.changes(2)
+    with pytest.raises(ValueError, match=r"^problem:"):
+        got.changes(3)
+
+
+def test_every_concept_is_written_whole_and_once(tmp_path):
+    extractor = Convolutional(CHANNELS, CLASSES).eval()
+    settings = {"grid": 4, "steps": 6, "lr": 0.3, "judge_every": 3}
+    paths = select_concepts(extractor, codebook(), tmp_path, together=3, **settings)
+    assert sorted(tmp_path.iterdir()) == paths and len(paths) == CLASSES
+    found = [TokenSelection.load(path) for path in paths]
+    assert [int(one.target) for one in found] == list(range(CLASSES))
+    for label in range(CLASSES):  # whatever stepped beside it
+        (alone,) = select_concepts(extractor, codebook(), tmp_path / "alone", classes=[label], together=1, **settings)
+        assert torch.equal(TokenSelection.load(alone).history, found[label].history)
+    written = {path: path.stat().st_mtime_ns for path in paths}
+    paths[1].unlink()
+    select_concepts(extractor, codebook(), tmp_path, together=3, **settings)
+    assert [path for path in paths if path.stat().st_mtime_ns != written[path]] == [paths[1]]
+    assert torch.equal(TokenSelection.load(paths[1]).history, found[1].history)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_drawn_tokens_keep_the_best_draw(weighted):
+    frequency = torch.zeros(3, CODES)
+    frequency[:, 2], frequency[:, 9] = 3.0, 1.0
+    how = {"frequency": frequency} if weighted else {}
+    extractor = Linear(CHANNELS, GRID, CLASSES).eval()
+    got = draw_tokens(extractor, codebook(), targets(), tokens=grids(), region=REGION, steps=30, judge_every=10, **how)
+    logits = -got.loss
+    for row, step in enumerate(got.steps.tolist()[1:], start=1):
+        kept = extractor(embed(got.history[row], codebook())).detach().gather(1, targets()[:, None])[:, 0]
+        torch.testing.assert_close(kept, logits[:step].amax(dim=0), rtol=1e-4, atol=1e-4)
+    inside = got.history[1:, :, 2:5, 2:5]
+    if weighted:
+        assert set(inside.unique().tolist()) == {2, 9} and 0.5 < float((inside == 2).float().mean()) < 0.95
+    else:
+        assert len(inside.unique()) == CODES
+    assert not got.changed[:, ~got.region].any()
+
+
+@pytest.mark.parametrize("frequency", [torch.ones(CODES + 1), -torch.ones(CODES), torch.zeros(CODES), [1.0]])
+def test_bad_frequencies_are_named(frequency):
+    with pytest.raises((ValueError, TypeError), match=r"^frequency:"):
+        draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), frequency=frequency, steps=1)
+
+
+def test_infinities_of_the_forbidden_stay_out_of_the_moments():
+    allowed = torch.ones(CODES, dtype=torch.bool)
+    allowed[3] = False
+    got = select_tokens(
+        Linear(CHANNELS, GRID, CLASSES).eval(),
+        codebook(),
+        1,
+        tokens=grids(1),
+        allowed=allowed,
+        steps=50,
+        lr=0.3,
+        tau=0.1,
+    )
+    assert not math.isnan(float(got.loss.sum())) and not (got.history[1:] == 3).any()

@@ -1,0 +1,59 @@
+"""Schedules go where they say, and recipes refuse what makes no sense."""
+
+import itertools
+
+import pytest
+
+from cortex_fast import PAPER, PUBLISHED, Recipe, Schedule
+
+
+@pytest.mark.parametrize(
+    ("kind", "middle"), [("linear", 5.5), ("geometric", 10**0.5), ("cosine", 5.5)], ids=lambda value: str(value)
+)
+def test_schedules_begin_and_end_where_they_say(kind, middle):
+    schedule = Schedule(10.0, 1.0, kind)
+    values = [schedule.at(step, 11) for step in range(11)]
+    assert values[0] == pytest.approx(10) and values[-1] == pytest.approx(1) and values[5] == pytest.approx(middle)
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
+    assert schedule.at(0, 1) == 10
+
+
+def test_a_cosine_is_flat_at_both_ends():
+    schedule = Schedule(0.5, 1.0, "cosine")
+    assert schedule.at(1, 101) - schedule.at(0, 101) < 0.1 * (schedule.at(51, 101) - schedule.at(50, 101))
+
+
+def test_presets_are_the_published_and_the_papers():
+    assert (PUBLISHED.steps, PUBLISHED.lr, PUBLISHED.tau, PUBLISHED.optimizer) == (5000, 0.01, 1.0, "adam")
+    assert PUBLISHED.judge_every == 500 and PUBLISHED.regularisation == 0
+    assert PAPER.optimizer == "sgd"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"steps": 1.5},
+        {"lr": 0.0},
+        {"tau": float("nan")},
+        {"draws": 0},
+        {"restarts": 0},
+        {"patience": 0},
+        {"start": "zero"},
+        {"stay": -1.0},
+        {"regularisation": float("inf")},
+        {"optimizer": "lion"},
+        {"judge_every": 0},
+    ],
+)
+def test_bad_settings_are_named(settings):
+    (name,) = settings
+    with pytest.raises((ValueError, TypeError), match=rf"^{name}:"):
+        Recipe(**settings)
+
+
+@pytest.mark.parametrize("change", [{"start": 0.0}, {"end": -1.0}, {"kind": "steps"}])
+def test_bad_schedules_are_named(change):
+    (name,) = change
+    with pytest.raises((ValueError, TypeError), match=rf"^{name}:"):
+        Schedule(**{"start": 1.0, "end": 0.1, **change})
