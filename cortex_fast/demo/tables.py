@@ -71,7 +71,7 @@ def evaluation(measures: Measures) -> list[Table | Curves]:
             *_concept_tables(name, measures.concept_level[name]),
             _grounding_table(name, measures.grounding[name]),
         ]
-    parts.append(_edit_table(measures.edits))
+    parts += [_edit_table(measures.edits), _lead_table(measures.edits)]
     return parts
 
 
@@ -169,4 +169,19 @@ def _edit_table(scores: evaluate.EditScores) -> Table:
         ("Judge", "Method", "Source before", "Source after", "Target before", "Target after"),
         rows,
         "Probabilities on the decoded image. Better: source after is lower, target after is higher.",
+    )
+
+
+def _lead_table(scores: evaluate.EditScores) -> Table:
+    ours, baseline = scores.methods
+    lead = evaluate.edit_lead(scores, ours, baseline)
+
+    def cells(values: Tensor) -> list[str]:
+        return ["{:+.3f} ({:+.3f} to {:+.3f})".format(*row) for row in values.tolist()]
+
+    return Table(
+        f"Edits: lead of {ours} over {baseline}",
+        ("Judge", "Target's probability, higher by", "Source's probability, lower by"),
+        list(zip(lead.judges, cells(lead.target), cells(lead.source), strict=True)),
+        "Mean over the images, with its 95 % bootstrap interval: where that holds 0, these images do not tell.",
     )

@@ -1,6 +1,6 @@
 """The evaluation: the paper's tables on independent judges, and two tests with ground truth beyond it."""
 
-from cortex_fast.evaluate.editing import EditScores, edit_scores
+from cortex_fast.evaluate.editing import EditLead, EditScores, edit_lead, edit_scores
 from cortex_fast.evaluate.grounding import Grounding, grounding, object_cells
 from cortex_fast.evaluate.intervention import ARMS, Intervention, intervention
 from cortex_fast.evaluate.judging import correct, of_class, probabilities
@@ -9,12 +9,14 @@ from cortex_fast.evaluate.masking import ConceptMasking, MaskingCurves, concept_
 __all__ = [
     "ARMS",
     "ConceptMasking",
+    "EditLead",
     "EditScores",
     "Grounding",
     "Intervention",
     "MaskingCurves",
     "concept_level",
     "correct",
+    "edit_lead",
     "edit_scores",
     "grounding",
     "image_level",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cortex_fast import checks
 from cortex_fast.evaluate.judging import Judges, of_class, probabilities
 
 
@@ -52,4 +53,40 @@ def edit_scores(
         of_class(start, target),
         torch.stack([of_class(end, source) for end in ends]),
         torch.stack([of_class(end, target) for end in ends]),
+    )
+
+
+@dataclass(frozen=True)
+class EditLead:
+    """By how much one method beats another, judge by judge: [judges,3], the mean over the problems and its bootstrap
+    interval's ends. target: of the target's probability; source: of the source's, how much lower it is."""
+
+    judges: tuple[str, ...]
+    target: Tensor
+    source: Tensor
+
+
+def edit_lead(
+    scores: EditScores, method: str, other: str, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> EditLead:
+    """The lead of `method` over `other` on the same problems, drawn again with replacement for the interval."""
+    for name, value in (("method", method), ("other", other)):
+        checks.one_of(name, value, scores.methods)
+    checks.whole("resamples", resamples, 1)
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level!r}")
+    one, two = scores.methods.index(method), scores.methods.index(other)
+    count = scores.source_before.shape[1]
+    drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
+
+    def interval(difference: Tensor) -> Tensor:
+        difference = difference.cpu().double()
+        means = torch.stack([row[drawn].mean(dim=1) for row in difference])
+        ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64), dim=1)
+        return torch.stack((difference.mean(dim=1), ends[0], ends[1]), dim=1)
+
+    return EditLead(
+        scores.judges,
+        interval(scores.target_after[one] - scores.target_after[two]),
+        interval(scores.source_after[two] - scores.source_after[one]),
     )

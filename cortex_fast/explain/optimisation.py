@@ -16,6 +16,7 @@ from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, frozen, prepare
 from cortex_fast.engine.parts import value_of
 from cortex_fast.engine.regional import Box, regional
+from cortex_fast.engine.replay import Function, replayed
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.results import TokenSelection
@@ -54,7 +55,7 @@ class Records:
 @dataclass(eq=False)
 class State:
     """Of the problems of one group: those that still step (int64 [A]), their variables and moments [A,...], the tokens
-    [G,rows] of all, and for how many steps they have been the same [G]."""
+    [G,rows] of all when last looked at, and for how many looks they have been the same [G]."""
 
     step: int
     active: Tensor
@@ -133,10 +134,13 @@ def _run(
         records.loss[state.step, rows][state.active] = loss
         records.taken[rows][state.active] = state.step + 1
         state.step += 1
-        if _stop(state, method.decide(state.variables, stepping), recipe):
+        judged = state.step in times
+        if judged or recipe.patience is not None:
+            _decide(state, method.decide(state.variables, stepping))
+        if recipe.patience is not None and _stop(state, recipe.patience):
             objective = None
         bar.update()
-        if state.step in times:
+        if judged:
             _look(records, rows, own, times.index(state.step), state, judge, bar)
             if state.step < recipe.steps:
                 save(group, state)
@@ -177,8 +181,9 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
     free = inside.flatten().nonzero().flatten()
     kept = fixed.float().square().sum(dim=1).flatten(1)[:, ~problems.region.flatten()].sum(dim=1)
     scale = 1 / recipe.draws
+    graphs: dict[tuple[torch.Size, ...], Function] = {}
 
-    def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_of(proposed: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad(), frozen(prepared.extractor):
             leaf = proposed.detach().requires_grad_(True)
             embedding = window.flatten(2).index_copy(2, free, leaf.transpose(1, 2)).unflatten(2, inside.shape)
@@ -192,17 +197,23 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
             (gradient,) = torch.autograd.grad(loss.sum() * scale, leaf)
         return loss.detach().unflatten(0, (recipe.draws, -1)).mean(dim=0), gradient
 
+    def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gradient = replayed(gradient_of, graphs, proposed)
+        return loss, gradient
+
     return objective
 
 
-def _stop(state: State, tokens: Tensor, recipe: Recipe) -> bool:
-    """Note the active problems' tokens, and take out those that have kept them for long enough; whether any was."""
+def _decide(state: State, tokens: Tensor) -> None:
+    """Note the active problems' tokens, and for how long they have been the same."""
     unchanged = (tokens == state.latest[state.active]).all(dim=1)
     state.same[state.active] = torch.where(unchanged, state.same[state.active] + 1, 0)
     state.latest[state.active] = tokens
-    if recipe.patience is None:
-        return False
-    going = state.same[state.active] < recipe.patience
+
+
+def _stop(state: State, patience: int) -> bool:
+    """Take out the problems that have kept their tokens for long enough; whether there were any."""
+    going = state.same[state.active] < patience
     if bool(going.all()):
         return False
     state.active, state.variables = state.active[going], state.variables[going]

@@ -5,7 +5,7 @@ import torch
 
 from cortex_fast import ops
 from cortex_fast.engine import Noise, prepare
-from cortex_fast.explain import smoothgrad, token_saliency
+from cortex_fast.explain import select_tokens, smoothgrad, token_saliency
 from cortex_fast.extractors import build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -48,6 +48,17 @@ def test_half_precision_keeps_the_top_tokens(precision):
     pairs = zip(exact.flatten(1).topk(16).indices, rough.flatten(1).topk(16).indices, strict=True)
     shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in pairs]
     assert min(shared) >= 12
+
+
+def test_token_selection_on_the_gpu_is_the_cpus():
+    extractor, _, target = problem("ce")
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(50, 16, generator=generator)
+    arguments = {"region": (2, 2, 5, 5), "steps": 12, "lr": 0.2, "judge_every": 4}
+    tokens = torch.randint(50, (5, 8, 8), generator=generator)
+    expected = select_tokens(extractor, codebook, target, tokens=tokens, **arguments)
+    got = select_tokens(extractor.cuda(), codebook.cuda(), target.cuda(), tokens=tokens.cuda(), **arguments)
+    torch.testing.assert_close(got.loss.cpu(), expected.loss, rtol=1e-2, atol=1e-2)
 
 
 def test_operators_on_the_gpu_are_the_cpus():

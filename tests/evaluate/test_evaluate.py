@@ -106,6 +106,25 @@ def test_edit_scores_by_hand():
     assert got.target_change[1].abs().max() == 0 and got.methods == ("ours", "none")
 
 
+def test_the_lead_of_a_method_and_its_interval():
+    """Against the t interval of paired differences, which the bootstrap meets at 400 problems."""
+    generator = torch.Generator().manual_seed(0)
+    after = torch.rand(2, 2, 400, generator=generator)
+    after[0] += 0.1
+    scores = evaluate.EditScores(("ours", "theirs"), ("a", "b"), after[0], after[0], after.flip(0), after)
+    lead = evaluate.edit_lead(scores, "ours", "theirs")
+    assert lead.judges == ("a", "b")
+    for got in (lead.target, lead.source):
+        difference = after[0].double() - after[1].double()
+        half = 1.966 * difference.std(dim=1) / 400**0.5
+        mean = difference.mean(dim=1)
+        torch.testing.assert_close(got, torch.stack((mean, mean - half, mean + half), dim=1), rtol=0, atol=0.004)
+    back = evaluate.edit_lead(scores, "theirs", "ours")
+    torch.testing.assert_close(back.target[:, 0], -lead.target[:, 0])
+    with pytest.raises(ValueError, match=r"^other:"):
+        evaluate.edit_lead(scores, "ours", "nobody's")
+
+
 def test_grounding_by_hand():
     cells = torch.zeros(2, GRID, GRID, dtype=torch.bool)
     cells[:, :2] = True  # the upper half is object
