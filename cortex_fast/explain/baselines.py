@@ -15,6 +15,8 @@ from cortex_fast.explain.optimisation import (
     Method,
     blank,
     by_extractor,
+    digest,
+    fingerprint_of,
     judged_at,
     optimise,
     record,
@@ -85,7 +87,7 @@ def optimise_embedding(
         judge=judge,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
-        fingerprint={},
+        fingerprint=fingerprint_of("embedding optimisation", recipe, extractor, problems.codebook),
     )
 
 
@@ -135,7 +137,9 @@ def draw_tokens(
         if step + 1 in times:
             record(records, slice(None), times.index(step + 1), kept, judge(kept, problems.target))
     records.taken.fill_(recipe.steps)
-    made = {"method": "random tokens" if frequency is None else "frequent tokens", "seed": seed, "steps": recipe.steps}
+    drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
+    name = "random tokens" if frequency is None else "frequent tokens"
+    made = fingerprint_of(name, recipe, extractor, problems.codebook, seed=seed, **drawn_by)
     return result_of(problems, records, times, 1, made)
 
 

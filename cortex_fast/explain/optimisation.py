@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,17 @@ def optimise(
     progress: str | None,
     fingerprint: dict[str, Any],
 ) -> TokenSelection:
-    """Every problem's best selection. The set is cut into groups whose variables, `bytes_of_problem` each, fit into
-    `memory` bytes together with their activations."""
+    """Every problem's best selection. fingerprint: what made it, beside the problems.
+
+    The set is cut into groups whose variables, `bytes_of_problem` each, fit into `memory` bytes together with their
+    activations.
+    """
     prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=recipe.steps * len(problems))
     judge = judge or by_extractor(prepared.extractor, problems.codebook)
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
-    fingerprint = {"method": method.name, **dataclasses.asdict(recipe), **fingerprint}
-    made = {**fingerprint, "problems": _digest(prepared.extractor, problems)}
+    own = (problems.start, problems.region, problems.target, problems.item_ids)
+    made = {**fingerprint, "problems": digest(own)}
     size = max(1, memory // (bytes_of_problem + recipe.draws * prepared.bytes_of_copy))
     groups = [slice(first, first + size) for first in range(0, len(problems), size)]
     done, state = _resume(checkpoint, made, records)
@@ -291,15 +294,23 @@ def result_of(
     )
 
 
-def _digest(extractor: nn.Module, problems: Problems) -> str:
-    """Of everything that the result depends on beside the settings."""
-    digest = hashlib.sha256()
-    tensors = [*extractor.state_dict().values(), problems.codebook, problems.start, problems.region]
-    for tensor in (*tensors, problems.target, problems.item_ids):
+def fingerprint_of(
+    method: str, recipe: Recipe, extractor: nn.Module | Prepared, codebook: Tensor, **more: Any
+) -> dict[str, Any]:
+    """What made a result, beside its problems: method, settings, and digests of the extractor and the codebook."""
+    module = extractor.extractor if isinstance(extractor, Prepared) else extractor
+    inputs = {"extractor": digest(module.state_dict().values()), "codebook": digest([codebook])}
+    return {"method": method, **dataclasses.asdict(recipe), **inputs, **more}
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Of tensors' shapes, types and contents."""
+    found = hashlib.sha256()
+    for tensor in tensors:
         whole = tensor.detach().cpu().contiguous()
-        digest.update(f"{list(whole.shape)} {whole.dtype}".encode())
-        digest.update(whole.view(-1).view(torch.uint8).numpy() if whole.numel() else b"")
-    return digest.hexdigest()
+        found.update(f"{list(whole.shape)} {whole.dtype}".encode())
+        found.update(whole.view(-1).view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+    return found.hexdigest()
 
 
 def _save(path: Path, made: dict[str, Any], group: int, state: State, records: Records) -> None:

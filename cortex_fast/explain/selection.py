@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
+from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY, Prepared
-from cortex_fast.explain.optimisation import Judge, Method, optimise
+from cortex_fast.explain.optimisation import Judge, Method, digest, fingerprint_of, optimise
 from cortex_fast.explain.problems import Box, Problems, check_problems
 from cortex_fast.explain.recipes import Recipe, value_at
 from cortex_fast.explain.results import TokenSelection
@@ -81,8 +82,15 @@ def select_tokens(
         judge=judge,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
-        fingerprint={"seed": seed} | ({} if mask is None else {"allowed": int(mask.sum())}),
+        fingerprint=_fingerprint(recipe, extractor, problems.codebook, seed, allowed),
     )
+
+
+def _fingerprint(
+    recipe: Recipe, extractor: nn.Module | Prepared, codebook: Tensor, seed: int, allowed: Tensor | None
+) -> dict[str, Any]:
+    limits = {} if allowed is None else {"allowed": digest([allowed])}
+    return fingerprint_of("token selection", recipe, extractor, codebook, seed=seed, **limits)
 
 
 def recipe_of(recipe: Recipe | None, settings: dict[str, Any]) -> Recipe:
@@ -223,8 +231,12 @@ def select_concepts(
     rounding, for a class is its own item. Concepts whose file is there already are left as they are, and a run that was
     cut off goes on where it was. settings: as `select_tokens` takes them. Returns the files,
     concept-<class>.safetensors.
+    Raises ResultFileError for a file of other settings, another extractor or codebook; else as `select_tokens`.
     """
     folder = Path(folder)
+    for name in ("tokens", "region", "item_ids", "checkpoint"):
+        if name in settings:
+            raise TypeError(f"{name}: expected none for whole concepts, got one")
     checks.whole("together", together, 1)
     checks.rank("codebook", codebook, "[K, d]")
     if classes is None:
@@ -232,7 +244,10 @@ def select_concepts(
         module = extractor.extractor if isinstance(extractor, Prepared) else extractor
         classes = range(module(sample).shape[1])
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in classes}
-    missing = [label for label, path in paths.items() if not path.exists()]
+    names = [one.name for one in dataclasses.fields(Recipe)]
+    recipe = recipe_of(settings.get("recipe"), {name: value for name, value in settings.items() if name in names})
+    made = _fingerprint(recipe, extractor, codebook, settings.get("seed", 0), settings.get("allowed"))
+    missing = [label for label, path in paths.items() if not _is_there(path, made)]
     for first in range(0, len(missing), together):
         labels = missing[first : first + together]
         target = torch.tensor(labels, device=codebook.device)
@@ -241,3 +256,12 @@ def select_concepts(
         for number, label in enumerate(labels):
             found.problem(number).save(paths[label])
     return list(paths.values())
+
+
+def _is_there(path: Path, made: dict[str, Any]) -> bool:
+    """Whether a concept's file holds what this run would write. Raises ResultFileError where it holds another."""
+    if not path.exists():
+        return False
+    if TokenSelection.load(path).fingerprint != made:
+        raise ResultFileError(f"{path}: a concept of other settings, another extractor or codebook; move it away first")
+    return True

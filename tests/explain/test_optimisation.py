@@ -274,6 +274,13 @@ def test_every_concept_is_written_whole_and_once(tmp_path):
     select_concepts(extractor, codebook(), tmp_path, together=3, **settings)
     assert [path for path in paths if path.stat().st_mtime_ns != written[path]] == [paths[1]]
     assert torch.equal(TokenSelection.load(paths[1]).history, found[1].history)
+    for other in ({"lr": 0.1}, {"seed": 3}, {"tau": 0.5}):
+        with pytest.raises(ResultFileError, match="concept-0000"):
+            select_concepts(extractor, codebook(), tmp_path, together=3, **(settings | other))
+    with pytest.raises(ResultFileError, match="concept-0000"):
+        select_concepts(extractor, codebook() + 1, tmp_path, together=3, **settings)
+    with pytest.raises(TypeError, match=r"^region:"):
+        select_concepts(extractor, codebook(), tmp_path, region=(0, 0, 1, 1), **settings)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
