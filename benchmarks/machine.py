@@ -74,8 +74,12 @@ def _best_seconds(call: Callable[[], Any]) -> float:
     call()
     seconds = []
     for _ in range(ROUNDS):
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         began = time.perf_counter()
         call()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 
@@ -86,6 +90,8 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
     Counts whatever the call allocates, its results and its scratch alike; not what its caller holds, nor buffers that
     an earlier call left with a library. Exact to about a megabyte.
     """
+    if torch.cuda.is_initialized():  # the tensors are there
+        return _peak_on_gpu(call)
     if not os.access(CLEAR, os.W_OK):
         return None
     gc.collect()
@@ -98,6 +104,16 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
     peak = _status_bytes("VmHWM")
     del result
     return max(0, peak - before)
+
+
+def _peak_on_gpu(call: Callable[[], Any]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _status_bytes(name: str) -> int:

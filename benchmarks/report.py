@@ -108,7 +108,7 @@ def _cells(row: Record, first: str) -> tuple[str, ...]:
         f"{row['gflop_per_s']:.1f}" if row["gflop_per_s"] else "-",
         f"{row['share_of_floor']:.0%}",
         "-" if peak is None else f"{peak / 2**20:.0f}",
-        f"{row['max_error']:.0e}",
+        "-" if row["max_error"] is None else f"{row['max_error']:.0e}",
         "" if row["agreement"] is None else "{:.2f} {:.0%}".format(*row["agreement"]),
     )
 
@@ -120,7 +120,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = [
         "ratio: time over that of the group's first line. GB/s, GFLOP/s: the floor's bytes and operations over the "
         "median. floor: the time that torch alone took for those in this run, over the median. peak: extra memory of "
-        "one call, its results included. error: the largest, against float64. agrees: an estimate's rank correlation "
+        "one call, its results included. error: the largest, against float64, of those "
+        "that take the noise given. agrees: an estimate's rank correlation "
         "with the truth, and how much of the top it has.",
         f"Beyond caches: read {rates['read'] / 1e9:.1f} GB/s, copy {rates['copy'] / 1e9:.1f} GB/s (read + written); "
         f"matrix {rates['matrix'] / 1e9:.0f} GFLOP/s. {about['machine']}, {about['threads']} threads, torch "

@@ -116,7 +116,14 @@ def cases(quick: bool) -> list[Case]:
                 data=partial(selecting, count, width, codes),
                 siblings=(
                     Sibling("engine", lambda step: step(), error, TOLERANCE, prepare=engine_step),
-                    Sibling(f"published / {count}", lambda step: step(), error, TOLERANCE, prepare=published_step),
+                    Sibling(
+                        f"published / {count}",
+                        lambda step: step(),
+                        error,
+                        TOLERANCE,
+                        prepare=published_step,
+                        share=1 / count,
+                    ),
                 ),
             )
         )

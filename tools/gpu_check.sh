@@ -16,5 +16,6 @@ nvidia-smi | tee "$out/nvidia-smi.txt"
 status=0
 "$python" -m pytest tests/ops tests/engine tests/explain -q 2>&1 | tee "$out/tests.txt" || status=1
 "$python" -m benchmarks --device cuda --write 2>&1 | tee "$out/benchmarks.txt" || status=1
+"$python" -m benchmarks smoothgrad_paper --device cuda --write 2>&1 | tee -a "$out/benchmarks.txt" || status=1
 cp benchmarks/results/*.json "$out/" 2>/dev/null || echo "no benchmark results were written"
 exit $status

@@ -1,5 +1,7 @@
 """3 x 3 convolutions of a graph, each with the ReLU and the max-pooling behind it, as `ops.conv3x3`."""
 
+from dataclasses import replace
+
 from torch import Tensor, fx, nn
 
 from cortex_fast import ops
@@ -17,8 +19,12 @@ class Convolution(nn.Module):
         return ops.conv3x3(x, self.filters, relu=self.relu, pool=self.pool)
 
 
-def fuse(module: fx.GraphModule) -> int:
-    """Replace, in place, every convolution that `ops.conv3x3` can serve; returns how many."""
+def fuse(module: fx.GraphModule, known: dict[int, ops.Filters] | None = None) -> int:
+    """Replace, in place, every convolution that `ops.conv3x3` can serve; returns how many.
+
+    known: filters by their weight's address, which more modules may share.
+    """
+    known = {} if known is None else known
     replaced = 0
     for node in list(module.graph.find_nodes(op="call_module")):
         layer = module.get_submodule(str(node.target))
@@ -31,11 +37,15 @@ def fuse(module: fx.GraphModule) -> int:
             follower = only_user(last)
             if follower is not None and is_pool(module, follower):
                 last, pool = follower, True
-        filters = ops.prepare_filters(layer.weight, layer.bias)
+        address = layer.weight.data_ptr()
+        if address not in known:
+            known[address] = ops.prepare_filters(layer.weight, layer.bias)
+        bias = None if layer.bias is None else layer.bias.detach().contiguous()
+        filters = replace(known[address], bias=bias)
         name = f"{node.name}_fused"
         module.add_submodule(name, Convolution(filters, relu, pool))
         with module.graph.inserting_after(last):
-            fused = module.graph.call_module(name, (node.args[0],))
+            fused = module.graph.call_module(name, (node.all_input_nodes[0],))
         last.replace_all_uses_with(fused)
         replaced += 1
     module.graph.eliminate_dead_code()

@@ -18,7 +18,7 @@ class Parts:
     notes: what was done, and what was not and why. bytes_of_copy: about what the activations of one noisy copy take
     while its gradient is computed.
     layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
-    extractor: the module itself, which stays as it is.
+    extractor: the module itself, which stays as it is; state: which weights it had.
     """
 
     extractor: nn.Module
@@ -31,6 +31,7 @@ class Parts:
     bytes_of_copy: int = 1 << 20
     layout: torch.memory_format = torch.channels_last
     gates: tuple[bool, ...] = ()
+    state: tuple[int, ...] = ()
     scale: float = 1.0
 
     def cast(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from cortex_fast.engine.fusing import Convolution
 from cortex_fast.engine.nodes import is_pool, is_relu
 from cortex_fast.engine.parts import Parts
 
-_POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.BatchNorm2d)
+_POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Softplus)
 
 Values = dict[fx.Node, Tensor]
 
@@ -121,9 +121,10 @@ class _Plan:
             if node.op == "output":
                 results = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
                 return [(result, values[result]) for result in results]
-            values[node] = _call(module, node, values.__getitem__)
+            everywhere = self._everywhere(module, node)  # before an operation in place changes what it reads
+            values[node] = _call(module, node, lambda source: _own(values[source]))
             local = self._local(module, node, values[node])
-            self.steps.append((node, self._everywhere(module, node) if local is None else local))
+            self.steps.append((node, everywhere if local is None else local))
         raise TypeError("the graph has no output")
 
     def enter(self, node: fx.Node, source: fx.Node, value: Tensor, gate: bool) -> Tensor:
@@ -150,13 +151,15 @@ class _Plan:
     def _local(self, module: fx.GraphModule, node: fx.Node, whole: Tensor) -> Callable[[Values], Tensor] | None:
         """What computes the node in its box, where that is smaller than the grid; None where there is nothing so."""
         sources = node.all_input_nodes
-        if not sources or any(source not in self.places for source in sources) or whole.ndim != 4:
+        if not isinstance(whole, Tensor) or whole.ndim != 4:  # a shape, a tuple of parts
+            return None
+        if not sources or any(source not in self.places for source in sources):
             return None
         layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if layer is not None and any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)):
             return None
         source, place = sources[0], self.places[sources[0]]
-        if len(sources) == 1 and (is_relu(module, node) or isinstance(layer, _POINTWISE)):
+        if len(sources) == 1 and (is_relu(module, node) or _pointwise(layer)):
             self.places[node] = Place(place.box, whole)
             return lambda values: _call(module, node, lambda _: values[source])
         windowed = _windowed(module, node) if len(sources) == 1 else None
@@ -197,6 +200,17 @@ def _windowed(module: fx.GraphModule, node: fx.Node) -> tuple[Window, Callable[[
     if isinstance(layer, nn.AvgPool2d) and _pair(layer.padding) == (0, 0) and not layer.ceil_mode:
         return Window(_pair(layer.kernel_size), _pair(layer.stride), (0, 0)), layer, 1
     return None
+
+
+def _pointwise(layer: nn.Module | None) -> bool:
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer.running_mean is not None  # else the statistics are the whole grid's
+    return isinstance(layer, _POINTWISE)
+
+
+def _own(value: Any) -> Any:
+    """A copy of a tensor, for an operation that writes into it."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -6,19 +6,27 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Sequence[Tensor]]
+Graphs = dict[tuple[torch.Size, ...], Function | int]  # by shapes: a captured function, or calls so far
+_WORTH = 4  # calls of the same shapes: fewer cost less than a capture, with its warm-up
 _WARM_UPS = 3  # calls before a capture, as torch asks for: libraries choose their kernels in them
 
 
-def replayed(function: Function, graphs: dict[tuple[torch.Size, ...], Function], *tensors: Tensor) -> Sequence[Tensor]:
-    """function(*tensors). On a GPU the first call of each set of shapes is captured into `graphs`, and later ones are
-    launched as a whole; their results are overwritten by the next call of the same shapes.
+def replayed(function: Function, graphs: Graphs, *tensors: Tensor) -> Sequence[Tensor]:
+    """function(*tensors). On a GPU, shapes that come again and again are captured into `graphs` and launched as a
+    whole; their results are overwritten by the next call of the same shapes. A capture keeps memory of its own.
     """
     if tensors[0].device.type != "cuda":
         return function(*tensors)
     shapes = tuple(tensor.shape for tensor in tensors)
-    if shapes not in graphs:
-        graphs[shapes] = _captured(function, tensors)
-    return graphs[shapes](*tensors)
+    known = graphs.get(shapes, 0)
+    if isinstance(known, int):
+        graphs[shapes] = known + 1
+        if known < _WORTH:
+            return function(*tensors)
+        with torch.cuda.device(tensors[0].device):
+            known = graphs[shapes] = _captured(function, tensors)
+    with torch.cuda.device(tensors[0].device):
+        return known(*tensors)
 
 
 def _captured(function: Function, examples: Sequence[Tensor]) -> Function:

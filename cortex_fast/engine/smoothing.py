@@ -1,17 +1,16 @@
 """SmoothGrad by an extractor's parts: the mean gradient over N noisy copies, chunk by chunk (eq. 5)."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from cortex_fast import ops
 from cortex_fast.engine.gating import gated
 from cortex_fast.engine.gradients import frozen, ordinary
 from cortex_fast.engine.parts import Parts, target_value, total
-from cortex_fast.engine.replay import Function, replayed
+from cortex_fast.engine.replay import Graphs, replayed
 from cortex_fast.engine.splitting import tensors
 
 MEMORY = 1 << 30  # bytes of activations in one pass
@@ -33,7 +32,7 @@ class Noise:
 def mean_gradients(
     parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, samples: range, *, memory: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(slice of images, the mean over the samples of d logit[target] / dE, [b,d,m,m]) over all images.
+    """(slice of images, the mean over the samples of d logit[target] / dE, at least float32 [b,d,m,m]) over all images.
 
     memory: bytes that the activations of one pass may take. The result does not depend on it: samples are added one
     after the other, in order.
@@ -49,7 +48,8 @@ def _mean_gradient(
     parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, samples: range, copies: int
 ) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad(), frozen(parts.extractor):
-        x = ordinary(embedding).detach().requires_grad_(True)
+        # at least in float32: what is small fits a half only as long as it is scaled
+        x = ordinary(embedding).detach().to(torch.promote_types(embedding.dtype, torch.float32)).requires_grad_(True)
         target = ordinary(target)
         clean = tensors(parts.prefix(parts.cast(x)))
         wide = torch.promote_types(parts.dtype, torch.float32)
@@ -60,7 +60,8 @@ def _mean_gradient(
             together = max(2, together - together % 2)
         gates = parts.gates or (False,) * len(clean)
         room = [_room(z, images * together) for z in clean] if noise.shared else []
-        graphs: dict[tuple[torch.Size, ...], Function] = {}
+        graphs: Graphs = {}
+        fixed = isinstance(parts.body, fx.GraphModule)  # a user's own forward may look at values, which no graph can
 
         def gradients_of(targets: Tensor, *noisy: Tensor) -> tuple[Tensor, ...]:
             leaves = tuple(z.detach().requires_grad_(True) for z in noisy)
@@ -80,9 +81,13 @@ def _mean_gradient(
                         _spread(z.detach()[rows], e, noise.sigma[rows], to)
                         for z, e, to in zip(clean, shared, room, strict=True)
                     )
-                for z in itertools.compress(noisy, gates):
-                    z.relu_()
-                gradients = replayed(gradients_of, graphs, target[rows].repeat(len(chunk)), *noisy)
+                # in place where the memory is one result's own: others of the prefix may be views of it
+                own = shared is not None or len(noisy) == 1
+                noisy = tuple(
+                    (z.relu_() if own else z.relu()) if gate else z for z, gate in zip(noisy, gates, strict=True)
+                )
+                targets = target[rows].repeat(len(chunk))
+                gradients = replayed(gradients_of, graphs, targets, *noisy) if fixed else gradients_of(targets, *noisy)
                 for running, gradient, z, gate in zip(sums, gradients, noisy, gates, strict=True):
                     # the gradients of a sum's terms are one tensor
                     passed = gated(gradient, z, over=len(gradients) == 1) if gate else gradient

@@ -15,6 +15,7 @@ from cortex_fast.explain.optimisation import (
     Method,
     blank,
     by_extractor,
+    checked_judge,
     digest,
     fingerprint_of,
     judged_at,
@@ -119,7 +120,7 @@ def draw_tokens(
     checks.seed(seed)
     weights = _log_weights(frequency, problems)
     prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=0)
-    judge = judge or by_extractor(prepared.extractor, problems.codebook)
+    judge = checked_judge(judge or by_extractor(prepared.extractor, problems.codebook))
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
     record(records, slice(None), 0, problems.start, judge(problems.start, problems.target))
@@ -140,7 +141,7 @@ def draw_tokens(
     drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
     name = "random tokens" if frequency is None else "frequent tokens"
     made = fingerprint_of(name, recipe, extractor, problems.codebook, seed=seed, **drawn_by)
-    return result_of(problems, records, times, 1, made)
+    return result_of(problems, records, times, Recipe(), made)
 
 
 def _log_weights(frequency: Tensor | None, problems: Problems) -> Tensor | None:

@@ -12,6 +12,8 @@ from tqdm import tqdm
 from cortex_fast import checks, ops
 from cortex_fast.data.results import read_result, save_result
 from cortex_fast.data.token_store import TokenStore
+from cortex_fast.engine import Prepared, prepare
+from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.saliency import token_saliency, top_tokens
 from cortex_fast.ops.concept_counts import PER
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 _KIND = "ConceptExplanations"
+_SOME = 100  # samples of an image, about, where their number is found out
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class ConceptExplanations:
 
 
 def score_tokens(
-    extractor: nn.Module,
+    extractor: nn.Module | Prepared,
     dataset: TokenStore,
     *,
     batch_size: int = 64,
@@ -97,6 +100,11 @@ def score_tokens(
             raise TypeError(f"{name}: expected none, since the images' numbers and the progress bar take its place")
     dtype = torch.promote_types(dataset.codebook.dtype, torch.float32)
     tsv = torch.empty(len(dataset), dataset.grid, dataset.grid, dtype=dtype)
+    if len(dataset) and not isinstance(extractor, Prepared):
+        check_extractor(extractor, codebook=dataset.codebook)
+        samples = settings.get("num_samples", 20)
+        copies = len(dataset) * (samples if isinstance(samples, int) else _SOME)
+        extractor = prepare(extractor, dataset.embedding(slice(0, 1)), copies=copies)
     with tqdm(total=len(dataset), desc=description, unit="image", disable=not progress) as bar:
         for rows in dataset.batches(batch_size):
             items = torch.arange(rows.start, rows.stop, device=device)
@@ -108,7 +116,7 @@ def score_tokens(
 
 
 def explain_concepts(
-    extractor: nn.Module,
+    extractor: nn.Module | Prepared,
     dataset: TokenStore,
     *,
     top_n: int = 20,

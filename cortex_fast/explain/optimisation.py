@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from cortex_fast.data.results import ResultFileError, load_result, save_result
@@ -16,7 +16,7 @@ from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, frozen, prepare
 from cortex_fast.engine.parts import value_of
 from cortex_fast.engine.regional import Box, regional
-from cortex_fast.engine.replay import Function, replayed
+from cortex_fast.engine.replay import Graphs, replayed
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.results import TokenSelection
@@ -77,25 +77,30 @@ def optimise(
     checkpoint: Path | None,
     progress: str | None,
     fingerprint: dict[str, Any],
+    startable: Tensor | None = None,
 ) -> TokenSelection:
-    """Every problem's best selection. fingerprint: what made it, beside the problems.
+    """Every problem's best selection. fingerprint: what made it, beside the problems. startable bool [P]: whose start
+    may be the best; default all.
 
     The set is cut into groups whose variables, `bytes_of_problem` each, fit into `memory` bytes together with their
     activations.
     """
     prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=recipe.steps * len(problems))
-    judge = judge or by_extractor(prepared.extractor, problems.codebook)
+    judge = checked_judge(judge or by_extractor(prepared.extractor, problems.codebook))
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
     own = (problems.start, problems.region, problems.target, problems.item_ids)
     made = {**fingerprint, "problems": digest(own)}
     size = max(1, memory // (bytes_of_problem + recipe.draws * prepared.bytes_of_copy))
+    kept = None if checkpoint is None else _resume(checkpoint, made, records)
+    done, state = 0, None
+    if kept is not None:
+        size, done, state = kept  # the groups as they were, whatever memory is now
     groups = [slice(first, first + size) for first in range(0, len(problems), size)]
-    done, state = _resume(checkpoint, made, records)
 
-    def save(group: int, state: State) -> None:
+    def save(group: int, state: State | None) -> None:
         if checkpoint is not None:
-            _save(checkpoint, made, group, state, records)
+            _save(checkpoint, made, size, group, state, records)
 
     description = progress or ""
     with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
@@ -103,9 +108,11 @@ def optimise(
         for group in range(done, len(groups)):
             _run(prepared, problems, groups[group], method, recipe, judge, times, records, state, bar, group, save)
             state = None
+            save(group + 1, None)
+    result = result_of(problems, records, times, recipe, fingerprint, startable)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return result_of(problems, records, times, recipe.restarts, fingerprint)
+    return result
 
 
 def _run(
@@ -120,7 +127,7 @@ def _run(
     state: State | None,
     bar: Any,
     group: int,
-    save: Callable[[int, State], None],
+    save: Callable[[int, State | None], None],
 ) -> None:
     """One group, from its start or from a state that was kept, into its rows of the records."""
     own = problems.take(rows)
@@ -183,13 +190,18 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
         inside = problems.region[box.top : box.bottom, box.left : box.right]
     free = inside.flatten().nonzero().flatten()
     kept = fixed.float().square().sum(dim=1).flatten(1)[:, ~problems.region.flatten()].sum(dim=1)
-    scale = 1 / recipe.draws
-    graphs: dict[tuple[torch.Size, ...], Function] = {}
+    scale = prepared.scale / recipe.draws
+    graphs: Graphs = {}
+    captured = isinstance(prepared.body, fx.GraphModule)
 
     def gradient_of(proposed: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad(), frozen(prepared.extractor):
-            leaf = proposed.detach().requires_grad_(True)
-            embedding = window.flatten(2).index_copy(2, free, leaf.transpose(1, 2)).unflatten(2, inside.shape)
+            # at least in float32, like the gradient: what is small fits a half only as long as it is scaled
+            wide = proposed.detach().to(torch.promote_types(proposed.dtype, torch.float32))
+            leaf = wide.requires_grad_(True)
+            embedding = (
+                window.flatten(2).index_copy(2, free, leaf.transpose(1, 2).to(window.dtype)).unflatten(2, inside.shape)
+            )
             if reached is None:
                 value = prepared.value(embedding, target)
             else:
@@ -198,10 +210,11 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
             if recipe.regularisation:  # in float32: the sum of squares overflows float16
                 loss = loss + recipe.regularisation * (kept + leaf.float().square().sum(dim=(1, 2)))
             (gradient,) = torch.autograd.grad(loss.sum() * scale, leaf)
+            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / prepared.scale
         return loss.detach().unflatten(0, (recipe.draws, -1)).mean(dim=0), gradient
 
     def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradient = replayed(gradient_of, graphs, proposed)
+        loss, gradient = replayed(gradient_of, graphs, proposed) if captured else gradient_of(proposed)
         return loss, gradient
 
     return objective
@@ -255,6 +268,20 @@ def by_extractor(extractor: nn.Module, codebook: Tensor) -> Judge:
     return judge
 
 
+def checked_judge(judge: Judge) -> Judge:
+    """A judge whose answers are looked at, and that keeps no graph."""
+
+    @torch.no_grad()
+    def judged(tokens: Tensor, target: Tensor) -> Tensor:
+        probability = judge(tokens, target)
+        if not isinstance(probability, Tensor) or probability.shape != target.shape:
+            got = list(probability.shape) if isinstance(probability, Tensor) else type(probability).__name__
+            raise ValueError(f"judge: expected probabilities of shape {list(target.shape)}, got {got}")
+        return probability.detach().float()
+
+    return judged
+
+
 def blank(problems: Problems, times: list[int], recipe: Recipe) -> Records:
     shape, device = (len(times), len(problems)), problems.codebook.device
     return Records(
@@ -266,14 +293,27 @@ def blank(problems: Problems, times: list[int], recipe: Recipe) -> Records:
 
 
 def result_of(
-    problems: Problems, records: Records, times: list[int], restarts: int, fingerprint: dict[str, Any]
+    problems: Problems,
+    records: Records,
+    times: list[int],
+    recipe: Recipe,
+    fingerprint: dict[str, Any],
+    startable: Tensor | None = None,
 ) -> TokenSelection:
-    """Of each problem the restart with the best selection."""
-    probability = records.probability
+    """Of each problem the restart with the best selection: the likeliest, or with a price on changes the largest
+    logarithm of the probability less the price."""
+    probability, restarts = records.probability, recipe.restarts
     if not probability.isfinite().any(dim=0).all():
         raise ValueError("extractor: expected finite logits, got none for any selection that was judged")
     first = 0 if problems.given else 1  # without tokens the start is no selection of anyone's
-    top, best = probability[first:].nan_to_num(nan=-1.0).max(dim=0)
+    score = probability
+    if recipe.stay:
+        changes = (records.history != problems.start).flatten(2).sum(dim=2)
+        score = probability.log() - recipe.stay * changes
+    score = score.nan_to_num(nan=-torch.inf)
+    if startable is not None:
+        score[0] = score[0].where(startable, -torch.inf)
+    top, best = score[first:].max(dim=0)
     count = len(problems) // restarts
     winner = top.view(count, restarts).argmax(dim=1) if count else top.long()
     chosen = torch.arange(count, device=best.device) * restarts + winner
@@ -299,31 +339,40 @@ def fingerprint_of(
 ) -> dict[str, Any]:
     """What made a result, beside its problems: method, settings, and digests of the extractor and the codebook."""
     module = extractor.extractor if isinstance(extractor, Prepared) else extractor
-    inputs = {"extractor": digest(module.state_dict().values()), "codebook": digest([codebook])}
+    state = module.state_dict()
+    inputs = {"extractor": digest([list(state), *state.values()]), "codebook": digest([codebook])}
     return {"method": method, **dataclasses.asdict(recipe), **inputs, **more}
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
+def digest(tensors: Iterable[Any]) -> str:
     """Of tensors' shapes, types and contents."""
     found = hashlib.sha256()
     for tensor in tensors:
+        if not isinstance(tensor, Tensor):  # a module's extra state
+            found.update(repr(tensor).encode())
+            continue
         whole = tensor.detach().cpu().contiguous()
         found.update(f"{list(whole.shape)} {whole.dtype}".encode())
         found.update(whole.view(-1).view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
     return found.hexdigest()
 
 
-def _save(path: Path, made: dict[str, Any], group: int, state: State, records: Records) -> None:
-    kept = {"active": state.active, "variables": state.variables, "latest": state.latest, "same": state.same}
-    if state.moments is not None:
-        kept |= {"first": state.moments[0], "second": state.moments[1]}
-    save_result(path, _KIND, kept | vars(records), {"made": made, "group": group, "step": state.step})
+def _save(path: Path, made: dict[str, Any], size: int, group: int, state: State | None, records: Records) -> None:
+    """The records, and the state of a group that is under way."""
+    kept = {}
+    if state is not None:
+        kept = {"active": state.active, "variables": state.variables, "latest": state.latest, "same": state.same}
+        if state.moments is not None:
+            kept |= {"first": state.moments[0], "second": state.moments[1]}
+    header = {"made": made, "size": size, "group": group, "step": None if state is None else state.step}
+    save_result(path, _KIND, kept | vars(records), header)
 
 
-def _resume(path: Path | None, made: dict[str, Any], records: Records) -> tuple[int, State | None]:
-    """The group and the state to go on from, and the records until then; the beginning where nothing was kept."""
-    if path is None or not path.exists():
-        return 0, None
+def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[int, int, State | None] | None:
+    """The groups' size, the group and its state to go on from, and the records until then; None where nothing was
+    kept."""
+    if not path.exists():
+        return None
     tensors, header = load_result(path, _KIND)
     device = records.history.device
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -331,6 +380,8 @@ def _resume(path: Path | None, made: dict[str, Any], records: Records) -> tuple[
         raise ResultFileError(f"{path}: the state of a run with other settings, extractor or problems")
     for name, tensor in vars(records).items():
         tensor.copy_(tensors[name])
+    if header["step"] is None:
+        return header["size"], header["group"], None
     moments = (tensors["first"], tensors["second"]) if "first" in tensors else None
     state = State(header["step"], tensors["active"], tensors["variables"], moments, tensors["latest"], tensors["same"])
-    return header["group"], state
+    return header["size"], header["group"], state

@@ -92,6 +92,7 @@ def check_problems(
         item_ids = torch.arange(len(tokens), device=device)
     checks.integral("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
+    checks.in_range("item_ids", item_ids, 2**32)
     mask = region_mask(region, tokens.shape[1:]).to(device)
     numbers = torch.arange(len(tokens), device=device)
     return Problems(codebook, tokens, mask, targets, item_ids.long(), given, numbers)

@@ -13,6 +13,7 @@ from cortex_fast import checks, ops
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY, Prepared
+from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.optimisation import Judge, Method, digest, fingerprint_of, optimise
 from cortex_fast.explain.problems import Box, Problems, check_problems
 from cortex_fast.explain.recipes import Recipe, value_at
@@ -55,11 +56,12 @@ def select_tokens(
     given by name here: steps=200. The selection without noise is judged every `judge_every` steps and at the end, and
     the one of largest target probability is kept (the tokens given are a candidate too).
     Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...).
-    allowed: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may take. judge: (tokens int64 [P,m,m],
-    target [P]) -> probability [P]; default the extractor's. memory: bytes that the problems stepping together may take;
-    it cuts the set, and changes no result beyond rounding. checkpoint: a file that the run's state is kept in while it
-    goes on, every `judge_every` steps; a run that finds one goes on from it, to the same bits. progress: a progress
-    bar's title; None: no bar.
+    allowed: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may take; an image that has others there
+    is no candidate then. With a price `stay` the one kept is that of the largest log probability less the price.
+    judge: (tokens int64 [P,m,m], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
+    problems stepping together may take; it cuts the set, and changes no result beyond rounding. checkpoint: a file that
+    the run's state is kept in while it goes on, every `judge_every` steps; a run that finds one goes on from it, to the
+    same bits. progress: a progress bar's title; None: no bar.
     Raises TypeError or ValueError naming the argument: shapes that do not fit, tokens outside [0, K), a target outside
     the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a checkpoint of another run.
     """
@@ -70,19 +72,26 @@ def select_tokens(
         raise ValueError("tokens: expected those of an image to start from or to stay with, got None")
     problems = repeated(problems, recipe)
     mask = _allowed(allowed, problems, recipe)
-    codes = len(problems.codebook)
+    startable = None
+    if mask is not None and problems.given:
+        own = problems.start.flatten(1)[:, problems.free]
+        startable = mask.gather(2, own[..., None]).flatten(1).all(dim=1)
+    kept = 3 if recipe.optimizer == "adam" else 1
+    passing = 4 if recipe.draws > 1 else 0  # what the mean gradient of many draws takes on its way
+    passing += 4 if recipe.draws > 1 and recipe.stay else 0
     method = token_method(recipe, seed, mask)
     return optimise(
         extractor,
         problems,
         method,
         recipe,
-        bytes_of_problem=4 * len(problems.free) * codes * (3 if recipe.optimizer == "adam" else 1),
+        bytes_of_problem=4 * len(problems.free) * len(problems.codebook) * (kept + passing),
         memory=memory,
         judge=judge,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
         fingerprint=_fingerprint(recipe, extractor, problems.codebook, seed, allowed),
+        startable=startable,
     )
 
 
@@ -95,6 +104,8 @@ def _fingerprint(
 
 def recipe_of(recipe: Recipe | None, settings: dict[str, Any]) -> Recipe:
     """The recipe with the settings that were given by name."""
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe: expected a Recipe, such as PUBLISHED, got {recipe!r}")
     names = [one.name for one in dataclasses.fields(Recipe)]
     for name in settings:
         if name not in names:
@@ -239,6 +250,10 @@ def select_concepts(
             raise TypeError(f"{name}: expected none for whole concepts, got one")
     checks.whole("together", together, 1)
     checks.rank("codebook", codebook, "[K, d]")
+    check_extractor(extractor.extractor if isinstance(extractor, Prepared) else extractor, codebook=codebook)
+    allowed = settings.get("allowed")
+    if allowed is not None and (not isinstance(allowed, Tensor) or allowed.ndim == 3):
+        raise TypeError("allowed: expected a boolean tensor [K] or [rows, K] for all concepts, got another")
     if classes is None:
         sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
         module = extractor.extractor if isinstance(extractor, Prepared) else extractor
@@ -246,8 +261,8 @@ def select_concepts(
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in classes}
     names = [one.name for one in dataclasses.fields(Recipe)]
     recipe = recipe_of(settings.get("recipe"), {name: value for name, value in settings.items() if name in names})
-    made = _fingerprint(recipe, extractor, codebook, settings.get("seed", 0), settings.get("allowed"))
-    missing = [label for label, path in paths.items() if not _is_there(path, made)]
+    made = _fingerprint(recipe, extractor, codebook, settings.get("seed", 0), allowed)
+    missing = [label for label, path in paths.items() if not _is_there(path, made, grid)]
     for first in range(0, len(missing), together):
         labels = missing[first : first + together]
         target = torch.tensor(labels, device=codebook.device)
@@ -258,10 +273,11 @@ def select_concepts(
     return list(paths.values())
 
 
-def _is_there(path: Path, made: dict[str, Any]) -> bool:
+def _is_there(path: Path, made: dict[str, Any], grid: int) -> bool:
     """Whether a concept's file holds what this run would write. Raises ResultFileError where it holds another."""
     if not path.exists():
         return False
-    if TokenSelection.load(path).fingerprint != made:
-        raise ResultFileError(f"{path}: a concept of other settings, another extractor or codebook; move it away first")
+    found = TokenSelection.load(path)
+    if found.fingerprint != made or found.region.shape[0] != grid:
+        raise ResultFileError(f"{path}: a concept of other settings, extractor, codebook or grid; move it away first")
     return True

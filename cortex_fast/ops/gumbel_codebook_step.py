@@ -52,6 +52,8 @@ def gumbel_codebook_step(
     checks.positive("eps", eps)
     checks.whole("step", step, 1)
     checks.non_negative("stay", stay)
+    if own is None and stay:
+        raise ValueError(f"own: expected each row's code for a price of {stay}, got None")
     if own is not None:
         checks.integral("own", own)
         checks.same_shape("own", own, "logits' rows", logits.shape[:-1])

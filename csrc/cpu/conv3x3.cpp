@@ -25,10 +25,9 @@ namespace CORTEX_FAST_LEVEL {
 namespace {
 
 constexpr int64_t kPoints = 36;
-constexpr int64_t kTiles = 96;       // of one block
-constexpr int64_t kGroupPanels = 8;  // panels of outputs in one task
-constexpr int64_t kMaxDepth =
-    128;  // of one sum: 256 rounds to 1.1e-5 of the largest output at 512 channels, 128 to 8e-6
+constexpr int64_t kTiles = 96;                // of one block
+constexpr int64_t kGroupPanels = 8;           // panels of outputs in one task
+constexpr int64_t kMaxDepth = 64;             // of one sum: longer ones round to more than 1e-5 of the largest
 constexpr int64_t kChannels = 16;             // of tiles transformed together: a line of each pixel
 constexpr int64_t kParts = kPanel / kFloats;  // vectors of a panel
 constexpr int64_t kSmall = 1 << 21;           // operations: fewer are not worth waking a thread
@@ -123,7 +122,7 @@ void pixels_of(const Conv3x3& args, const Place& place, Pixel pixels[36]) {
 
 // Channels [channel, channel + kFloats) of a pixel, 0 past the last.
 CORTEX_FAST_INLINE FloatVector load_pixel(const Pixel& pixel, int64_t channel, int64_t channels) {
-  if (pixel.values == nullptr) return FloatVector{};
+  if (pixel.values == nullptr || channel >= channels) return FloatVector{};
   FloatVector values{};
   if (channel + kFloats <= channels) {
     values = *reinterpret_cast<const FloatMemory*>(pixel.values + channel);

@@ -220,7 +220,60 @@ def test_extractors_in_half_precision_stay_in_it(dtype):
     extractor, x = tiny("te").to(dtype), embedding(dtype=dtype)
     prepared = prepare(extractor, x)
     value, gradient = prepared.value_and_grad(x, TARGET)
-    assert prepared.dtype == gradient.dtype == dtype and value.dtype == torch.float32
+    assert prepared.dtype == dtype and value.dtype == gradient.dtype == torch.float32
+
+
+def test_weights_that_change_are_noticed():
+    extractor, x = tiny("ce"), embedding()
+    prepared = prepare(extractor, x)
+    prepared.value_and_grad(x, TARGET)
+    with torch.no_grad():
+        extractor.fc3.weight.mul_(2)
+    for call in (prepared.value, prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared())):
+        with pytest.raises(ValueError, match=r"^extractor: its weights changed"):
+            call(x, TARGET)
+
+
+@pytest.mark.parametrize("target", [torch.tensor([1]), torch.tensor([0, -1, 2]), torch.tensor([0.0, 1.0, 2.0])])
+def test_targets_that_do_not_fit_are_named(target):
+    prepared = prepare(tiny("ce"), embedding())
+    for call in (prepared.value, prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared())):
+        with pytest.raises((ValueError, TypeError), match=r"^target:"):
+            call(embedding(), target)
+    with pytest.raises(ValueError, match=r"^num_samples:"):
+        prepared.smoothgrad(embedding(), TARGET, shared(), num_samples=0)
+
+
+def test_masked_classes_keep_the_fast_path():
+    masked = torch.tensor([0.0, 0.0, -torch.inf, 0.0])
+    extractor = ended(lambda self, x: self.conv(x), conv=conv())
+    whole = Of(lambda self, x: self.inner(x) + masked, inner=extractor)
+    assert not any(note.startswith(AS_IT_IS) for note in prepare(whole, embedding()).notes)
+
+
+def test_another_default_dtype_changes_nothing():
+    extractor, x = tiny("ce"), embedding()
+    wanted = prepare(extractor, x, copies=MANY).value_and_grad(x, TARGET)
+    torch.set_default_dtype(torch.float64)
+    try:
+        prepared = prepare(extractor, x, copies=MANY)
+        got = prepared.value_and_grad(x, TARGET)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not any(note.startswith(AS_IT_IS) for note in prepared.notes)
+    assert all(torch.equal(*pair) for pair in zip(got, wanted, strict=True))
+
+
+def test_float16_extractors_of_small_gradients_are_lifted_too():
+    extractor = tiny("ce")
+    with torch.no_grad():
+        extractor.fc3.weight.mul_(1e-4)
+        extractor.fc3.bias.zero_()
+    x = embedding()
+    _, wanted = autograd(extractor, x, TARGET)
+    _, got = prepare(extractor.half(), x.half()).value_and_grad(x.half(), TARGET)
+    cosine = F.cosine_similarity(got.flatten(1).double(), wanted.flatten(1).double())
+    assert got.dtype == torch.float32 and (cosine > 0.98).all()
 
 
 @pytest.mark.parametrize("precision", ["float64", "half", None])
@@ -244,7 +297,9 @@ def test_the_dtype_of_an_extractor_of_buffers_alone_is_theirs(dtype):
     extractor = Of(lambda self, x: torch.tanh(x.flatten(1)) @ self.rows)
     extractor.register_buffer("rows", torch.randn(FEATURES, 4, dtype=dtype))
     prepared = prepare(extractor, embedding(dtype=dtype))
-    assert prepared.value_and_grad(embedding(dtype=dtype), TARGET)[1].dtype == dtype == prepared.dtype
+    assert prepared.dtype == dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    assert prepared.value_and_grad(embedding(dtype=dtype), TARGET)[1].dtype == wide
 
 
 def by_value() -> nn.Module:

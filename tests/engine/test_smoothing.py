@@ -6,13 +6,14 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from cortex_fast import ops, smoothgrad
 from cortex_fast.engine import Noise, Prepared, mean_gradients, prepare
 from cortex_fast.kernels import native
-from tests.engine.handmade import CHANNELS, GRID, KINDS, autograd, conv, embedding, ended, linear, relative
+from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, autograd, conv, embedding, ended, linear, relative
 from tests.known_extractors import Convolutional, Linear, tiny
 
 TARGET = torch.tensor([2, 0, 3])
@@ -255,6 +256,29 @@ def test_a_result_of_the_prefix_that_is_there_for_its_shape_alone():
     assert relative(got, definition(extractor, x, TARGET, noise, range(3))) < 1e-4
 
 
+VIEWS = {
+    "of the input": lambda: Of(
+        lambda self, x: (F.relu(x) + 3 * torch.tanh(x.transpose(2, 3))).flatten(1) @ self.rows.weight.T,
+        rows=linear(CHANNELS * GRID * GRID),
+    ),
+    "of a convolution": lambda: Of(both_ways, conv=conv(), head=linear(8 * GRID * GRID)),
+}
+
+
+def both_ways(self, x):
+    z = self.conv(x)
+    return self.head((F.relu(z) + torch.tanh(z.transpose(2, 3))).flatten(1))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", VIEWS)
+def test_results_of_the_prefix_that_share_memory(name, shared):
+    extractor, x = VIEWS[name](), embedding()
+    noise = noise_of(x, shared=shared)
+    got = prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=3)
+    assert relative(got, definition(extractor, x, TARGET, noise, range(3))) < 1e-4
+
+
 def test_half_precision_adds_up_in_float32():
     """A thousand samples of a constant gradient: a sum in bfloat16 would stop growing at 256 of them."""
     extractor, x = Linear(CHANNELS, GRID, 4).eval(), embedding()
@@ -265,12 +289,12 @@ def test_half_precision_adds_up_in_float32():
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 30])
-def test_the_whole_stays_finite_and_in_the_embeddings_dtype(memory):
+def test_the_whole_stays_finite_and_is_float32(memory):
     x = embedding().bfloat16()
     got = prepare(Convolutional(CHANNELS, 4).eval().bfloat16(), x).smoothgrad(
         x, TARGET, noise_of(x, shared=False), memory=memory
     )
-    assert got.dtype == torch.bfloat16 and got.isfinite().all() and got.any()
+    assert got.dtype == torch.float32 and got.isfinite().all() and got.any()
 
 
 def test_strided_and_expanded_embeddings():

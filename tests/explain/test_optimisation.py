@@ -14,6 +14,7 @@ from cortex_fast import (
     select_concepts,
     select_tokens,
 )
+from cortex_fast.engine import prepare
 from cortex_fast.explain import TokenSelection
 from cortex_fast.ops.random_stream import gumbel, normal
 from tests.known_extractors import Convolutional, Linear, tiny
@@ -279,6 +280,10 @@ def test_every_concept_is_written_whole_and_once(tmp_path):
             select_concepts(extractor, codebook(), tmp_path, together=3, **(settings | other))
     with pytest.raises(ResultFileError, match="concept-0000"):
         select_concepts(extractor, codebook() + 1, tmp_path, together=3, **settings)
+    with pytest.raises(ResultFileError, match="concept-0000"):
+        select_concepts(extractor, codebook(), tmp_path, together=3, **(settings | {"grid": 5}))
+    with pytest.raises(TypeError, match=r"^allowed:"):
+        select_concepts(extractor, codebook(), tmp_path, allowed=[True] * CODES, **settings)
     with pytest.raises(TypeError, match=r"^region:"):
         select_concepts(extractor, codebook(), tmp_path, region=(0, 0, 1, 1), **settings)
 
@@ -322,3 +327,92 @@ def test_infinities_of_the_forbidden_stay_out_of_the_moments():
         tau=0.1,
     )
     assert not math.isnan(float(got.loss.sum())) and not (got.history[1:] == 3).any()
+
+
+@pytest.mark.parametrize("later", [1, 5, 1 << 30])
+@pytest.mark.parametrize("memory", [1, 40_000, 1 << 30])
+def test_goes_on_with_another_memory(memory, later, tmp_path):
+    """The groups stay as they were, so that every problem is finished once."""
+    extractor = tiny("ce")
+    arguments = {"tokens": grids(5), "region": REGION, "steps": 20, "lr": 0.2, "judge_every": 4}
+    straight = select_tokens(extractor, codebook(), targets(5), memory=memory, **arguments)
+    looks = []
+
+    def judge(tokens, target):
+        looks.append(None)
+        if len(looks) == 5:
+            raise StoppedError
+        return extractor(embed(tokens, codebook())).softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+    path = tmp_path / "state"
+    with pytest.raises(StoppedError):
+        select_tokens(extractor, codebook(), targets(5), judge=judge, memory=memory, checkpoint=path, **arguments)
+    again = select_tokens(extractor, codebook(), targets(5), memory=later, checkpoint=path, **arguments)
+    assert_same(again, straight)
+    assert not again.probability.requires_grad and not path.exists()
+
+
+def test_finished_groups_are_kept_without_a_look_between(tmp_path):
+    extractor = tiny("ce")
+    arguments = {"tokens": grids(3), "region": REGION, "steps": 6, "lr": 0.2, "memory": 1}
+    looks = []
+
+    def judge(tokens, target):
+        looks.append(None)
+        if len(looks) == 4:
+            raise StoppedError
+        return extractor(embed(tokens, codebook())).softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+    path = tmp_path / "state"
+    with pytest.raises(StoppedError):
+        select_tokens(extractor, codebook(), targets(3), judge=judge, checkpoint=path, **arguments)
+    got = select_tokens(extractor, codebook(), targets(3), judge=judge, checkpoint=path, **arguments)
+    assert len(looks) == 4 + 4  # two of each of the second and third problem
+    assert_same(got, select_tokens(extractor, codebook(), targets(3), **arguments))
+
+
+def test_an_image_with_forbidden_tokens_is_no_candidate():
+    for token in range(CODES):
+        allowed = torch.zeros(CODES, dtype=torch.bool)
+        allowed[token] = True
+        got = select_tokens(
+            tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, steps=3, lr=0.2, allowed=allowed
+        )
+        assert (got.tokens[:, 2:5, 2:5] == token).all()
+
+
+def test_with_a_price_few_changes_are_kept():
+    got = select_tokens(
+        tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, steps=60, lr=0.3, judge_every=5, stay=1e3
+    )
+    assert not got.changed.any()
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda t: torch.tensor(0.5), lambda t: torch.ones(len(t), 2), lambda t: [0.5] * len(t)]
+)
+def test_a_judges_answer_is_looked_at(answer):
+    with pytest.raises(ValueError, match=r"^judge:"):
+        select_tokens(
+            tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, judge=lambda tokens, target: answer(target)
+        )
+
+
+def test_small_logits_in_float16_still_move():
+    extractor = Linear(CHANNELS, GRID, CLASSES).eval()
+    with torch.no_grad():
+        extractor.weight.mul_(1e-5)
+    arguments = {"tokens": grids(), "region": REGION, "steps": 25, "lr": 0.3, "judge_every": 25}
+    exact = select_tokens(extractor, codebook(), targets(), **arguments)
+    half = prepare(extractor, embed(grids(1), codebook()), precision="float16")
+    rough = select_tokens(half, codebook(), targets(), **arguments)
+    same = (exact.history[-1] == rough.history[-1])[:, 2:5, 2:5].float().mean()
+    assert same > 0.8
+
+
+def test_a_recipe_is_a_recipe():
+    with pytest.raises(TypeError, match=r"^recipe:"):
+        select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), recipe="paper")
+    for optimise in (select_tokens, draw_tokens):
+        with pytest.raises(ValueError, match=r"^item_ids:"):
+            optimise(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, item_ids=torch.tensor([0, -1, 2**32]))

@@ -252,3 +252,12 @@ def test_top_tokens_refuses_nan():
 def test_top_tokens_refuses_other_n(n):
     with pytest.raises((ValueError, TypeError), match=r"^n:"):
         top_tokens(torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64), n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_a_half_precision_extractor(dtype):
+    extractor = Linear(3, 4, 5).eval()
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    got = smoothgrad(extractor.to(dtype), x.to(dtype), torch.tensor([1, 3]), num_samples=4)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, extractor.weight.detach()[[1, 3]].float().view_as(got), rtol=1e-2, atol=1e-3)

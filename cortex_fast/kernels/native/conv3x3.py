@@ -14,10 +14,10 @@ _G = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24,
 
 def transformed_weights(weight: Tensor) -> Tensor:
     """weight [O,I,3,3] -> U = G w G^T in panels, float32 [36, ceil(O/16), I, 16]; computed in float64."""
-    g = torch.tensor(_G, dtype=torch.float64)
+    g = torch.tensor(_G, dtype=torch.float64, device=weight.device)
     outputs, inputs = weight.shape[:2]
     panels = (outputs + _PANEL - 1) // _PANEL
-    transformed = torch.zeros((36, panels, inputs, _PANEL))
+    transformed = torch.zeros((36, panels, inputs, _PANEL), dtype=torch.float32, device=weight.device)
     both = torch.kron(g, g)  # [36, 9]: rows and columns of a filter at once
     for panel, filters in enumerate(weight.split(_PANEL)):
         points = both @ filters.double().permute(2, 3, 1, 0).reshape(9, -1)
