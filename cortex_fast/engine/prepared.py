@@ -167,7 +167,7 @@ def _plain(extractor: nn.Module, dtype: torch.dtype, reason: str) -> Prepared:
     module = extractor if dtype == own else copy.deepcopy(extractor).to(dtype).requires_grad_(False)
     notes = (f"autograd over the extractor as it is: {reason}",)
     body = nn.Sequential(_Own(), module)
-    return Prepared(extractor, nn.Identity(), nn.Identity(), body, None, dtype, notes, layout=torch.preserve_format)
+    return Prepared(extractor, nn.Identity(), nn.Identity(), body, None, dtype, notes, layout=torch.contiguous_format)
 
 
 def _own_dtype(extractor: nn.Module, sample: Tensor) -> torch.dtype:

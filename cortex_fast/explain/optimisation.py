@@ -262,7 +262,7 @@ def by_extractor(extractor: nn.Module, codebook: Tensor) -> Judge:
 
     @torch.no_grad()
     def judge(tokens: Tensor, target: Tensor) -> Tensor:
-        probability = extractor(gather(tokens, codebook)).softmax(dim=1)
+        probability = extractor(gather(tokens, codebook).contiguous()).softmax(dim=1)
         return probability.gather(1, target[:, None])[:, 0].float()
 
     return judge

@@ -82,7 +82,7 @@ def test_goes_on_to_the_same_bits(optimise, memory, optimizer, tmp_path):
         if len(looks) == 3:
             raise StoppedError
         with torch.no_grad():
-            return extractor(embed(tokens, codebook())).softmax(dim=1).gather(1, target[:, None])[:, 0]
+            return extractor(embed(tokens, codebook()).contiguous()).softmax(dim=1).gather(1, target[:, None])[:, 0]
 
     path = tmp_path / "state"
     with pytest.raises(StoppedError):
@@ -342,7 +342,7 @@ def test_goes_on_with_another_memory(memory, later, tmp_path):
         looks.append(None)
         if len(looks) == 5:
             raise StoppedError
-        return extractor(embed(tokens, codebook())).softmax(dim=1).gather(1, target[:, None])[:, 0]
+        return extractor(embed(tokens, codebook()).contiguous()).softmax(dim=1).gather(1, target[:, None])[:, 0]
 
     path = tmp_path / "state"
     with pytest.raises(StoppedError):
@@ -361,7 +361,7 @@ def test_finished_groups_are_kept_without_a_look_between(tmp_path):
         looks.append(None)
         if len(looks) == 4:
             raise StoppedError
-        return extractor(embed(tokens, codebook())).softmax(dim=1).gather(1, target[:, None])[:, 0]
+        return extractor(embed(tokens, codebook()).contiguous()).softmax(dim=1).gather(1, target[:, None])[:, 0]
 
     path = tmp_path / "state"
     with pytest.raises(StoppedError):
@@ -416,3 +416,17 @@ def test_a_recipe_is_a_recipe():
     for optimise in (select_tokens, draw_tokens):
         with pytest.raises(ValueError, match=r"^item_ids:"):
             optimise(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, item_ids=torch.tensor([0, -1, 2**32]))
+
+
+class Viewing(Convolutional):
+    """Takes a view, which channels-last memory has none of."""
+
+    def forward(self, x):
+        return super().forward(x.view(len(x), CHANNELS, GRID * GRID).view_as(x))
+
+
+def test_an_extractor_that_takes_views():
+    arguments = {"tokens": grids(), "region": REGION, "steps": 5, "lr": 0.2}
+    got = select_tokens(Viewing(CHANNELS, CLASSES).eval(), codebook(), targets(), **arguments)
+    plain = select_tokens(Convolutional(CHANNELS, CLASSES).eval(), codebook(), targets(), **arguments)
+    torch.testing.assert_close(got.loss, plain.loss, rtol=1e-4, atol=1e-5)
