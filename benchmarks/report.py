@@ -59,7 +59,7 @@ def complete(records: Sequence[Record]) -> None:
         extra["ratio"] = ratios(medians[record["group"]], extra["sibling"])
         extra["gb_per_s"] = extra["bytes"] / median / 1e9
         extra["gflop_per_s"] = extra["operations"] / median / 1e9
-        extra["share_of_floor"] = extra["floor_seconds"] / median
+        extra["share_of_floor"] = extra["share"] * extra["floor_seconds"] / median
 
 
 def rows(records: Sequence[Record]) -> list[Record]:

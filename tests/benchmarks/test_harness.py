@@ -38,7 +38,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def record(group: str, sibling: str, seconds: list[float], **extra: Any) -> report.Record:
-    floor = {"bytes": 10**9, "operations": 0, "floor_seconds": 1.0}
+    floor = {"bytes": 10**9, "operations": 0, "floor_seconds": 1.0, "share": 1.0}
     about = {"sibling": sibling, "sizes": "[1]", "peak_bytes": 2**20, "max_error": 1e-7, "agreement": None}
     return {"group": group, "name": "test", "stats": {"data": seconds}, "extra_info": {**floor, **about, **extra}}
 
