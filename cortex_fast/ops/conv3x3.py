@@ -62,7 +62,7 @@ def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = Fal
     maxima. padding: 0, 1 or 2 rows and columns of zeros.
 
     Channels-last in and out is the fast memory format. Differentiable once, in x only: of the activations only one bit
-    each is kept. The native backend is Winograd's F(4 x 4, 3 x 3), within 1e-5 of the largest output of float64.
+    each is kept. The native backend is Winograd's F(4 x 4, 3 x 3), within about 1e-5 of the largest output of float64.
     Raises TypeError or ValueError for an x that does not fit the filters.
     """
     checks.rank("x", x, "[n, I, h, w]")
