@@ -1,7 +1,7 @@
 """How gradients of an extractor are computed."""
 
-from cortex_fast.engine.gradients import frozen, ordinary, target_gradient, target_logits
-from cortex_fast.engine.prepared import PRECISIONS, Prepared, prepare
+from cortex_fast.engine.gradients import frozen, ordinary
+from cortex_fast.engine.prepared import PRECISIONS, Prepared, module_of, prepare
 from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 
 __all__ = [
@@ -11,8 +11,7 @@ __all__ = [
     "Prepared",
     "frozen",
     "mean_gradients",
+    "module_of",
     "ordinary",
     "prepare",
-    "target_gradient",
-    "target_logits",
 ]

@@ -1,9 +1,8 @@
-"""Input gradients of an extractor: one batched backward pass, no gradient of any parameter."""
+"""What autograd needs for gradients of the input alone: no gradient of any parameter, tensors that it takes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 
@@ -23,16 +22,3 @@ def frozen(extractor: nn.Module) -> Iterator[None]:
 def ordinary(tensor: Tensor) -> Tensor:
     """The tensor, or a copy of one made in inference mode: autograd refuses those."""
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def target_logits(extractor: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """The logit of each image's target: x [B,d,m,m], target int64 [B] -> [B]."""
-    return extractor(x).gather(1, target[:, None])[:, 0]
-
-
-def target_gradient(extractor: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """d logit[target] / d x, [B,d,m,m]. Images are independent in eval mode, so one backward of the sum serves all."""
-    with torch.inference_mode(False), torch.enable_grad(), frozen(extractor):
-        x, target = ordinary(x).detach().requires_grad_(True), ordinary(target)
-        (gradient,) = torch.autograd.grad(target_logits(extractor, x, target).sum(), x)
-    return gradient

@@ -72,8 +72,17 @@ class Prepared(Parts):
         checks.same_device(x=x, target=target)
         if target.device.type == "cpu" and bool((target < 0).any()):  # on a GPU the look would wait for it
             raise ValueError(f"target: expected classes from 0 on, got {int(target.min())}")
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Raise ValueError where the extractor's weights are no longer those that were prepared."""
         if self.state and self.state != _state_of(self.extractor):
             raise ValueError("extractor: its weights changed since it was prepared; call prepare() again")
+
+
+def module_of(extractor: nn.Module | Prepared) -> nn.Module:
+    """The extractor itself, of one that may be prepared."""
+    return extractor.extractor if isinstance(extractor, Prepared) else extractor
 
 
 def prepare(
@@ -88,6 +97,7 @@ def prepare(
     Raises ValueError for an unknown precision, or an extractor in training mode.
     """
     if isinstance(extractor, Prepared):
+        extractor.check_weights()
         return extractor
     checks.one_of("precision", precision, PRECISIONS)
     if any(module.training for module in extractor.modules()):

@@ -24,9 +24,10 @@ from cortex_fast.explain.optimisation import (
     result_of,
 )
 from cortex_fast.explain.problems import Box, Problems, check_problems
-from cortex_fast.explain.recipes import Recipe, value_at
+from cortex_fast.explain.recipes import BETAS, EPS, Recipe, value_at
 from cortex_fast.explain.results import TokenSelection
-from cortex_fast.explain.selection import descend, recipe_of
+from cortex_fast.explain.selection import recipe_of
+from cortex_fast.kernels.reference.descent import descend
 from cortex_fast.ops.random_stream import gumbel
 
 # settings of token selection alone, at what they are for others
@@ -69,7 +70,7 @@ def optimise_embedding(
         embedding: Tensor, moments: tuple[Tensor, Tensor] | None, problems: Problems, step: int, gradient: Tensor
     ) -> None:
         lr = value_at(recipe.lr, step, recipe.steps)
-        descend(embedding, moments, lr, step + 1, gradient.to(embedding.dtype))
+        descend(embedding, moments, gradient.to(embedding.dtype), lr, BETAS, EPS, step + 1)
 
     method = Method(
         "embedding optimisation",
@@ -129,7 +130,7 @@ def draw_tokens(
         draw = torch.tensor([step], device=problems.codebook.device)
         g = gumbel(seed, problems.item_ids, draw, len(problems.free), len(problems.codebook))[:, 0]
         drawn = (g if weights is None else g + weights[:, None]).argmax(dim=2)
-        found = problems.start.flatten(1).index_copy(1, problems.free, drawn).view_as(problems.start)
+        found = problems.filled(drawn)
         with torch.no_grad():
             loss = -prepared.value(gather(found, problems.codebook), problems.target).float()
         records.loss[step] = loss

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cortex_fast.data.results import ResultFileError, load_result, save_result
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import Prepared, frozen, prepare
+from cortex_fast.engine import Prepared, frozen, module_of, prepare
 from cortex_fast.engine.parts import value_of
 from cortex_fast.engine.regional import Box, regional
 from cortex_fast.engine.replay import Graphs, replayed
@@ -240,7 +240,7 @@ def _stop(state: State, patience: int) -> bool:
 
 def _look(records: Records, rows: slice, problems: Problems, row: int, state: State, judge: Judge, bar: Any) -> None:
     """Judge the tokens that the group has now."""
-    tokens = problems.start.flatten(1).index_copy(1, problems.free, state.latest).view_as(problems.start)
+    tokens = problems.filled(state.latest)
     probability = judge(tokens, problems.target)
     record(records, rows, row, tokens, probability)
     loss = float(records.loss[max(state.step - 1, 0), rows].nanmean()) if len(problems) else 0.0
@@ -338,8 +338,7 @@ def fingerprint_of(
     method: str, recipe: Recipe, extractor: nn.Module | Prepared, codebook: Tensor, **more: Any
 ) -> dict[str, Any]:
     """What made a result, beside its problems: method, settings, and digests of the extractor and the codebook."""
-    module = extractor.extractor if isinstance(extractor, Prepared) else extractor
-    state = module.state_dict()
+    state = module_of(extractor).state_dict()
     inputs = {"extractor": digest([list(state), *state.values()]), "codebook": digest([codebook])}
     return {"method": method, **dataclasses.asdict(recipe), **inputs, **more}
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import Prepared, ordinary
+from cortex_fast.engine import Prepared, module_of, ordinary
 from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
 
 Box = tuple[int, int, int, int]
@@ -48,6 +48,15 @@ class Problems:
         return self.region.flatten().nonzero().flatten()
 
     @property
+    def own(self) -> Tensor:
+        """The start's tokens at the free positions, int64 [P,rows]."""
+        return self.start.flatten(1)[:, self.free]
+
+    def filled(self, tokens: Tensor) -> Tensor:
+        """The start with tokens [P,rows] at the free positions, [P,m,m]."""
+        return self.start.flatten(1).index_copy(1, self.free, tokens).view_as(self.start)
+
+    @property
     def box(self) -> Box:
         """The smallest half-open box (top, left, bottom, right) around the region."""
         rows, columns = self.region.any(dim=1).nonzero(), self.region.any(dim=0).nonzero()
@@ -64,7 +73,7 @@ def check_problems(
     item_ids: Tensor | None,
 ) -> Problems:
     """The arguments that every optimisation shares, checked and made whole."""
-    extractor = extractor.extractor if isinstance(extractor, Prepared) else extractor
+    extractor = module_of(extractor)
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cortex_fast import checks
 
 OPTIMIZERS = ("adam", "sgd")
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam: torch's own
 KINDS = ("linear", "geometric", "cosine")
 STARTS = ("random", "image")
 

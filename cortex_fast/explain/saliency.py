@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.engine import MEMORY, Noise, Prepared, mean_gradients, prepare
+from cortex_fast.engine import MEMORY, Noise, Prepared, mean_gradients, module_of, prepare
 from cortex_fast.engine.adaptive import ROUND, settled_gradients
 from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor, target_vector
 from cortex_fast.ops.concept_counts import top_positions
@@ -110,7 +110,7 @@ def _mean_gradients(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Check the arguments, then yield (images int64 [b], mean gradients [b,d,m,m]) until all images are done."""
     check_embedding(embedding)
-    module = extractor.extractor if isinstance(extractor, Prepared) else extractor
+    module = module_of(extractor)
     check_extractor(module, embedding=embedding)
     auto = settings.num_samples == AUTO
     if not auto:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from cortex_fast import checks, ops
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import MEMORY, Prepared
+from cortex_fast.engine import MEMORY, Prepared, module_of
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.optimisation import Judge, Method, digest, fingerprint_of, optimise
 from cortex_fast.explain.problems import Box, Problems, check_problems
-from cortex_fast.explain.recipes import Recipe, value_at
+from cortex_fast.explain.recipes import BETAS, EPS, Recipe, value_at
 from cortex_fast.explain.results import TokenSelection
+from cortex_fast.kernels.reference.descent import descend
 from cortex_fast.ops.random_stream import gumbel, normal
 
 _START_DRAW = 2**32 - 1  # the draw that makes the first logits; steps use 0, 1, 2, ...
 _RESTART_ITEMS = 2**26  # between the item ids of a problem's restarts
-_BETAS, _EPS = (0.9, 0.999), 1e-8
 _LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the start
 
 
@@ -74,8 +74,7 @@ def select_tokens(
     mask = _allowed(allowed, problems, recipe)
     startable = None
     if mask is not None and problems.given:
-        own = problems.start.flatten(1)[:, problems.free]
-        startable = mask.gather(2, own[..., None]).flatten(1).all(dim=1)
+        startable = mask.gather(2, problems.own[..., None]).flatten(1).all(dim=1)
     kept = 3 if recipe.optimizer == "adam" else 1
     passing = 4 if recipe.draws > 1 else 0  # what the mean gradient of many draws takes on its way
     passing += 4 if recipe.draws > 1 and recipe.stay else 0
@@ -153,14 +152,11 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
     """Gumbel-Softmax over logits [P,rows,K], float32."""
     draws = recipe.draws
 
-    def own_tokens(problems: Problems) -> Tensor:
-        return problems.start.flatten(1)[:, problems.free]
-
     def start(problems: Problems) -> Tensor:
         rows, codes = len(problems.free), len(problems.codebook)
         if recipe.start == "image":
             logits = torch.zeros(len(problems), rows, codes, device=problems.codebook.device)
-            logits.scatter_(2, own_tokens(problems)[..., None], math.log(codes) + _LIKELY)
+            logits.scatter_(2, problems.own[..., None], math.log(codes) + _LIKELY)
         else:
             draw = torch.tensor([_START_DRAW], device=problems.codebook.device)
             logits = normal(seed, problems.item_ids, draw, rows, codes)[:, 0].contiguous()
@@ -183,14 +179,15 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
         logits: Tensor, moments: tuple[Tensor, Tensor] | None, problems: Problems, step: int, gradient: Tensor
     ) -> None:
         how, lr = noise(problems, step), value_at(recipe.lr, step, recipe.steps)
-        own = own_tokens(problems) if recipe.stay else None
+        own = problems.own if recipe.stay else None
         if draws == 1:
             ops.gumbel_codebook_step(
                 logits, problems.codebook, gradient, lr=lr, moments=moments, step=step + 1, draw=step,
                 own=own, stay=recipe.stay, **how,
             )  # fmt: skip
             return
-        descend(logits, moments, lr, step + 1, _mean_gradient(logits, problems, step, gradient, own, how))
+        mean = _mean_gradient(logits, problems, step, gradient, own, how)
+        descend(logits, moments, mean, lr, BETAS, EPS, step + 1)
 
     def _mean_gradient(
         logits: Tensor, problems: Problems, step: int, gradient: Tensor, own: Tensor | None, how: dict[str, Any]
@@ -211,18 +208,6 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
         return leaf.grad
 
     return Method("token selection", start, propose, learn, lambda logits, problems: logits.argmax(dim=2))
-
-
-def descend(variables: Tensor, moments: tuple[Tensor, Tensor] | None, lr: float, step: int, gradient: Tensor) -> None:
-    """Step number `step`, from 1, of torch.optim.Adam or (without moments) SGD, in place."""
-    if moments is None:
-        variables.sub_(gradient, alpha=lr)
-        return
-    first, second = moments
-    first.lerp_(gradient, 1 - _BETAS[0])
-    second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-    scale = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPS)
-    variables.addcdiv_(first, scale, value=-lr / (1 - _BETAS[0] ** step))
 
 
 @torch.no_grad()
@@ -250,14 +235,13 @@ def select_concepts(
             raise TypeError(f"{name}: expected none for whole concepts, got one")
     checks.whole("together", together, 1)
     checks.rank("codebook", codebook, "[K, d]")
-    check_extractor(extractor.extractor if isinstance(extractor, Prepared) else extractor, codebook=codebook)
+    check_extractor(module_of(extractor), codebook=codebook)
     allowed = settings.get("allowed")
     if allowed is not None and (not isinstance(allowed, Tensor) or allowed.ndim == 3):
         raise TypeError("allowed: expected a boolean tensor [K] or [rows, K] for all concepts, got another")
     if classes is None:
         sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
-        module = extractor.extractor if isinstance(extractor, Prepared) else extractor
-        classes = range(module(sample).shape[1])
+        classes = range(module_of(extractor)(sample).shape[1])
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in classes}
     names = [one.name for one in dataclasses.fields(Recipe)]
     recipe = recipe_of(settings.get("recipe"), {name: value for name, value in settings.items() if name in names})

@@ -229,7 +229,8 @@ def test_weights_that_change_are_noticed():
     prepared.value_and_grad(x, TARGET)
     with torch.no_grad():
         extractor.fc3.weight.mul_(2)
-    for call in (prepared.value, prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared())):
+    calls = (prepared.value, prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared()))
+    for call in (*calls, lambda x, t: token_saliency(prepared, x, t)):
         with pytest.raises(ValueError, match=r"^extractor: its weights changed"):
             call(x, TARGET)
 

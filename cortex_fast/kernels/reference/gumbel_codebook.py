@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast.kernels.reference import philox
+from cortex_fast.kernels.reference.descent import descend
 
 
 def gumbel_noise(item_ids: Tensor, rows: int, codes: int, seed: int, draw: int) -> Tensor:
@@ -93,11 +94,4 @@ def step(
     """One step along dP, in place: number `count` (from 1) of Adam (Kingma and Ba 2015), or of gradient descent."""
     index = gumbel.new_empty(0, dtype=torch.int64)  # only the codebook's gradient needs it
     gradient, _ = backward(upstream, logits, codebook, gumbel, index, tau, True, False, own, stay)
-    if moments is None:
-        logits.sub_(gradient, alpha=lr)
-        return
-    first, second = moments
-    first.lerp_(gradient, 1 - betas[0])
-    second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-    scale = (second / (1 - betas[1] ** count)).sqrt().add_(eps)
-    logits.addcdiv_(first, scale, value=-lr / (1 - betas[0] ** count))
+    descend(logits, moments, gradient, lr, betas, eps, count)
