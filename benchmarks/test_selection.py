@@ -19,10 +19,10 @@ from benchmarks.machine import Floor
 from benchmarks.test_smoothgrad import paper_extractor
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import prepare
-from cortex_fast.explain.optimisation import objective_of
 from cortex_fast.explain.problems import Problems, check_problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.selection import token_method
+from cortex_fast.explain.stepping import clocks_of, objective_of
 
 REGION, ROWS = (7, 7, 11, 11), 16
 RECIPE = Recipe()
@@ -67,11 +67,12 @@ def engine_step(data: Selecting) -> Callable[[], Step]:
     objective = objective_of(prepared, problems, RECIPE)
     logits = method.start(problems)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))
+    clock = clocks_of(RECIPE, logits.device)[0]
 
     def step() -> Step:
-        proposed = method.propose(logits, problems, 0)
+        proposed, kept = method.propose(logits, problems, clock)
         _, gradient = objective(proposed)
-        method.learn(logits, moments, problems, 0, gradient)
+        method.learn(logits, moments, problems, clock, kept, gradient)
         return proposed[0], gradient[0]
 
     return step
@@ -84,7 +85,7 @@ def published_step(data: Selecting) -> Callable[[], Step]:
     logits[torch.arange(256, device=codebook.device), problems.start[0].flatten()] = 300
     logits[problems.free] = torch.randn(ROWS, len(codebook), device=codebook.device)
     logits.requires_grad_(True)
-    mask = problems.region.flatten()[:, None].float().expand_as(logits).contiguous()
+    mask = problems.region[0].flatten()[:, None].float().expand_as(logits).contiguous()
     optimizer = torch.optim.Adam([logits], lr=0.01)
 
     def step() -> Step:

@@ -39,8 +39,8 @@ def same_device(**tensors: Tensor | None) -> None:
 
 
 def in_range(name: str, tensor: Tensor, stop: int) -> None:
-    """All values within [0, stop)."""
-    if tensor.numel() == 0:
+    """All values within [0, stop). Not while a CUDA graph is being captured, when nothing can be looked at."""
+    if tensor.numel() == 0 or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
         tensor = tensor.long()  # torch has no minimum of these

@@ -11,9 +11,11 @@ _WORTH = 4  # calls of the same shapes: fewer cost less than a capture, with its
 _WARM_UPS = 3  # calls before a capture, as torch asks for: libraries choose their kernels in them
 
 
-def replayed(function: Function, graphs: Graphs, *tensors: Tensor) -> Sequence[Tensor]:
+def replayed(function: Function, graphs: Graphs, *tensors: Tensor, repeatable: bool = True) -> Sequence[Tensor]:
     """function(*tensors). On a GPU, shapes that come again and again are captured into `graphs` and launched as a
     whole; their results are overwritten by the next call of the same shapes. A capture keeps memory of its own.
+    repeatable: calls of the same tensors do the same. One that changes what it reads is not called to warm up, beyond
+    the calls that were asked for.
     """
     if tensors[0].device.type != "cuda":
         return function(*tensors)
@@ -24,17 +26,17 @@ def replayed(function: Function, graphs: Graphs, *tensors: Tensor) -> Sequence[T
         if known < _WORTH:
             return function(*tensors)
         with torch.cuda.device(tensors[0].device):
-            known = graphs[shapes] = _captured(function, tensors)
+            known = graphs[shapes] = _captured(function, tensors, _WARM_UPS if repeatable else 0)
     with torch.cuda.device(tensors[0].device):
         return known(*tensors)
 
 
-def _captured(function: Function, examples: Sequence[Tensor]) -> Function:
+def _captured(function: Function, examples: Sequence[Tensor], warm_ups: int) -> Function:
     inputs = [example.detach().clone() for example in examples]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
+        for _ in range(warm_ups):
             function(*inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

@@ -39,8 +39,14 @@ def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Ten
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
     """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
+    own = next((tensor.dtype for tensor in extractor.parameters() if tensor.is_floating_point()), sample.dtype)
     with torch.no_grad():
-        logits = extractor(sample.contiguous())  # a user's forward may take views
+        try:
+            logits = extractor(sample.contiguous())  # a user's forward may take views
+        except RuntimeError as error:
+            if own == sample.dtype:
+                raise
+            raise TypeError(f"extractor: expected weights of the embedding's {sample.dtype}, got {own}") from error
     if not isinstance(logits, Tensor):
         raise TypeError(f"extractor: expected a tensor of logits, got {type(logits).__name__}")
     if logits.ndim != 2 or logits.shape[0] != 1:

@@ -1,21 +1,20 @@
 """What token selection is compared with: the embedding itself optimised, then the nearest tokens; and drawn tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast import checks, ops
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import MEMORY, Prepared, prepare
+from cortex_fast.engine import MEMORY
+from cortex_fast.explain.groups import Group, Judge, grouped
 from cortex_fast.explain.optimisation import (
-    Judge,
-    Method,
+    Records,
     blank,
-    by_extractor,
-    checked_judge,
     digest,
     fingerprint_of,
     judged_at,
@@ -23,11 +22,13 @@ from cortex_fast.explain.optimisation import (
     record,
     result_of,
 )
-from cortex_fast.explain.problems import Box, Problems, check_problems
-from cortex_fast.explain.recipes import BETAS, EPS, Recipe, value_at
+from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
+from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.results import TokenSelection
 from cortex_fast.explain.selection import recipe_of
+from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.kernels.reference.descent import descend
+from cortex_fast.ops.gumbel_codebook import numbers
 from cortex_fast.ops.random_stream import gumbel
 
 # settings of token selection alone, at what they are for others
@@ -36,12 +37,12 @@ _UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay": 0.0
 
 @torch.inference_mode(False)
 def optimise_embedding(
-    extractor: nn.Module | Prepared,
+    extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
     target: int | Tensor,
     *,
     tokens: Tensor | None = None,
-    region: Box | Tensor | None = None,
+    region: Regions = None,
     grid: int | None = None,
     recipe: Recipe | None = None,
     judge: Judge | None = None,
@@ -67,46 +68,55 @@ def optimise_embedding(
         return embedding.to(torch.promote_types(embedding.dtype, torch.float32), copy=True).contiguous()
 
     def learn(
-        embedding: Tensor, moments: tuple[Tensor, Tensor] | None, problems: Problems, step: int, gradient: Tensor
+        embedding: Tensor,
+        moments: Moments | None,
+        problems: Problems,
+        clock: Tensor,
+        kept: Sequence[Tensor],
+        gradient: Tensor,
     ) -> None:
-        lr = value_at(recipe.lr, step, recipe.steps)
-        descend(embedding, moments, gradient.to(embedding.dtype), lr, BETAS, EPS, step + 1)
+        _, _, lr, number = numbers(clock[0])
+        descend(embedding, moments, gradient.to(embedding.dtype), lr, BETAS, EPS, number)
 
     method = Method(
         "embedding optimisation",
         start,
-        lambda embedding, problems, step: embedding.to(problems.codebook.dtype),
+        lambda embedding, problems, clock: (embedding.to(problems.codebook.dtype), ()),
         learn,
         lambda embedding, problems: ops.nearest_code(embedding, problems.codebook),
     )
-    return optimise(
-        extractor,
+    path = None if checkpoint is None else Path(checkpoint)
+    found = optimise(
         problems,
         method,
         recipe,
-        bytes_of_problem=12 * len(problems.free) * problems.codebook.shape[1],
+        bytes_of_row=12 * problems.codebook.shape[1],
         memory=memory,
         judge=judge,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=path,
         progress=progress,
-        fingerprint=fingerprint_of("embedding optimisation", recipe, extractor, problems.codebook),
+        fingerprint=fingerprint_of("embedding optimisation", recipe, problems.extractors, problems.codebook),
     )
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return found
 
 
 @torch.inference_mode(False)
 def draw_tokens(
-    extractor: nn.Module | Prepared,
+    extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
     target: int | Tensor,
     *,
     tokens: Tensor | None = None,
-    region: Box | Tensor | None = None,
+    region: Regions = None,
     grid: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: Tensor | None = None,
     frequency: Tensor | None = None,
     judge: Judge | None = None,
+    memory: int = MEMORY,
     progress: str | None = None,
     **settings: Any,
 ) -> TokenSelection:
@@ -120,29 +130,46 @@ def draw_tokens(
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
     checks.seed(seed)
     weights = _log_weights(frequency, problems)
-    prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=0)
-    judge = checked_judge(judge or by_extractor(prepared.extractor, problems.codebook))
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
-    record(records, slice(None), 0, problems.start, judge(problems.start, problems.target))
-    kept, lowest = problems.start, torch.full((len(problems),), torch.inf, device=problems.codebook.device)
-    for step in tqdm(range(recipe.steps), desc=progress or "", unit="step", disable=progress is None):
-        draw = torch.tensor([step], device=problems.codebook.device)
-        g = gumbel(seed, problems.item_ids, draw, len(problems.free), len(problems.codebook))[:, 0]
-        drawn = (g if weights is None else g + weights[:, None]).argmax(dim=2)
-        found = problems.filled(drawn)
+    noise = 3 * 4 * len(problems.codebook)  # and what is added to it, and the sum
+    groups = grouped(problems, bytes_of_row=noise, copies=1, passes=0, memory=memory, judge=judge)
+    with tqdm(total=recipe.steps * len(groups), desc=progress or "", unit="step", disable=progress is None) as bar:
+        for group in groups:
+            _draw(problems, group, weights, recipe, seed, times, records, bar)
+    drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
+    name = "random tokens" if frequency is None else "frequent tokens"
+    made = fingerprint_of(name, recipe, problems.extractors, problems.codebook, seed=seed, **drawn_by)
+    return result_of(problems, records, times, Recipe(), made)
+
+
+def _draw(
+    problems: Problems,
+    group: Group,
+    weights: Tensor | None,
+    recipe: Recipe,
+    seed: int,
+    times: list[int],
+    records: Records,
+    bar: Any,
+) -> None:
+    """One group's draws, into its rows of the records."""
+    own, rows = problems.take(group.rows), group.rows
+    record(records, rows, 0, own.start, group.judge(own.start, own.target))
+    kept, lowest = own.start, torch.full((len(own),), torch.inf, device=rows.device)
+    for step in range(recipe.steps):
+        draw = torch.tensor([step], device=rows.device)
+        g = gumbel(seed, own.item_ids, draw, len(own.free), len(own.codebook))[:, 0]
+        found = own.filled((g if weights is None else g + weights[rows][:, None]).argmax(dim=2))
         with torch.no_grad():
-            loss = -prepared.value(gather(found, problems.codebook), problems.target).float()
-        records.loss[step] = loss
+            loss = -group.prepared.value(gather(found, own.codebook), own.target).float()
+        records.loss[step, rows] = loss
         better = loss < lowest
         kept, lowest = found.where(better[:, None, None], kept), loss.where(better, lowest)
         if step + 1 in times:
-            record(records, slice(None), times.index(step + 1), kept, judge(kept, problems.target))
-    records.taken.fill_(recipe.steps)
-    drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
-    name = "random tokens" if frequency is None else "frequent tokens"
-    made = fingerprint_of(name, recipe, extractor, problems.codebook, seed=seed, **drawn_by)
-    return result_of(problems, records, times, Recipe(), made)
+            record(records, rows, times.index(step + 1), kept, group.judge(kept, own.target))
+        bar.update()
+    records.taken[rows] = recipe.steps
 
 
 def _log_weights(frequency: Tensor | None, problems: Problems) -> Tensor | None:

@@ -2,43 +2,25 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cortex_fast.data.results import ResultFileError, load_result, save_result
-from cortex_fast.data.token_store import gather
-from cortex_fast.engine import Prepared, frozen, module_of, prepare
-from cortex_fast.engine.parts import value_of
-from cortex_fast.engine.regional import Box, regional
-from cortex_fast.engine.replay import Graphs, replayed
+from cortex_fast.engine import Prepared, module_of
+from cortex_fast.explain.groups import Group, Judge, grouped, recut
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.results import TokenSelection
+from cortex_fast.explain.stepping import Method, Moments, clocks_of, step_of
 
-Judge = Callable[[Tensor, Tensor], Tensor]
 _KIND = "TokenSelectionState"
-
-
-@dataclass(frozen=True, eq=False)
-class Method:
-    """What tells one optimisation from another. Variables are float [P,rows,...], changed in place.
-
-    start(problems) -> variables; propose(variables, problems, step) -> embeddings [draws * P, rows, d] of the free
-    positions, one draw after the other; learn(variables, moments, problems, step, the mean loss's gradient in those);
-    decide(variables, problems) -> tokens [P,rows].
-    """
-
-    name: str
-    start: Callable[[Problems], Tensor]
-    propose: Callable[[Tensor, Problems, int], Tensor]
-    learn: Callable[[Tensor, tuple[Tensor, Tensor] | None, Problems, int, Tensor], None]
-    decide: Callable[[Tensor, Problems], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +42,17 @@ class State:
     step: int
     active: Tensor
     variables: Tensor
-    moments: tuple[Tensor, Tensor] | None
+    moments: Moments | None
     latest: Tensor
     same: Tensor
 
 
 def optimise(
-    extractor: nn.Module | Prepared,
     problems: Problems,
     method: Method,
     recipe: Recipe,
     *,
-    bytes_of_problem: int,
+    bytes_of_row: int,
     memory: int,
     judge: Judge | None,
     checkpoint: Path | None,
@@ -80,83 +61,77 @@ def optimise(
     startable: Tensor | None = None,
 ) -> TokenSelection:
     """Every problem's best selection. fingerprint: what made it, beside the problems. startable bool [P]: whose start
-    may be the best; default all.
+    may be the best; default all. The checkpoint is left to whoever has kept the result.
 
-    The set is cut into groups whose variables, `bytes_of_problem` each, fit into `memory` bytes together with their
-    activations.
+    The set is cut into groups, of problems with the same extractor and region, whose variables, `bytes_of_row` for each
+    free position, fit into `memory` bytes together with their activations.
     """
-    prepared = prepare(extractor, gather(problems.start[:1], problems.codebook), copies=recipe.steps * len(problems))
-    judge = checked_judge(judge or by_extractor(prepared.extractor, problems.codebook))
+    groups = grouped(
+        problems, bytes_of_row=bytes_of_row, copies=recipe.draws, passes=recipe.steps, memory=memory, judge=judge
+    )
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
-    own = (problems.start, problems.region, problems.target, problems.item_ids)
+    own = (problems.number, problems.start, problems.region, problems.target, problems.item_ids)
     made = {**fingerprint, "problems": digest(own)}
-    size = max(1, memory // (bytes_of_problem + recipe.draws * prepared.bytes_of_copy))
     kept = None if checkpoint is None else _resume(checkpoint, made, records)
     done, state = 0, None
     if kept is not None:
-        size, done, state = kept  # the groups as they were, whatever memory is now
-    groups = [slice(first, first + size) for first in range(0, len(problems), size)]
+        sizes, done, state = kept  # the groups as they were, whatever memory is now
+        groups = recut(groups, sizes)
+    sizes = [len(group.rows) for group in groups]
 
-    def save(group: int, state: State | None) -> None:
+    def save(number: int, state: State | None) -> None:
         if checkpoint is not None:
-            _save(checkpoint, made, size, group, state, records)
+            _save(checkpoint, made, sizes, number, state, records)
 
     description = progress or ""
     with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
         bar.update(done * recipe.steps + (state.step if state else 0))
-        for group in range(done, len(groups)):
-            _run(prepared, problems, groups[group], method, recipe, judge, times, records, state, bar, group, save)
+        for number in range(done, len(groups)):
+            _run(problems, groups[number], method, recipe, times, records, state, bar, partial(save, number))
             state = None
-            save(group + 1, None)
-    result = result_of(problems, records, times, recipe, fingerprint, startable)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    return result
+            save(number + 1, None)
+    return result_of(problems, records, times, recipe, fingerprint, startable)
 
 
 def _run(
-    prepared: Prepared,
     problems: Problems,
-    rows: slice,
+    group: Group,
     method: Method,
     recipe: Recipe,
-    judge: Judge,
     times: list[int],
     records: Records,
     state: State | None,
     bar: Any,
-    group: int,
-    save: Callable[[int, State | None], None],
+    save: Callable[[State], None],
 ) -> None:
     """One group, from its start or from a state that was kept, into its rows of the records."""
-    own = problems.take(rows)
+    own, rows = problems.take(group.rows), group.rows
     if state is None:
         state = _begin(own, method, recipe)
-        record(records, rows, 0, own.start, judge(own.start, own.target))
-    objective, stepping = None, own
+        record(records, rows, 0, own.start, group.judge(own.start, own.target))
+    clocks = clocks_of(recipe, rows.device)
+    step, stepping = None, own
     while state.step < recipe.steps and len(state.active):
-        if objective is None:
+        if step is None:
             stepping = own.take(state.active)
-            objective = objective_of(prepared, stepping, recipe)
-        loss, gradient = objective(method.propose(state.variables, stepping, state.step))
-        method.learn(state.variables, state.moments, stepping, state.step, gradient)
-        records.loss[state.step, rows][state.active] = loss
-        records.taken[rows][state.active] = state.step + 1
+            step = step_of(group.prepared, stepping, method, recipe, state.variables, state.moments)
+        records.loss[state.step, rows[state.active]] = step(clocks[state.step])
+        records.taken[rows[state.active]] = state.step + 1
         state.step += 1
         judged = state.step in times
         if judged or recipe.patience is not None:
             _decide(state, method.decide(state.variables, stepping))
         if recipe.patience is not None and _stop(state, recipe.patience):
-            objective = None
+            step = None
         bar.update()
         if judged:
-            _look(records, rows, own, times.index(state.step), state, judge, bar)
+            _look(records, group, own, times.index(state.step), state, bar)
             if state.step < recipe.steps:
-                save(group, state)
+                save(state)
     if state.step < recipe.steps:  # all stopped before: what was found then stays
         row = next(index for index, time in enumerate(times) if time >= state.step)
-        _look(records, rows, own, row, state, judge, bar)
+        _look(records, group, own, row, state, bar)
         records.history[row:, rows] = records.history[row, rows].clone()
         records.probability[row:, rows] = records.probability[row, rows].clone()
         bar.update(recipe.steps - state.step)
@@ -173,51 +148,6 @@ def _begin(problems: Problems, method: Method, recipe: Recipe) -> State:
         latest=method.decide(variables, problems),
         same=torch.zeros(len(problems), dtype=torch.int64, device=variables.device),
     )
-
-
-def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From proposals [draws * P, rows, d] to the mean loss [P] over the draws and its gradient in them: eq. 9.
-
-    Where the region is a part of the grid only what it reaches is computed.
-    """
-    box = Box(*problems.box)
-    fixed = gather(problems.start, problems.codebook).repeat(recipe.draws, 1, 1, 1)
-    target = problems.target.repeat(recipe.draws)
-    reached = None if box == Box(0, 0, *problems.region.shape) else regional(prepared, fixed, box)
-    window, inside = fixed, problems.region
-    if reached is not None:
-        window = fixed[:, :, box.top : box.bottom, box.left : box.right]
-        inside = problems.region[box.top : box.bottom, box.left : box.right]
-    free = inside.flatten().nonzero().flatten()
-    kept = fixed.float().square().sum(dim=1).flatten(1)[:, ~problems.region.flatten()].sum(dim=1)
-    scale = prepared.scale / recipe.draws
-    graphs: Graphs = {}
-    captured = isinstance(prepared.body, fx.GraphModule)
-
-    def gradient_of(proposed: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), frozen(prepared.extractor):
-            # at least in float32, like the gradient: what is small fits a half only as long as it is scaled
-            wide = proposed.detach().to(torch.promote_types(proposed.dtype, torch.float32))
-            leaf = wide.requires_grad_(True)
-            embedding = (
-                window.flatten(2).index_copy(2, free, leaf.transpose(1, 2).to(window.dtype)).unflatten(2, inside.shape)
-            )
-            if reached is None:
-                value = prepared.value(embedding, target)
-            else:
-                value = value_of(prepared, reached(embedding), target)
-            loss = -value.float()
-            if recipe.regularisation:  # in float32: the sum of squares overflows float16
-                loss = loss + recipe.regularisation * (kept + leaf.float().square().sum(dim=(1, 2)))
-            (gradient,) = torch.autograd.grad(loss.sum() * scale, leaf)
-            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / prepared.scale
-        return loss.detach().unflatten(0, (recipe.draws, -1)).mean(dim=0), gradient
-
-    def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradient = replayed(gradient_of, graphs, proposed) if captured else gradient_of(proposed)
-        return loss, gradient
-
-    return objective
 
 
 def _decide(state: State, tokens: Tensor) -> None:
@@ -238,12 +168,12 @@ def _stop(state: State, patience: int) -> bool:
     return True
 
 
-def _look(records: Records, rows: slice, problems: Problems, row: int, state: State, judge: Judge, bar: Any) -> None:
+def _look(records: Records, group: Group, problems: Problems, row: int, state: State, bar: Any) -> None:
     """Judge the tokens that the group has now."""
     tokens = problems.filled(state.latest)
-    probability = judge(tokens, problems.target)
-    record(records, rows, row, tokens, probability)
-    loss = float(records.loss[max(state.step - 1, 0), rows].nanmean()) if len(problems) else 0.0
+    probability = group.judge(tokens, problems.target)
+    record(records, group.rows, row, tokens, probability)
+    loss = float(records.loss[max(state.step - 1, 0), group.rows].nanmean())
     bar.set_postfix(loss=f"{loss:.3g}", probability=f"{float(probability.float().mean()):.3f}", refresh=False)
 
 
@@ -252,34 +182,9 @@ def judged_at(recipe: Recipe) -> list[int]:
     return sorted({*range(0, recipe.steps + 1, recipe.judge_every), recipe.steps})
 
 
-def record(records: Records, rows: slice, row: int, tokens: Tensor, probability: Tensor) -> None:
+def record(records: Records, rows: Tensor, row: int, tokens: Tensor, probability: Tensor) -> None:
     records.history[row, rows] = tokens
     records.probability[row, rows] = probability.float()
-
-
-def by_extractor(extractor: nn.Module, codebook: Tensor) -> Judge:
-    """The extractor's own probability of the target."""
-
-    @torch.no_grad()
-    def judge(tokens: Tensor, target: Tensor) -> Tensor:
-        probability = extractor(gather(tokens, codebook).contiguous()).softmax(dim=1)
-        return probability.gather(1, target[:, None])[:, 0].float()
-
-    return judge
-
-
-def checked_judge(judge: Judge) -> Judge:
-    """A judge whose answers are looked at, and that keeps no graph."""
-
-    @torch.no_grad()
-    def judged(tokens: Tensor, target: Tensor) -> Tensor:
-        probability = judge(tokens, target)
-        if not isinstance(probability, Tensor) or probability.shape != target.shape:
-            got = list(probability.shape) if isinstance(probability, Tensor) else type(probability).__name__
-            raise ValueError(f"judge: expected probabilities of shape {list(target.shape)}, got {got}")
-        return probability.detach().float()
-
-    return judged
 
 
 def blank(problems: Problems, times: list[int], recipe: Recipe) -> Records:
@@ -322,7 +227,7 @@ def result_of(
     return TokenSelection(
         tokens=history[best, torch.arange(count, device=best.device)],
         initial=problems.start[chosen],
-        region=problems.region,
+        region=problems.region[chosen],
         target=problems.target[chosen],
         steps=torch.tensor(times),
         history=history,
@@ -335,11 +240,12 @@ def result_of(
 
 
 def fingerprint_of(
-    method: str, recipe: Recipe, extractor: nn.Module | Prepared, codebook: Tensor, **more: Any
+    method: str, recipe: Recipe, extractors: Sequence[nn.Module | Prepared], codebook: Tensor, **more: Any
 ) -> dict[str, Any]:
-    """What made a result, beside its problems: method, settings, and digests of the extractor and the codebook."""
-    state = module_of(extractor).state_dict()
-    inputs = {"extractor": digest([list(state), *state.values()]), "codebook": digest([codebook])}
+    """What made a result, beside its problems: method, settings, and digests of the extractors and the codebook."""
+    states = [module_of(extractor).state_dict() for extractor in extractors]
+    contents = [part for state in states for part in (list(state), *state.values())]
+    inputs = {"extractor": digest(contents), "codebook": digest([codebook])}
     return {"method": method, **dataclasses.asdict(recipe), **inputs, **more}
 
 
@@ -356,19 +262,21 @@ def digest(tensors: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def _save(path: Path, made: dict[str, Any], size: int, group: int, state: State | None, records: Records) -> None:
+def _save(
+    path: Path, made: dict[str, Any], sizes: list[int], group: int, state: State | None, records: Records
+) -> None:
     """The records, and the state of a group that is under way."""
     kept = {}
     if state is not None:
         kept = {"active": state.active, "variables": state.variables, "latest": state.latest, "same": state.same}
         if state.moments is not None:
             kept |= {"first": state.moments[0], "second": state.moments[1]}
-    header = {"made": made, "size": size, "group": group, "step": None if state is None else state.step}
+    header = {"made": made, "sizes": sizes, "group": group, "step": None if state is None else state.step}
     save_result(path, _KIND, kept | vars(records), header)
 
 
-def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[int, int, State | None] | None:
-    """The groups' size, the group and its state to go on from, and the records until then; None where nothing was
+def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[list[int], int, State | None] | None:
+    """The groups' sizes, the group and its state to go on from, and the records until then; None where nothing was
     kept."""
     if not path.exists():
         return None
@@ -380,7 +288,7 @@ def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[int, in
     for name, tensor in vars(records).items():
         tensor.copy_(tensors[name])
     if header["step"] is None:
-        return header["size"], header["group"], None
+        return header["sizes"], header["group"], None
     moments = (tensors["first"], tensors["second"]) if "first" in tensors else None
     state = State(header["step"], tensors["active"], tensors["variables"], moments, tensors["latest"], tensors["same"])
-    return header["size"], header["group"], state
+    return header["sizes"], header["group"], state

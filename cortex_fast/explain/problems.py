@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,78 +13,89 @@ from cortex_fast.engine import Prepared, module_of, ordinary
 from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
 
 Box = tuple[int, int, int, int]
+Extractor = nn.Module | Prepared
+Regions = Box | Tensor | Sequence[Box] | None
 
 
 @dataclass(frozen=True)
 class Problems:
-    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [m,m], target [P], item ids [P].
+    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [P,m,m], target [P], item ids [P].
 
-    given: the start is the user's, so that it may itself be the best. numbers int64 [P]: their places among all.
+    extractors: the different ones, of which problem p has number[p]. given: the start is the user's, so that it may
+    itself be the best. places int64 [P]: where the problems stand among all.
     """
 
+    extractors: tuple[Extractor, ...]
+    number: Tensor
     codebook: Tensor
     start: Tensor
     region: Tensor
     target: Tensor
     item_ids: Tensor
     given: bool
-    numbers: Tensor
+    places: Tensor
 
     def __len__(self) -> int:
         return len(self.target)
 
-    def take(self, rows: slice | Tensor) -> "Problems":
-        """Some of the problems."""
-        return replace(
-            self,
-            start=self.start[rows],
-            target=self.target[rows],
-            item_ids=self.item_ids[rows],
-            numbers=self.numbers[rows],
-        )
+    def take(self, rows: Tensor) -> "Problems":
+        """Some of the problems, by their indices."""
+        each = ("number", "start", "region", "target", "item_ids", "places")
+        return replace(self, **{name: getattr(self, name)[rows] for name in each})
 
-    @property
+    def alike(self) -> list[tuple[int, Tensor]]:
+        """An extractor's number and int64 indices of problems that have it and one region: all problems, in such sets,
+        which can step together."""
+        sets: dict[tuple[int, bytes], list[int]] = {}
+        numbers, regions = self.number.tolist(), self.region.cpu().numpy()
+        for index, (number, region) in enumerate(zip(numbers, regions, strict=True)):
+            sets.setdefault((number, region.tobytes()), []).append(index)
+        return [(number, torch.tensor(rows, device=self.target.device)) for (number, _), rows in sets.items()]
+
+    @cached_property
     def free(self) -> Tensor:
-        """The free positions, int64 [rows], counted row by row."""
-        return self.region.flatten().nonzero().flatten()
+        """The free positions of problems that are alike, int64 [rows], counted row by row."""
+        return self.region[0].flatten().nonzero().flatten()
 
-    @property
+    @cached_property
     def own(self) -> Tensor:
-        """The start's tokens at the free positions, int64 [P,rows]."""
-        return self.start.flatten(1)[:, self.free]
+        """The start's tokens at as many free positions of each, int64 [P,rows]."""
+        return self.start[self.region].view(len(self), -1)
 
     def filled(self, tokens: Tensor) -> Tensor:
         """The start with tokens [P,rows] at the free positions, [P,m,m]."""
-        return self.start.flatten(1).index_copy(1, self.free, tokens).view_as(self.start)
+        return self.start.masked_scatter(self.region, tokens)
 
     @property
     def box(self) -> Box:
-        """The smallest half-open box (top, left, bottom, right) around the region."""
-        rows, columns = self.region.any(dim=1).nonzero(), self.region.any(dim=0).nonzero()
+        """The smallest half-open box (top, left, bottom, right) around the region of problems that are alike."""
+        region = self.region[0]
+        rows, columns = region.any(dim=1).nonzero(), region.any(dim=0).nonzero()
         return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
 
 
 def check_problems(
-    extractor: nn.Module | Prepared,
+    extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
     target: int | Tensor,
     tokens: Tensor | None,
-    region: Box | Tensor | None,
+    region: Regions,
     grid: int | None,
     item_ids: Tensor | None,
 ) -> Problems:
     """The arguments that every optimisation shares, checked and made whole."""
-    extractor = module_of(extractor)
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)
-    check_extractor(extractor, codebook=codebook)
+    extractors, numbers = _extractors(extractor)
+    for one in extractors:
+        check_extractor(module_of(one), codebook=codebook)
     codebook, device = ordinary(codebook.detach()), codebook.device
     given = tokens is not None
     if tokens is None:
         size = 16 if grid is None else grid
         checks.whole("grid", size, 1)
-        batch = len(target) if isinstance(target, Tensor) and target.ndim else 1
+        batch = len(target) if isinstance(target, Tensor) and target.ndim else len(numbers or (0,))
         tokens = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
         if region is not None:
             raise ValueError("region: expected None without tokens, since nothing is kept outside it")
@@ -93,40 +105,77 @@ def check_problems(
     checks.integral("tokens", tokens)
     checks.same_device(codebook=codebook, tokens=tokens, item_ids=item_ids)
     checks.in_range("tokens", tokens, codebook.shape[0])
-    tokens = ordinary(tokens.long())
-    targets = ordinary(target_vector(target, len(tokens), device))
-    if len(tokens):
-        check_classes(extractor, gather(tokens[:1], codebook), targets)
+    tokens, count = ordinary(tokens.long()), len(tokens)
+    if numbers is not None and len(numbers) != count:
+        raise ValueError(f"extractor: expected one, or one for each of {count} problems, got {len(numbers)}")
+    number = torch.tensor(numbers or [0] * count, dtype=torch.int64, device=device)
+    targets = ordinary(target_vector(target, count, device))
+    if count:
+        for index, one in enumerate(extractors):
+            check_classes(module_of(one), gather(tokens[:1], codebook), targets[number == index])
     if item_ids is None:
-        item_ids = torch.arange(len(tokens), device=device)
+        item_ids = torch.arange(count, device=device)
     checks.integral("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
     checks.in_range("item_ids", item_ids, 2**32)
-    mask = region_mask(region, tokens.shape[1:]).to(device)
-    numbers = torch.arange(len(tokens), device=device)
-    return Problems(codebook, tokens, mask, targets, item_ids.long(), given, numbers)
+    return Problems(
+        extractors=extractors,
+        number=number,
+        codebook=codebook,
+        start=tokens,
+        region=region_masks(region, tokens.shape).to(device),
+        target=targets,
+        item_ids=item_ids.long(),
+        given=given,
+        places=torch.arange(count, device=device),
+    )
 
 
-def region_mask(region: Box | Tensor | None, grid: torch.Size) -> Tensor:
-    """A half-open box (top, left, bottom, right), a boolean [m,m] mask or None (everything) as a boolean [m,m] mask.
+def _extractors(extractor: Extractor | Sequence[Extractor]) -> tuple[tuple[Extractor, ...], list[int] | None]:
+    """The different extractors, and each problem's among them where one is named for each."""
+    if not isinstance(extractor, list | tuple):
+        return (extractor,), None  # type: ignore[return-value]
+    if not extractor:
+        raise ValueError("extractor: expected one, or one for each problem, got an empty list")
+    different = list({id(one): one for one in extractor}.values())
+    places = {id(one): number for number, one in enumerate(different)}
+    return tuple(different), [places[id(one)] for one in extractor]
+
+
+def region_masks(region: Regions, shape: torch.Size) -> Tensor:
+    """A half-open box (top, left, bottom, right), a list of P of them, a boolean mask [m,m] or [P,m,m], or None
+    (everything) as boolean masks [P,m,m].
 
     Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
     """
+    grid = shape[1:]
     if region is None:
-        return torch.ones(grid, dtype=torch.bool)
+        return torch.ones(shape, dtype=torch.bool)
     if isinstance(region, Tensor):
         if region.dtype != torch.bool:
             raise TypeError(f"region: expected a boolean mask or a box, got a tensor of {region.dtype}")
-        checks.same_shape("region", region, "the grid", grid)
-        mask = region
+        if region.shape not in (grid, shape):
+            raise ValueError(
+                f"region: expected a mask of shape {list(grid)} or {list(shape)}, got {list(region.shape)}"
+            )
+        masks = region.expand(shape)
+    elif isinstance(region, list | tuple) and any(isinstance(one, list | tuple) for one in region):
+        if len(region) != shape[0]:
+            raise ValueError(f"region: expected one box, or one for each of {shape[0]} problems, got {len(region)}")
+        masks = torch.stack([_box_mask(box, grid) for box in region])
     else:
-        if not isinstance(region, Sequence) or len(region) != 4 or not all(type(side) is int for side in region):
-            raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {region!r}")
-        top, left, bottom, right = region
-        if not (0 <= top <= bottom <= grid[0] and 0 <= left <= right <= grid[1]):
-            raise ValueError(f"region: expected a box within the {grid[0]} x {grid[1]} grid, got {region!r}")
-        mask = torch.zeros(grid, dtype=torch.bool)
-        mask[top:bottom, left:right] = True
-    if not bool(mask.any()):
+        masks = _box_mask(region, grid).expand(shape)
+    if not bool(masks.flatten(1).any(dim=1).all()):
         raise ValueError(f"region: expected at least one position, got an empty region {region!r}")
+    return masks
+
+
+def _box_mask(box: object, grid: torch.Size) -> Tensor:
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(type(side) is int for side in box):
+        raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {box!r}")
+    top, left, bottom, right = box
+    if not (0 <= top <= bottom <= grid[0] and 0 <= left <= right <= grid[1]):
+        raise ValueError(f"region: expected a box within the {grid[0]} x {grid[1]} grid, got {box!r}")
+    mask = torch.zeros(grid, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
     return mask

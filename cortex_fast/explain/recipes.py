@@ -14,7 +14,7 @@ STARTS = ("random", "image")
 @dataclass(frozen=True)
 class Schedule:
     """A setting that goes from `start` in the first step to `end` in the last: evenly, by a constant factor, or along
-    half a cosine."""
+    half a cosine. The end may be 0, but not by a constant factor."""
 
     start: float
     end: float
@@ -22,8 +22,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         checks.positive("start", self.start)
-        checks.positive("end", self.end)
         checks.one_of("kind", self.kind, KINDS)
+        check_end = checks.positive if self.kind == "geometric" else checks.non_negative
+        check_end("end", self.end)
 
     def at(self, step: int, steps: int) -> float:
         """The value in step 0 .. steps - 1."""
@@ -69,6 +70,8 @@ class Recipe:
         for name in ("lr", "tau"):
             if not isinstance(getattr(self, name), Schedule):
                 checks.positive(name, getattr(self, name))
+        if isinstance(self.tau, Schedule):
+            checks.positive("tau.end", self.tau.end)
         if self.patience is not None:
             checks.whole("patience", self.patience, 1)
         checks.one_of("optimizer", self.optimizer, OPTIMIZERS)

@@ -27,7 +27,7 @@ class TokenSelection:
     """P selections, one for each problem.
 
     tokens int64 [P,m,m]: the selection of largest target probability among those judged. initial int64 [P,m,m]: the
-    start. region bool [m,m]: the free positions. target int64 [P]. steps int64 [T]: when the selection was judged, 0
+    start. region bool [P,m,m]: the free positions. target int64 [P]. steps int64 [T]: when the selection was judged, 0
     first; history int64 [T,P,m,m] and probability float32 [T,P]: the tokens then, and the judge's probability of the
     target. loss float32 [steps,P]: eq. 9 at every step, with that step's noise; NaN after a problem stopped. taken
     int64 [P]: the steps until then. best int64 [P]: the row of `steps` that `tokens` is.
@@ -69,7 +69,7 @@ class TokenSelection:
         return TokenSelection(
             tokens=self.tokens[one],
             initial=self.initial[one],
-            region=self.region,
+            region=self.region[one],
             target=self.target[one],
             steps=self.steps,
             history=self.history[:, one],

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cortex_fast import checks, ops
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import MEMORY, Prepared, module_of
+from cortex_fast.engine import MEMORY, module_of
 from cortex_fast.explain.arguments import check_extractor
-from cortex_fast.explain.optimisation import Judge, Method, digest, fingerprint_of, optimise
-from cortex_fast.explain.problems import Box, Problems, check_problems
-from cortex_fast.explain.recipes import BETAS, EPS, Recipe, value_at
+from cortex_fast.explain.groups import Judge
+from cortex_fast.explain.optimisation import digest, fingerprint_of, optimise
+from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
+from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.results import TokenSelection
+from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.kernels.reference.descent import descend
+from cortex_fast.ops.gumbel_codebook import numbers
 from cortex_fast.ops.random_stream import gumbel, normal
 
 _START_DRAW = 2**32 - 1  # the draw that makes the first logits; steps use 0, 1, 2, ...
@@ -28,17 +31,18 @@ _LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the s
 
 @torch.inference_mode(False)
 def select_tokens(
-    extractor: nn.Module | Prepared,
+    extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
     target: int | Tensor,
     *,
     tokens: Tensor | None = None,
-    region: Box | Tensor | None = None,
+    region: Regions = None,
     grid: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: Tensor | None = None,
     allowed: Tensor | None = None,
+    banned: Tensor | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     checkpoint: Path | str | None = None,
@@ -50,14 +54,17 @@ def select_tokens(
     Minimises -f_Y(E)[target] + regularisation |E|^2 over logits P [rows, K] of the free positions, where
     E = M gumbel_softmax(P; tau) C + (1 - M) E_tokens, with straight-through hard selection.
 
-    codebook C: float [K,d]. target: a class, or int [P]. tokens: int [P,m,m] to start from and to keep outside the
-    region; without it every position is free and `grid` is m (default 16). region: a half-open box (top, left, bottom,
-    right) or a boolean [m,m] mask; default everything. recipe: the settings (default Recipe()), of which any can be
-    given by name here: steps=200. The selection without noise is judged every `judge_every` steps and at the end, and
-    the one of largest target probability is kept (the tokens given are a candidate too).
+    extractor: one, or a list of one for each problem. codebook C: float [K,d]. target: a class, or int [P]. tokens: int
+    [P,m,m] to start from and to keep outside the region; without it every position is free and `grid` is m (default
+    16). region: a half-open box (top, left, bottom, right) or a boolean [m,m] mask for all, or a list of P boxes or a
+    mask [P,m,m]; default everything. Problems of one extractor and one region step together. recipe: the settings
+    (default Recipe()), of which any can be given by name here: steps=200. The selection without noise is judged every
+    `judge_every` steps and at the end, and the one of largest target probability is kept (the tokens given are a
+    candidate too).
     Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...).
-    allowed: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may take; an image that has others there
-    is no candidate then. With a price `stay` the one kept is that of the largest log probability less the price.
+    allowed, banned: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may or may not take, by rows
+    where every region has as many positions; an image that has others there is no candidate then. With a price `stay`
+    the one kept is that of the largest log probability less the price.
     judge: (tokens int64 [P,m,m], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
     problems stepping together may take; it cuts the set, and changes no result beyond rounding. checkpoint: a file that
     the run's state is kept in while it goes on, every `judge_every` steps; a run that finds one goes on from it, to the
@@ -65,40 +72,56 @@ def select_tokens(
     Raises TypeError or ValueError naming the argument: shapes that do not fit, tokens outside [0, K), a target outside
     the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a checkpoint of another run.
     """
-    recipe = recipe_of(recipe, settings)
+    path, recipe = None if checkpoint is None else Path(checkpoint), recipe_of(recipe, settings)
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
+    mask = allowed_tokens(problems, allowed, banned)
+    found = _select(
+        problems, recipe, seed=seed, mask=mask, judge=judge, memory=memory, checkpoint=path, progress=progress
+    )
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _select(
+    problems: Problems,
+    recipe: Recipe,
+    *,
+    seed: int,
+    mask: Tensor | None,
+    judge: Judge | None,
+    memory: int,
+    checkpoint: Path | None,
+    progress: str | None,
+) -> TokenSelection:
+    """`select_tokens` of checked problems, that leaves the checkpoint where it is."""
     checks.seed(seed)
     if not problems.given and (recipe.start == "image" or recipe.stay):
         raise ValueError("tokens: expected those of an image to start from or to stay with, got None")
+    made = _fingerprint(problems, recipe, seed, mask)
     problems = repeated(problems, recipe)
-    mask = _allowed(allowed, problems, recipe)
-    startable = None
-    if mask is not None and problems.given:
-        startable = mask.gather(2, problems.own[..., None]).flatten(1).all(dim=1)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.repeat_interleave(recipe.restarts, dim=0)
     kept = 3 if recipe.optimizer == "adam" else 1
     passing = 4 if recipe.draws > 1 else 0  # what the mean gradient of many draws takes on its way
     passing += 4 if recipe.draws > 1 and recipe.stay else 0
-    method = token_method(recipe, seed, mask)
     return optimise(
-        extractor,
         problems,
-        method,
+        token_method(recipe, seed, mask),
         recipe,
-        bytes_of_problem=4 * len(problems.free) * len(problems.codebook) * (kept + passing),
+        bytes_of_row=4 * len(problems.codebook) * (kept + passing),
         memory=memory,
         judge=judge,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=checkpoint,
         progress=progress,
-        fingerprint=_fingerprint(recipe, extractor, problems.codebook, seed, allowed),
-        startable=startable,
+        fingerprint=made,
+        startable=None if mask is None or not problems.given else startable(problems, mask),
     )
 
 
-def _fingerprint(
-    recipe: Recipe, extractor: nn.Module | Prepared, codebook: Tensor, seed: int, allowed: Tensor | None
-) -> dict[str, Any]:
-    limits = {} if allowed is None else {"allowed": digest([allowed])}
-    return fingerprint_of("token selection", recipe, extractor, codebook, seed=seed, **limits)
+def _fingerprint(problems: Problems, recipe: Recipe, seed: int, mask: Tensor | None) -> dict[str, Any]:
+    limits = {} if mask is None else {"allowed": digest([mask])}
+    return fingerprint_of("token selection", recipe, problems.extractors, problems.codebook, seed=seed, **limits)
 
 
 def recipe_of(recipe: Recipe | None, settings: dict[str, Any]) -> Recipe:
@@ -125,31 +148,48 @@ def repeated(problems: Problems, recipe: Recipe) -> Problems:
     return dataclasses.replace(
         many,
         item_ids=many.item_ids + number * _RESTART_ITEMS,
-        numbers=torch.arange(len(many), device=each.device),
+        places=torch.arange(len(many), device=each.device),
     )
 
 
-def _allowed(allowed: Tensor | None, problems: Problems, recipe: Recipe) -> Tensor | None:
-    """bool [P,rows,K], by problem as often as it is restarted."""
-    if allowed is None:
+def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | None) -> Tensor | None:
+    """bool [K], [rows,K] or [P,rows,K]: the tokens that may be taken; None: all."""
+    counts = problems.region.flatten(1).sum(dim=1)
+    codes = len(problems.codebook)
+    shapes: list[tuple[int, ...]] = [(codes,)]
+    if bool((counts == counts[:1]).all()):
+        rows = int(counts[0]) if len(counts) else 0
+        shapes += [(rows, codes), (len(problems), rows, codes)]
+    masks = []
+    for name, tensor in (("allowed", allowed), ("banned", banned)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+            raise TypeError(f"{name}: expected a boolean tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
+        if tuple(tensor.shape) not in shapes:
+            expected = ", ".join(str(list(shape)) for shape in shapes)
+            raise ValueError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
+        checks.same_device(**{name: tensor}, codebook=problems.codebook)
+        masks.append(tensor if name == "allowed" else ~tensor)
+    if not masks:
         return None
-    rows, codes = len(problems.free), len(problems.codebook)
-    if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
-        raise TypeError(f"allowed: expected a boolean tensor, got {getattr(allowed, 'dtype', type(allowed).__name__)}")
-    shapes: Sequence[tuple[int, ...]] = ((codes,), (rows, codes), (len(problems) // recipe.restarts, rows, codes))
-    if tuple(allowed.shape) not in shapes:
-        expected = ", ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"allowed: expected shape {expected}, got {list(allowed.shape)}")
-    checks.same_device(allowed=allowed, codebook=problems.codebook)
-    if not bool(allowed.any(dim=-1).all()):
-        raise ValueError("allowed: expected at least one token for each position, got none for some")
-    if allowed.ndim == 3:
-        return allowed.repeat_interleave(recipe.restarts, dim=0)
-    return allowed.expand(len(problems), rows, codes)
+    mask = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+    if not bool(mask.any(dim=-1).all()):
+        name = "banned" if allowed is None else "allowed"
+        raise ValueError(f"{name}: expected at least one token for each position, got none for some")
+    return mask
+
+
+def startable(problems: Problems, mask: Tensor) -> Tensor:
+    """bool [P]: whether every free position's own token may be taken. mask as `allowed_tokens` gives it."""
+    if mask.ndim == 1:
+        return (mask[problems.start] | ~problems.region).flatten(1).all(dim=1)
+    own = problems.own[..., None]
+    return mask.expand(*own.shape[:2], -1).gather(2, own).flatten(1).all(dim=1)
 
 
 def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
-    """Gumbel-Softmax over logits [P,rows,K], float32."""
+    """Gumbel-Softmax over logits [P,rows,K], float32. mask as `allowed_tokens` gives it."""
     draws = recipe.draws
 
     def start(problems: Problems) -> Tensor:
@@ -161,100 +201,122 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
             draw = torch.tensor([_START_DRAW], device=problems.codebook.device)
             logits = normal(seed, problems.item_ids, draw, rows, codes)[:, 0].contiguous()
         if mask is not None:
-            logits.masked_fill_(~mask[problems.numbers], -math.inf)
+            logits.masked_fill_(~(mask[problems.places] if mask.ndim == 3 else mask), -math.inf)
         return logits
 
-    def noise(problems: Problems, step: int) -> dict[str, Any]:
-        tau = value_at(recipe.tau, step, recipe.steps)
-        return {"tau": tau, "seed": seed, "item_ids": problems.item_ids}
-
-    def propose(logits: Tensor, problems: Problems, step: int) -> Tensor:
-        how = noise(problems, step)
-        parts = [
-            ops.gumbel_codebook(logits, problems.codebook, draw=step * draws + draw, **how)[0] for draw in range(draws)
+    def propose(logits: Tensor, problems: Problems, clock: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        each = [
+            ops.gumbel_codebook_kept(logits, problems.codebook, clock=now, seed=seed, item_ids=problems.item_ids)
+            for now in clock
         ]
-        return torch.cat(parts)
+        return torch.cat([embedding for embedding, _, _ in each]), [kept for _, _, kept in each]
 
     def learn(
-        logits: Tensor, moments: tuple[Tensor, Tensor] | None, problems: Problems, step: int, gradient: Tensor
+        logits: Tensor,
+        moments: Moments | None,
+        problems: Problems,
+        clock: Tensor,
+        kept: Sequence[Tensor],
+        gradient: Tensor,
     ) -> None:
-        how, lr = noise(problems, step), value_at(recipe.lr, step, recipe.steps)
-        own = problems.own if recipe.stay else None
-        if draws == 1:
-            ops.gumbel_codebook_step(
-                logits, problems.codebook, gradient, lr=lr, moments=moments, step=step + 1, draw=step,
-                own=own, stay=recipe.stay, **how,
-            )  # fmt: skip
+        if draws > 1:
+            mean = _mean_gradient(logits, problems, clock, gradient)
+            _, _, lr, number = numbers(clock[0])
+            descend(logits, moments, mean, lr, BETAS, EPS, number)
             return
-        mean = _mean_gradient(logits, problems, step, gradient, own, how)
-        descend(logits, moments, mean, lr, BETAS, EPS, step + 1)
+        own = problems.own if recipe.stay else None
+        ops.gumbel_codebook_step(
+            logits, problems.codebook, gradient, clock=clock[0], kept=kept[0], moments=moments, seed=seed,
+            item_ids=problems.item_ids, own=own, stay=recipe.stay,
+        )  # fmt: skip
 
-    def _mean_gradient(
-        logits: Tensor, problems: Problems, step: int, gradient: Tensor, own: Tensor | None, how: dict[str, Any]
-    ) -> Tensor:
+    def _mean_gradient(logits: Tensor, problems: Problems, clock: Tensor, gradient: Tensor) -> Tensor:
         """dP over all draws, whose losses' mean the gradient is of."""
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_(True)
-            for draw, part in enumerate(gradient.unflatten(0, (draws, -1))):
-                number = step * draws + draw
-                selected, _ = ops.gumbel_codebook(leaf, problems.codebook, draw=number, **how)
+            for now, part in zip(clock, gradient.unflatten(0, (draws, -1)), strict=True):
+                selected, _ = ops.gumbel_codebook(
+                    leaf, problems.codebook, clock=now, seed=seed, item_ids=problems.item_ids
+                )
                 selected.backward(part)
-                if own is not None:
-                    item = torch.tensor([number], device=leaf.device)
+                if recipe.stay:
+                    tau, number, _, _ = numbers(now)
+                    item = torch.as_tensor(number, device=leaf.device).view(1)
                     g = gumbel(seed, problems.item_ids, item, *logits.shape[1:])[:, 0]
-                    kept = ((leaf + g) / how["tau"]).softmax(dim=2).gather(2, own[..., None])
-                    (-recipe.stay / draws * kept.sum()).backward()
+                    taken = ((leaf + g) / tau).softmax(dim=2).gather(2, problems.own[..., None])
+                    (-recipe.stay / draws * taken.sum()).backward()
         assert leaf.grad is not None
         return leaf.grad
 
     return Method("token selection", start, propose, learn, lambda logits, problems: logits.argmax(dim=2))
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def select_concepts(
-    extractor: nn.Module | Prepared,
+    extractor: Extractor,
     codebook: Tensor,
     folder: Path | str,
     *,
     classes: Sequence[int] | None = None,
     grid: int = 16,
     together: int = 16,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    allowed: Tensor | None = None,
+    banned: Tensor | None = None,
+    judge: Judge | None = None,
+    memory: int = MEMORY,
+    progress: str | None = None,
     **settings: Any,
 ) -> list[Path]:
     """`select_tokens` over whole grids for every class, no image given: one file for each concept, whole or not at all.
 
     classes: default all that the extractor knows. together: how many step at once; no result depends on it beyond
     rounding, for a class is its own item. Concepts whose file is there already are left as they are, and a run that was
-    cut off goes on where it was. settings: as `select_tokens` takes them. Returns the files,
-    concept-<class>.safetensors.
+    cut off goes on where it was. allowed, banned: bool [K] or [rows,K] for all. The rest as `select_tokens` takes it.
+    Returns the files, concept-<class>.safetensors.
     Raises ResultFileError for a file of other settings, another extractor or codebook; else as `select_tokens`.
     """
-    folder = Path(folder)
-    for name in ("tokens", "region", "item_ids", "checkpoint"):
-        if name in settings:
-            raise TypeError(f"{name}: expected none for whole concepts, got one")
+    folder, recipe = Path(folder), recipe_of(recipe, settings)
     checks.whole("together", together, 1)
-    checks.rank("codebook", codebook, "[K, d]")
-    check_extractor(module_of(extractor), codebook=codebook)
-    allowed = settings.get("allowed")
-    if allowed is not None and (not isinstance(allowed, Tensor) or allowed.ndim == 3):
-        raise TypeError("allowed: expected a boolean tensor [K] or [rows, K] for all concepts, got another")
+    checks.whole("grid", grid, 1)
     if classes is None:
+        checks.rank("codebook", codebook, "[K, d]")
+        check_extractor(module_of(extractor), codebook=codebook)
         sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
-        classes = range(module_of(extractor)(sample).shape[1])
-    paths = {label: folder / f"concept-{label:04d}.safetensors" for label in classes}
-    names = [one.name for one in dataclasses.fields(Recipe)]
-    recipe = recipe_of(settings.get("recipe"), {name: value for name, value in settings.items() if name in names})
-    made = _fingerprint(recipe, extractor, codebook, settings.get("seed", 0), allowed)
-    missing = [label for label, path in paths.items() if not _is_there(path, made, grid)]
-    for first in range(0, len(missing), together):
-        labels = missing[first : first + together]
-        target = torch.tensor(labels, device=codebook.device)
-        state = folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}.safetensors"
-        found = select_tokens(extractor, codebook, target, grid=grid, item_ids=target, checkpoint=state, **settings)
-        for number, label in enumerate(labels):
-            found.problem(number).save(paths[label])
-    return list(paths.values())
+        classes = range(module_of(extractor)(sample.contiguous()).shape[1])
+    target = torch.tensor(list(classes), dtype=torch.int64, device=codebook.device)
+    problems = check_problems(extractor, codebook, target, None, None, grid, target)
+    mask = allowed_tokens(problems, allowed, banned)
+    if mask is not None and mask.ndim == 3:
+        raise ValueError("allowed, banned: expected shape [K] or [rows, K] for all concepts, got one for each")
+    paths = [folder / f"concept-{label:04d}.safetensors" for label in classes]
+    made = _fingerprint(problems, recipe, seed, mask)
+    missing = {number for number, path in enumerate(paths) if not _is_there(path, made, grid)}
+    everything = range(len(paths))
+    for first in everything[::together]:
+        whole = everything[first : first + together]
+        # a state is that of the problems that began together, whichever of their concepts are written by now
+        begun = _state_of(folder, classes, whole).exists()
+        numbers = whole if begun else [number for number in whole if number in missing]
+        if not numbers:
+            continue
+        state = _state_of(folder, classes, numbers)
+        found = _select(
+            problems.take(torch.tensor(numbers, device=codebook.device)), recipe, seed=seed, mask=mask, judge=judge,
+            memory=memory, checkpoint=state, progress=progress,
+        )  # fmt: skip
+        for problem, number in enumerate(numbers):
+            if number in missing:
+                found.problem(problem).save(paths[number])
+        state.unlink(missing_ok=True)
+    return paths
+
+
+def _state_of(folder: Path, classes: Sequence[int], numbers: Sequence[int]) -> Path:
+    first, last = classes[numbers[0]], classes[numbers[-1]]
+    return folder / f"unfinished-{first:04d}-{last:04d}-{len(numbers)}.safetensors"
 
 
 def _is_there(path: Path, made: dict[str, Any], grid: int) -> bool:
@@ -262,6 +324,6 @@ def _is_there(path: Path, made: dict[str, Any], grid: int) -> bool:
     if not path.exists():
         return False
     found = TokenSelection.load(path)
-    if found.fingerprint != made or found.region.shape[0] != grid:
+    if found.fingerprint != made or found.region.shape[-1] != grid:
         raise ResultFileError(f"{path}: a concept of other settings, extractor, codebook or grid; move it away first")
     return True

@@ -2,7 +2,7 @@
 
 from cortex_fast.ops.concept_counts import concept_counts
 from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters
-from cortex_fast.ops.gumbel_codebook import gumbel_codebook
+from cortex_fast.ops.gumbel_codebook import gumbel_codebook, gumbel_codebook_kept
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
 from cortex_fast.ops.nearest_code import nearest_code
 from cortex_fast.ops.smoothgrad_noise import smoothgrad_noise
@@ -13,6 +13,7 @@ __all__ = [
     "concept_counts",
     "conv3x3",
     "gumbel_codebook",
+    "gumbel_codebook_kept",
     "gumbel_codebook_step",
     "nearest_code",
     "prepare_filters",

@@ -1,5 +1,7 @@
 """Gumbel-Softmax selection times codebook (eq. 7): the embedding of a sampled token in every row."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ def gumbel_codebook(
     item_ids: Tensor | None = None,
     hard: bool = True,
     gumbel: Tensor | None = None,
+    clock: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Logits [...,R,K] and codebook C [K,d] -> embedding [...,R,d] in C's dtype, and the selected index int64 [...,R].
@@ -32,18 +35,63 @@ def gumbel_codebook(
     C[index] (hard, gradient straight through y) or y C (soft). g is fixed by (seed, item id, draw, row, code):
     item_ids int [...] defaults to 0, 1, 2, ... over the leading dimensions. gumbel [...,R,K] replaces g, for exact
     tests. A logit of -inf bans its token, as long as its row has a finite one.
+    clock: float64 [4] on the logits' device, (tau, draw, lr, step), whose tau and draw stand for the numbers: a CUDA
+    graph reads them anew each time that it is launched.
     Differentiable once, in logits and codebook.
     Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
     or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
     """
-    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel)
+    needed = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
+    settings = (tau, seed, draw, item_ids, hard, gumbel, clock)
+    return _checked(logits, codebook, *settings, keep=needed, impl=impl)[:2]
+
+
+def gumbel_codebook_kept(
+    logits: Tensor,
+    codebook: Tensor,
+    *,
+    tau: float = 1.0,
+    seed: int = 0,
+    draw: int = 0,
+    item_ids: Tensor | None = None,
+    hard: bool = True,
+    gumbel: Tensor | None = None,
+    clock: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`gumbel_codebook`, and what spares `gumbel_codebook_step` of the same arguments a pass over the logits.
+
+    That is float32 [...,R,2+d]: the largest score, the logarithm of y's denominator behind it, and y C; or nothing,
+    [0], of a backend that makes no use of it.
+    """
+    return _checked(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, clock, keep=True, impl=impl)
+
+
+def _checked(
+    logits: Tensor,
+    codebook: Tensor,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: Tensor | None,
+    hard: bool,
+    gumbel: Tensor | None,
+    clock: Tensor | None,
+    *,
+    keep: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock)
     *lead, rows, codes = logits.shape
     problems = logits.shape[:-2].numel()
     flat_gumbel = None if gumbel is None else gumbel.detach().reshape(problems, rows, codes)
     flat = logits.reshape(problems, rows, codes)
     flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
-    embedding, index = _gumbel_codebook(flat, codebook, flat_ids, flat_gumbel, float(tau), seed, draw, hard, impl)
-    return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows)
+    embedding, index, kept = _gumbel_codebook(
+        flat, codebook, flat_ids, flat_gumbel, clock, float(tau), seed, draw, hard, keep, impl
+    )
+    kept = kept.view(*lead, rows, kept.shape[-1]) if kept.ndim == 3 else kept
+    return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows), kept
 
 
 def check_arguments(
@@ -54,6 +102,7 @@ def check_arguments(
     draw: int,
     item_ids: Tensor | None,
     gumbel: Tensor | None,
+    clock: Tensor | None,
 ) -> None:
     """What this operator and its fused step ask of the arguments that they share."""
     checks.floating("logits", logits)
@@ -74,6 +123,22 @@ def check_arguments(
     if gumbel is not None:
         checks.floating("gumbel", gumbel)
         checks.same_shape("gumbel", gumbel, "logits", logits.shape)
+    if clock is not None and (clock.dtype != torch.float64 or clock.shape != (4,)):
+        raise ValueError(f"clock: expected float64 [4], got {clock.dtype} {list(clock.shape)}")
+    checks.same_device(logits=logits, clock=clock)
+
+
+def numbers(
+    clock: Tensor | None, tau: float = 1.0, draw: int = 0, lr: float = 0.0, step: int = 1
+) -> tuple[Any, Any, Any, Any]:
+    """tau, draw, lr and step: those given, or a clock's; on a GPU as scalar tensors, since a look would wait for it."""
+    if clock is None:
+        return tau, draw, lr, step
+    if clock.device.type != "cpu":
+        tau_now, draw_now, lr_now, step_now = clock.unbind()
+        return tau_now, draw_now.long(), lr_now, step_now
+    tau, draw_now, lr, step_now = clock.tolist()
+    return tau, int(draw_now), lr, int(step_now)
 
 
 @torch.library.custom_op("cortex_fast::gumbel_codebook", mutates_args=())
@@ -82,25 +147,32 @@ def _gumbel_codebook(
     codebook: Tensor,
     item_ids: Tensor | None,
     gumbel: Tensor | None,
+    clock: Tensor | None,
     tau: float,
     seed: int,
     draw: int,
     hard: bool,
+    keep: bool,
     impl: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     item_ids = problem_ids(logits, item_ids)
     checks.in_range("item_ids", item_ids, 2**32)
-    if choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
-        return native_kernel.forward(logits, codebook, item_ids, gumbel, tau, seed, draw, hard)
-    noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
-    return reference.forward(logits, codebook, noise, tau, hard)
+    chosen = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    tau, draw, _, _ = numbers(clock, tau, draw)
+    if chosen == "native":
+        embedding, index = native_kernel.forward(logits, codebook, item_ids, gumbel, tau, seed, draw, hard)
+    else:
+        noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
+        embedding, index = reference.forward(logits, codebook, noise, tau, hard)
+    return embedding, index, logits.new_empty(0, dtype=torch.float32)
 
 
 @_gumbel_codebook.register_fake
-def _(logits, codebook, item_ids, gumbel, tau, seed, draw, hard, impl):
+def _(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep, impl):
     problems, rows, _ = logits.shape
     embedding = codebook.new_empty((problems, rows, codebook.shape[1]))
-    return embedding, logits.new_empty((problems, rows), dtype=torch.int64)
+    index = logits.new_empty((problems, rows), dtype=torch.int64)
+    return embedding, index, logits.new_empty(0, dtype=torch.float32)
 
 
 @torch.library.custom_op("cortex_fast::gumbel_codebook_backward", mutates_args=())
@@ -110,7 +182,9 @@ def _gumbel_codebook_backward(
     codebook: Tensor,
     item_ids: Tensor | None,
     gumbel: Tensor | None,
+    clock: Tensor | None,
     index: Tensor,
+    kept: Tensor,
     tau: float,
     seed: int,
     draw: int,
@@ -119,7 +193,9 @@ def _gumbel_codebook_backward(
     codebook_needed: bool,
 ) -> tuple[Tensor, Tensor]:
     item_ids = problem_ids(logits, item_ids)
-    if choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
+    chosen = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    tau, draw, _, _ = numbers(clock, tau, draw)
+    if chosen == "native":
         return native_kernel.backward(
             upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard, codebook_needed
         )
@@ -128,7 +204,7 @@ def _gumbel_codebook_backward(
 
 
 @_gumbel_codebook_backward.register_fake
-def _(upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard, impl, codebook_needed):
+def _(upstream, logits, codebook, item_ids, gumbel, clock, index, kept, tau, seed, draw, hard, impl, codebook_needed):
     codes, channels = codebook.shape
     return logits.new_empty(logits.shape), codebook.new_empty((codes if codebook_needed else 0, channels))
 
@@ -144,19 +220,17 @@ def floats(*tensors: Tensor | None) -> list[Tensor]:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    logits, codebook, item_ids, gumbel, *ctx.settings = inputs
-    _, index = output
-    ctx.mark_non_differentiable(index)
-    ctx.save_for_backward(logits, codebook, item_ids, gumbel, index)
+    logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, _keep, impl = inputs
+    _, index, kept = output
+    ctx.settings = (tau, seed, draw, hard, impl)
+    ctx.mark_non_differentiable(index, kept)
+    ctx.save_for_backward(logits, codebook, item_ids, gumbel, clock, index, kept)
 
 
-def _backward(ctx, upstream: Tensor, _index_upstream):
-    logits, codebook, item_ids, gumbel, index = ctx.saved_tensors
+def _backward(ctx, upstream: Tensor, _index_upstream, _kept_upstream):
     codebook_needed = ctx.needs_input_grad[1]
-    grad_logits, grad_codebook = _gumbel_codebook_backward(
-        upstream, logits, codebook, item_ids, gumbel, index, *ctx.settings, codebook_needed
-    )
-    return grad_logits, grad_codebook if codebook_needed else None, None, None, None, None, None, None, None
+    grad_logits, grad_codebook = _gumbel_codebook_backward(upstream, *ctx.saved_tensors, *ctx.settings, codebook_needed)
+    return grad_logits, grad_codebook if codebook_needed else None, *[None] * 9
 
 
 _gumbel_codebook.register_autograd(_backward, setup_context=_setup_context)

@@ -7,7 +7,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
 from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
-from cortex_fast.ops.gumbel_codebook import check_arguments, floats, problem_ids
+from cortex_fast.ops.gumbel_codebook import check_arguments, floats, numbers, problem_ids
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
@@ -20,7 +20,7 @@ def gumbel_codebook_step(
     codebook: Tensor,
     upstream: Tensor,
     *,
-    lr: float,
+    lr: float | None = None,
     tau: float = 1.0,
     seed: int = 0,
     draw: int = 0,
@@ -32,6 +32,8 @@ def gumbel_codebook_step(
     gumbel: Tensor | None = None,
     own: Tensor | None = None,
     stay: float = 0.0,
+    clock: Tensor | None = None,
+    kept: Tensor | None = None,
     impl: str = "auto",
 ) -> None:
     """One optimiser's step on logits [...,R,K], in place, from the gradient dE [...,R,d] of their embedding.
@@ -42,13 +44,18 @@ def gumbel_codebook_step(
     moments (m, v): Adam's averages of dP and dP^2, shaped as logits, zero before step 1; changed in place. None: SGD.
     own, stay: int64 [...,R], a code of each row; the loss then also has stay (1 - y[own]), a price for leaving it.
     step: the number of this step, from 1. The same step serves a hard and a soft selection.
+    clock: float64 [4] on the logits' device, (tau, draw, lr, step), which then stand for the numbers. kept: what
+    `gumbel_codebook_kept` gave for these logits.
     logits and moments are float32 or float64 and contiguous, and require no gradient.
     Raises TypeError or ValueError as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
     """
-    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel)
+    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock)
     checks.floating("upstream", upstream)
     checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
-    checks.positive("lr", lr)
+    if lr is None and clock is None:
+        raise ValueError("lr: expected a number, or a clock that has one, got None")
+    if lr is not None:
+        checks.non_negative("lr", lr)
     checks.positive("eps", eps)
     checks.whole("step", step, 1)
     checks.non_negative("stay", stay)
@@ -79,12 +86,14 @@ def gumbel_codebook_step(
         upstream.detach().reshape(problems, rows, codebook.shape[1]),
         flat_ids,
         flat_gumbel,
+        clock,
+        None if kept is None else kept.reshape(-1, rows, kept.shape[-1]) if kept.numel() else kept,
         None if own is None or stay == 0 else own.reshape(problems, rows).long(),
         float(stay),
         float(tau),
         seed,
         draw,
-        float(lr),
+        float(lr or 0.0),
         [float(beta) for beta in betas],
         float(eps),
         step,
@@ -111,6 +120,8 @@ def _gumbel_codebook_step(
     upstream: Tensor,
     item_ids: Tensor | None,
     gumbel: Tensor | None,
+    clock: Tensor | None,
+    kept: Tensor | None,
     own: Tensor | None,
     stay: float,
     tau: float,
@@ -128,7 +139,9 @@ def _gumbel_codebook_step(
         checks.in_range("own", own, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)
     pair = (betas[0], betas[1])
-    if choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel)) == "native":
+    chosen = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    tau, draw, lr, step = numbers(clock, tau, draw, lr, step)
+    if chosen == "native":
         native_kernel.step(
             logits, codebook, upstream, item_ids, gumbel, tau, seed, draw, moments, lr, pair, eps, step, own, stay
         )
@@ -139,6 +152,24 @@ def _gumbel_codebook_step(
 
 @_gumbel_codebook_step.register_fake
 def _(
-    logits, first, second, codebook, upstream, item_ids, gumbel, own, stay, tau, seed, draw, lr, betas, eps, step, impl
+    logits,
+    first,
+    second,
+    codebook,
+    upstream,
+    item_ids,
+    gumbel,
+    clock,
+    kept,
+    own,
+    stay,
+    tau,
+    seed,
+    draw,
+    lr,
+    betas,
+    eps,
+    step,
+    impl,
 ):
     return None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cortex_fast import (
+    Recipe,
     ResultFileError,
     Schedule,
     draw_tokens,
@@ -16,6 +17,9 @@ from cortex_fast import (
 )
 from cortex_fast.engine import prepare
 from cortex_fast.explain import TokenSelection
+from cortex_fast.explain.problems import check_problems
+from cortex_fast.explain.selection import token_method
+from cortex_fast.explain.stepping import clocks_of, step_of
 from cortex_fast.ops.random_stream import gumbel, normal
 from tests.known_extractors import Convolutional, Linear, tiny
 
@@ -53,14 +57,97 @@ def test_groups_do_not_show(optimise):
 
 @pytest.mark.parametrize("optimise", BOTH)
 def test_a_region_gives_what_the_whole_grid_gives(optimise, monkeypatch):
-    from cortex_fast.explain import optimisation
+    from cortex_fast.explain import stepping
 
     arguments = {"tokens": grids(), "region": REGION, "steps": 25, "lr": 0.2, "regularisation": 1e-3}
     reached = optimise(tiny("ce"), codebook(), targets(), **arguments)
-    monkeypatch.setattr(optimisation, "regional", lambda *_: None)
+    monkeypatch.setattr(stepping, "regional", lambda *_: None)
     everything = optimise(tiny("ce"), codebook(), targets(), **arguments)
     torch.testing.assert_close(reached.loss, everything.loss, rtol=1e-3, atol=1e-4)
     assert torch.equal(reached.tokens, everything.tokens)
+
+
+REGIONS = [(2, 2, 5, 5), (0, 0, 8, 8), (2, 2, 5, 5), (7, 0, 8, 2), (2, 2, 5, 5)]
+
+
+def masks() -> torch.Tensor:
+    found = torch.zeros(len(REGIONS), GRID, GRID, dtype=torch.bool)
+    for mask, (top, left, bottom, right) in zip(found, REGIONS, strict=True):
+        mask[top:bottom, left:right] = True
+    return found
+
+
+@pytest.mark.parametrize("optimise", [*BOTH, draw_tokens])
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_problems_have_regions_and_extractors_of_their_own(optimise, memory):
+    """Whatever steps beside a problem, it is as it is alone."""
+    extractors = [tiny("ce"), tiny("re")]
+    each = [extractors[number] for number in (0, 1, 1, 0, 0)]
+    arguments = {"steps": 12, "judge_every": 4} | ({} if optimise is draw_tokens else {"lr": 0.3})
+    together = optimise(each, codebook(), targets(5), tokens=grids(5), region=REGIONS, memory=memory, **arguments)
+    assert torch.equal(together.region, masks()) and not together.changed[~masks()].any()
+    by_mask = optimise(each, codebook(), targets(5), tokens=grids(5), region=masks(), **arguments)
+    assert torch.equal(by_mask.history, together.history)
+    for number, (extractor, region) in enumerate(zip(each, REGIONS, strict=True)):
+        own = slice(number, number + 1)
+        items = {} if optimise is optimise_embedding else {"item_ids": torch.tensor([number])}
+        alone = optimise(
+            extractor, codebook(), targets(5)[own], tokens=grids(5)[own], region=region, **items, **arguments
+        )
+        one = together.problem(number)
+        assert torch.equal(one.history, alone.history) and torch.equal(one.region, alone.region)
+        torch.testing.assert_close(one.loss, alone.loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.probability, alone.probability, rtol=1e-4, atol=1e-6)
+
+
+def test_regions_of_their_own_with_prices_and_bans():
+    banned = torch.arange(CODES) < 9
+    arguments = {"steps": 10, "lr": 0.5, "restarts": 2, "judge_every": 5}
+    got = select_tokens(
+        tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, banned=banned, stay=0.01, **arguments
+    )
+    assert (got.history[-1][masks()] >= 9).all() and not got.changed[~masks()].any()
+    with pytest.raises(ValueError, match=r"^banned: expected shape \[12\], got \[9, 12\]"):
+        select_tokens(tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, banned=banned.expand(9, -1))
+
+
+@pytest.mark.parametrize(
+    "region",
+    [REGIONS[:4], masks()[:4], [*REGIONS[:4], (0, 0, 0, 0)], [*REGIONS[:4], (0, 0, 9, 1)], [*REGIONS[:4], 3]],
+)
+def test_bad_regions_are_named(region):
+    with pytest.raises(ValueError, match=r"^region:"):
+        select_tokens(tiny("ce"), codebook(), targets(5), tokens=grids(5), region=region, steps=1)
+
+
+def test_bad_extractors_are_named():
+    for extractors in ([], [tiny("ce")] * 2, [tiny("ce"), tiny("ce"), tiny("ce").train()]):
+        with pytest.raises(ValueError, match=r"^extractor:"):
+            select_tokens(extractors, codebook(), targets(), tokens=grids(), steps=1)
+    with pytest.raises(TypeError, match=r"^extractor: .*float32"):
+        select_tokens(tiny("ce"), codebook().double(), targets(), tokens=grids(), steps=1)
+
+
+def test_a_whole_step_is_a_function_of_its_clock():
+    """What a CUDA graph replays: the variables change in place, and nothing else is kept from step to step."""
+    recipe = Recipe(steps=6, lr=Schedule(0.4, 0.0), tau=Schedule(2.0, 0.5, "geometric"))
+    expected = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, recipe=recipe)
+    problems = check_problems(tiny("ce"), codebook(), targets(), grids(), REGION, None, None)
+    method, prepared = token_method(recipe, 0, None), prepare(tiny("ce"), embed(grids(), codebook()))
+    variables = method.start(problems)
+    moments = (torch.zeros_like(variables), torch.zeros_like(variables))
+    places = [tensor.data_ptr() for tensor in (variables, *moments)]
+    step, clock = (
+        step_of(prepared, problems, method, recipe, variables, moments),
+        torch.zeros(1, 4, dtype=torch.float64),
+    )
+    losses = []
+    for now in clocks_of(recipe, clock.device):
+        clock.copy_(now)  # as a replay has it: one place, new values
+        losses.append(step(clock).clone())
+    torch.testing.assert_close(torch.stack(losses), expected.loss, rtol=1e-5, atol=1e-6)
+    assert torch.equal(method.decide(variables, problems), expected.history[-1, :, 2:5, 2:5].flatten(1))
+    assert [tensor.data_ptr() for tensor in (variables, *moments)] == places
 
 
 class StoppedError(Exception):
@@ -183,6 +270,21 @@ def test_only_allowed_tokens_are_taken():
     assert (one.history[-1, :, 2:5, 2:5] < 3).all()
 
 
+def test_banned_is_what_is_not_allowed():
+    banned = torch.rand(9, CODES, generator=torch.Generator().manual_seed(5)) < 0.4
+    some = torch.arange(CODES) % 4 > 0
+    arguments = {"tokens": grids(), "region": REGION, "steps": 8, "lr": 0.5}
+    got = select_tokens(tiny("ce"), codebook(), targets(), banned=banned, **arguments)
+    other = select_tokens(tiny("ce"), codebook(), targets(), allowed=~banned, **arguments)
+    assert_same(got, other)
+    assert got.fingerprint == other.fingerprint
+    both = select_tokens(tiny("ce"), codebook(), targets(), banned=banned, allowed=some, **arguments)
+    taken = both.history[-1, :, 2:5, 2:5].flatten(1)
+    assert some[taken].all() and not banned.expand(3, -1, -1).gather(2, taken[..., None]).any()
+    with pytest.raises(ValueError, match=r"^banned:"):
+        select_tokens(tiny("ce"), codebook(), targets(), banned=torch.ones(CODES, dtype=torch.bool), **arguments)
+
+
 @pytest.mark.parametrize(
     "allowed",
     [torch.ones(CODES + 1, dtype=torch.bool), torch.ones(CODES), torch.zeros(CODES, dtype=torch.bool), [True] * CODES],
@@ -288,6 +390,29 @@ def test_every_concept_is_written_whole_and_once(tmp_path):
         select_concepts(extractor, codebook(), tmp_path, region=(0, 0, 1, 1), **settings)
 
 
+def test_a_disk_that_fills_up_costs_no_work(tmp_path, monkeypatch):
+    """A group's state is there until its concepts are."""
+    extractor, asked = Convolutional(CHANNELS, CLASSES).eval(), []
+    settings = {"grid": 4, "steps": 6, "lr": 0.3, "judge_every": 3, "together": 2}
+    save = TokenSelection.save
+
+    def full(self, path):
+        if int(self.target) == 1:
+            raise OSError("no space left on device")
+        save(self, path)
+
+    def judge(tokens, target):
+        asked.append(target)
+        return torch.rand(len(target), generator=torch.Generator().manual_seed(len(asked)))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
+        patch.setattr(TokenSelection, "save", full)
+        select_concepts(extractor, codebook(), tmp_path, judge=judge, **settings)
+    looks = len(asked)
+    paths = select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=[0, 1], **settings)
+    assert len(asked) <= looks + 3 and sorted(tmp_path.iterdir()) == paths
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_drawn_tokens_keep_the_best_draw(weighted):
     frequency = torch.zeros(3, CODES)
@@ -304,7 +429,7 @@ def test_drawn_tokens_keep_the_best_draw(weighted):
         assert set(inside.unique().tolist()) == {2, 9} and 0.5 < float((inside == 2).float().mean()) < 0.95
     else:
         assert len(inside.unique()) == CODES
-    assert not got.changed[:, ~got.region].any()
+    assert not got.changed[~got.region].any()
 
 
 @pytest.mark.parametrize("frequency", [torch.ones(CODES + 1), -torch.ones(CODES), torch.zeros(CODES), [1.0]])

@@ -52,8 +52,16 @@ def test_bad_settings_are_named(settings):
         Recipe(**settings)
 
 
-@pytest.mark.parametrize("change", [{"start": 0.0}, {"end": -1.0}, {"kind": "steps"}])
+def test_a_rate_may_end_at_nothing_and_a_temperature_not():
+    assert Recipe(lr=Schedule(0.5, 0.0, "cosine")).lr.at(9, 10) == 0
+    with pytest.raises(ValueError, match=r"^tau.end:"):
+        Recipe(tau=Schedule(1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "change", [{"start": 0.0}, {"end": -1.0}, {"kind": "steps"}, {"end": 0.0, "kind": "geometric"}]
+)
 def test_bad_schedules_are_named(change):
-    (name,) = change
+    name = next(iter(change))
     with pytest.raises((ValueError, TypeError), match=rf"^{name}:"):
         Schedule(**{"start": 1.0, "end": 0.1, **change})

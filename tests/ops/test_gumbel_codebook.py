@@ -538,6 +538,8 @@ LOGITS, CODEBOOK = torch.zeros(2, 3, 5), torch.zeros(5, 4)
         ({"codebook": torch.zeros(5, 4, device="meta")}, ValueError, "codebook"),
         ({"gumbel": torch.zeros(2, 3, 5, device="meta")}, ValueError, "gumbel"),
         ({"item_ids": torch.arange(2, device="meta")}, ValueError, "item_ids"),
+        ({"clock": torch.zeros(4)}, ValueError, "clock"),
+        ({"clock": torch.zeros(3, dtype=torch.float64)}, ValueError, "clock"),
         ({"impl": "fast"}, ValueError, "impl"),
     ],
 )
@@ -551,7 +553,7 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
 def test_opcheck(hard: bool, own_noise: bool) -> None:
     logits, codebook = random(2, 3, 5).requires_grad_(), random(5, 4, seed=1).requires_grad_()
     noise = (None, random(2, 3, 5, seed=2)) if own_noise else (torch.tensor([0, 4]), None)
-    torch.library.opcheck(OPS.gumbel_codebook.default, (logits, codebook, *noise, 0.7, 3, 1, hard, "auto"))
+    torch.library.opcheck(OPS.gumbel_codebook.default, (logits, codebook, *noise, None, 0.7, 3, 1, hard, True, "auto"))
 
 
 @pytest.mark.parametrize("codebook_needed", [False, True])
@@ -559,16 +561,18 @@ def test_opcheck(hard: bool, own_noise: bool) -> None:
 def test_the_fakes_know_shapes_and_strides(hard: bool, codebook_needed: bool) -> None:
     logits, codebook = random(5, 3, 2).transpose(0, 2), random(4, 5, seed=1).T
     upstream, index = random(3, 2, 4, seed=3).transpose(0, 1), torch.tensor([[0, 4, 1], [4, 4, 2]])
-    settings = (0.7, 3, 1, hard, "auto")
-    backward = (upstream, logits, codebook, None, None, index, *settings, codebook_needed)
+    settings, kept = (0.7, 3, 1, hard), torch.empty(0)
+    backward = (upstream, logits, codebook, None, None, None, index, kept, *settings, "auto", codebook_needed)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(OPS.gumbel_codebook.default, (logits, codebook, None, None, *settings), test_utils=checks)
+    forward = (logits, codebook, None, None, None, *settings, True, "auto")
+    torch.library.opcheck(OPS.gumbel_codebook.default, forward, test_utils=checks)
     torch.library.opcheck(OPS.gumbel_codebook_backward.default, backward, test_utils=checks)
 
 
 def test_opcheck_of_the_backward() -> None:
-    arguments = (random(2, 3, 4), random(2, 3, 5), random(5, 4), torch.tensor([0, 4]), None, torch.zeros(2, 3).long())
-    torch.library.opcheck(OPS.gumbel_codebook_backward.default, (*arguments, 0.7, 3, 1, True, "auto", True))
+    arguments = (random(2, 3, 4), random(2, 3, 5), random(5, 4), torch.tensor([0, 4]), None, None)
+    found = (torch.zeros(2, 3).long(), torch.empty(0))
+    torch.library.opcheck(OPS.gumbel_codebook_backward.default, (*arguments, *found, 0.7, 3, 1, True, "auto", True))
 
 
 def test_meta() -> None:

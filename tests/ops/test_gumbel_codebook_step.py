@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cortex_fast.kernels.reference import gumbel_codebook as reference
 from cortex_fast.ops import gumbel_codebook, gumbel_codebook_step
 from cortex_fast.ops.backends import BackendUnavailableError
 from tests.ops.backends_under_test import EPS, assert_same_for_any_threads, needs_native, random, same_bits
@@ -120,6 +121,44 @@ def test_odd_sizes_with_the_streams_noise(impl: str, sizes: tuple[int, int, int,
         for dtype in (torch.float64, torch.float32)
     )
     assert_as_good([out, *(moments or ())], exact, rough)
+
+
+@every_optimiser
+def test_a_clock_stands_for_the_numbers(impl: str, adam: bool) -> None:
+    logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
+    results = []
+    for clock in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
+        numbers = {"tau": 0.7, "draw": 2**32 - 1} if clock is None else {"tau": 3.0, "draw": 5}
+        rates = {"lr": 0.05, "step": 4} if clock is None else {"lr": 9.0, "step": 1}
+        out, moments = logits.clone(), zeros(logits) if adam else None
+        embedding, index = gumbel_codebook(logits, codebook, hard=False, clock=clock, impl=impl, **numbers)
+        gumbel_codebook_step(out, codebook, upstream, moments=moments, clock=clock, impl=impl, **numbers, **rates)
+        results.append([embedding, index, out, *(moments or ())])
+    assert same_bits(*results)
+
+
+@every_optimiser
+def test_the_reference_takes_scalar_tensors(adam: bool) -> None:
+    """What a clock on a GPU is to it."""
+    logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
+    ids, numbers, results = torch.arange(2), (0.7, 2**32 - 1, 0.05, 4), []
+    scalars = torch.tensor(numbers, dtype=torch.float64)
+    for tau, draw, lr, count in (numbers, (scalars[0], scalars[1].long(), *scalars[2:])):
+        out, moments = logits.clone(), zeros(logits) if adam else None
+        noise = reference.noise_of(logits, ids, None, 5, draw)
+        reference.step(out, codebook, upstream, noise, tau, moments, lr, (0.9, 0.999), 1e-8, count)
+        results.append([noise, out, *(moments or ())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@every_optimiser
+def test_a_rate_of_nothing_leaves_the_logits(impl: str, adam: bool) -> None:
+    logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
+    out, moments = logits.clone(), zeros(logits) if adam else None
+    gumbel_codebook_step(out, codebook, upstream, lr=0.0, moments=moments, impl=impl)
+    assert torch.equal(out, logits)
+    assert moments is None or bool(moments[0].any())
 
 
 def test_later_steps_are_torchs(impl: str) -> None:
@@ -284,7 +323,7 @@ WHOLE, STRIDED = torch.zeros(2, 3, 5), torch.zeros(5, 3, 2).transpose(0, 2)
         ({"moments": (WHOLE, WHOLE.double())}, TypeError, r"moments\[1\]"),
         ({"moments": (STRIDED, WHOLE)}, ValueError, r"moments\[0\]"),
         ({"moments": (WHOLE, torch.zeros(2, 3, 5, requires_grad=True))}, ValueError, r"moments\[1\]"),
-        ({"lr": 0}, ValueError, "lr"),
+        ({"lr": -0.1}, ValueError, "lr"),
         ({"lr": math.nan}, ValueError, "lr"),
         ({"lr": "fast"}, TypeError, "lr"),
         ({"eps": 0.0}, ValueError, "eps"),
@@ -360,7 +399,25 @@ def test_opcheck(adam: bool) -> None:
     own = torch.tensor([[0, 4, 1], [2, 2, 3]]) if adam else None
     torch.library.opcheck(
         torch.ops.cortex_fast.gumbel_codebook_step.default,
-        (logits, *moments, codebook, upstream, *noise, own, 0.5, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "auto"),
+        (
+            logits,
+            *moments,
+            codebook,
+            upstream,
+            *noise,
+            None,
+            None,
+            own,
+            0.5,
+            0.7,
+            3,
+            1,
+            0.1,
+            [0.9, 0.999],
+            1e-8,
+            2,
+            "auto",
+        ),
     )
 
 

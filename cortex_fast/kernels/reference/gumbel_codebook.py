@@ -1,4 +1,7 @@
-"""Gumbel-Softmax selection of codebook rows, forward and backward (straight-through), as the formulas read."""
+"""Gumbel-Softmax selection of codebook rows, forward and backward (straight-through), as the formulas read.
+
+draw, tau, lr and count are numbers, or scalar tensors on the logits' device.
+"""
 
 import torch
 from torch import Tensor
@@ -7,12 +10,13 @@ from cortex_fast.kernels.reference import philox
 from cortex_fast.kernels.reference.descent import descend
 
 
-def gumbel_noise(item_ids: Tensor, rows: int, codes: int, seed: int, draw: int) -> Tensor:
+def gumbel_noise(item_ids: Tensor, rows: int, codes: int, seed: int, draw: int | Tensor) -> Tensor:
     """g float32 [items, R, K] of the shared stream."""
-    return philox.gumbel(seed, item_ids, item_ids.new_full((1,), draw), rows, codes)[:, 0]
+    draws = draw.view(1) if isinstance(draw, Tensor) else item_ids.new_full((1,), draw)
+    return philox.gumbel(seed, item_ids, draws, rows, codes)[:, 0]
 
 
-def noise_of(logits: Tensor, item_ids: Tensor, gumbel: Tensor | None, seed: int, draw: int) -> Tensor:
+def noise_of(logits: Tensor, item_ids: Tensor, gumbel: Tensor | None, seed: int, draw: int | Tensor) -> Tensor:
     """The given g, or the stream's, for logits [P,R,K]."""
     return gumbel_noise(item_ids, logits.shape[1], logits.shape[2], seed, draw) if gumbel is None else gumbel
 
@@ -22,7 +26,7 @@ def _scores(logits: Tensor, gumbel: Tensor) -> Tensor:
     return logits.to(wide) + gumbel.to(wide)
 
 
-def _soften(scores: Tensor, tau: float, codebook: Tensor) -> Tensor:
+def _soften(scores: Tensor, tau: float | Tensor, codebook: Tensor) -> Tensor:
     """y = softmax(scores / tau), at least in the codebook's precision."""
     # the largest score is taken off first: scores / tau may exceed the largest float
     scores = scores.to(torch.promote_types(scores.dtype, codebook.dtype))
@@ -35,7 +39,7 @@ def _sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
     return torch.segment_reduce(values[index.argsort(stable=True)], "sum", lengths=counts, axis=0)
 
 
-def forward(logits: Tensor, codebook: Tensor, gumbel: Tensor, tau: float, hard: bool) -> tuple[Tensor, Tensor]:
+def forward(logits: Tensor, codebook: Tensor, gumbel: Tensor, tau: float | Tensor, hard: bool) -> tuple[Tensor, Tensor]:
     """logits, gumbel [P,R,K], codebook [K,d] -> embedding [P,R,d] in the codebook's dtype, index int64 [P,R]."""
     scores = _scores(logits, gumbel)
     index = scores.argmax(dim=-1)
@@ -51,7 +55,7 @@ def backward(
     codebook: Tensor,
     gumbel: Tensor,
     index: Tensor,
-    tau: float,
+    tau: float | Tensor,
     hard: bool,
     codebook_needed: bool,
     own: Tensor | None = None,
@@ -82,12 +86,12 @@ def step(
     codebook: Tensor,
     upstream: Tensor,
     gumbel: Tensor,
-    tau: float,
+    tau: float | Tensor,
     moments: tuple[Tensor, Tensor] | None,
-    lr: float,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
-    count: int,
+    count: int | Tensor,
     own: Tensor | None = None,
     stay: float = 0.0,
 ) -> None:
