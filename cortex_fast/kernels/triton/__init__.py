@@ -1,0 +1,52 @@
+"""Triton kernels: for GPUs, compiled when first used, with the Triton that torch brings.
+
+This package imports without triton, and does not import it (0.3 s): its modules do, and `ops/` imports those where it
+has chosen them. INTERPRETED is whether kernels run in Triton's interpreter: on any device, and very slowly.
+"""
+
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OLDEST = (3, 6)
+
+
+def _interpreted() -> bool:
+    if "triton" in sys.modules:
+        return bool(sys.modules["triton"].knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+INTERPRETED = _interpreted()
+
+
+@cache
+def unavailable() -> str | None:
+    """Why no Triton kernel can be used here; None where triton imports and is new enough. Imports it."""
+    try:
+        version = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"triton did not import: {error}"
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST:
+        return f"the Triton kernels need triton {'.'.join(map(str, OLDEST))} or newer, this is {version}"
+    return None
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def launch(kernel: Any, grid: Sequence[int], device_of: Tensor, /, *arguments: object, **options: object) -> None:
+    """Run a kernel on this tensor's device and its current stream; over an empty grid there is nothing to run."""
+    if math.prod(grid) > 0:
+        with torch.cuda.device_of(device_of):
+            kernel[tuple(grid)](*arguments, **options)
