@@ -21,10 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--images", type=int, default=16, help="images explained for each class (default 16)")
     demo.add_argument("--steps", type=int, default=200, help="steps of token selection (default 200)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    tune = commands.add_parser("tune", help="find faster blocks for the Triton kernels on this GPU, and keep them")
+    tune.add_argument("--rows", type=int, default=256, help="rows of logits that step together (default 256)")
+    tune.add_argument("--codes", type=int, default=16384, help="K (default 16384)")
+    tune.add_argument("--channels", type=int, default=256, help="d (default 256)")
     parsed = parser.parse_args(arguments)
     try:
         if parsed.command == "info":
             return _info()
+        if parsed.command == "tune":
+            return _tune(parsed)
         return _demo(parsed)
     except (ValueError, OSError) as error:
         print(f"cortex-fast: {error}", file=sys.stderr)
@@ -38,6 +44,24 @@ def _info() -> int:
     from cortex_fast.info import describe
 
     print(describe())
+    return 0
+
+
+def _tune(parsed: argparse.Namespace) -> int:
+    from cortex_fast.kernels.triton.tiles import table_file
+    from cortex_fast.ops.backends import BackendUnavailableError
+    from cortex_fast.tuning import tune
+
+    try:
+        found = tune(parsed.rows, parsed.codes, parsed.channels)
+    except BackendUnavailableError as error:
+        raise ValueError(str(error)) from error
+    rows = [
+        (one.key, f"{one.default_time:.3f}", f"{one.time:.3f}", " ".join(f"{k}={v}" for k, v in one.block.items()))
+        for one in found
+    ]
+    print(_text_table(("kernel, sizes", "default, ms", "fastest, ms", "block"), rows))
+    print(f"kept in {table_file()}")
     return 0
 
 

@@ -8,12 +8,13 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
 
-BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
+DTYPES = (torch.float32, *HALVES)
+BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
 
 
 def gumbel_codebook(
@@ -157,9 +158,13 @@ def _gumbel_codebook(
 ) -> tuple[Tensor, Tensor, Tensor]:
     item_ids = problem_ids(logits, item_ids)
     checks.in_range("item_ids", item_ids, 2**32)
-    chosen = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    if backend == "triton":
+        from cortex_fast.kernels.triton import gumbel_codebook as triton_kernel
+
+        return triton_kernel.forward(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep)
     tau, draw, _, _ = numbers(clock, tau, draw)
-    if chosen == "native":
+    if backend == "native":
         embedding, index = native_kernel.forward(logits, codebook, item_ids, gumbel, tau, seed, draw, hard)
     else:
         noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
@@ -172,7 +177,9 @@ def _(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep, im
     problems, rows, _ = logits.shape
     embedding = codebook.new_empty((problems, rows, codebook.shape[1]))
     index = logits.new_empty((problems, rows), dtype=torch.int64)
-    return embedding, index, logits.new_empty(0, dtype=torch.float32)
+    backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    shape = (problems, rows, 2 + codebook.shape[1]) if backend == "triton" and (keep or not hard) else (0,)
+    return embedding, index, logits.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("cortex_fast::gumbel_codebook_backward", mutates_args=())
@@ -193,9 +200,15 @@ def _gumbel_codebook_backward(
     codebook_needed: bool,
 ) -> tuple[Tensor, Tensor]:
     item_ids = problem_ids(logits, item_ids)
-    chosen = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    if backend == "triton":
+        from cortex_fast.kernels.triton import gumbel_codebook_backward as triton_kernel
+
+        return triton_kernel.backward(
+            upstream, logits, codebook, item_ids, gumbel, clock, index, kept, tau, seed, draw, hard, codebook_needed
+        )
     tau, draw, _, _ = numbers(clock, tau, draw)
-    if chosen == "native":
+    if backend == "native":
         return native_kernel.backward(
             upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard, codebook_needed
         )

@@ -6,13 +6,13 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
-from cortex_fast.ops.gumbel_codebook import check_arguments, floats, numbers, problem_ids
+from cortex_fast.ops.backends import choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.gumbel_codebook import DTYPES, check_arguments, floats, numbers, problem_ids
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
 
-BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
+BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
 
 
 def gumbel_codebook_step(
@@ -139,9 +139,17 @@ def _gumbel_codebook_step(
         checks.in_range("own", own, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)
     pair = (betas[0], betas[1])
-    chosen = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    backend = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    if backend == "triton":
+        from cortex_fast.kernels.triton import gumbel_codebook_backward as triton_kernel
+
+        triton_kernel.step(
+            logits, codebook, upstream, item_ids, gumbel, clock, kept, tau, seed, draw, moments, lr, pair, eps, step,
+            own, stay,
+        )  # fmt: skip
+        return
     tau, draw, lr, step = numbers(clock, tau, draw, lr, step)
-    if chosen == "native":
+    if backend == "native":
         native_kernel.step(
             logits, codebook, upstream, item_ids, gumbel, tau, seed, draw, moments, lr, pair, eps, step, own, stay
         )

@@ -33,7 +33,7 @@ def _soften(scores: Tensor, tau: float | Tensor, codebook: Tensor) -> Tensor:
     return ((scores - scores.amax(dim=-1, keepdim=True)) / tau).softmax(dim=-1)
 
 
-def _sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
+def sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
     """values [n,d] -> [K,d]: the sum of those with each index, in a fixed order (index_put_ may add atomically)."""
     counts = torch.bincount(index, minlength=codes)
     return torch.segment_reduce(values[index.argsort(stable=True)], "sum", lengths=counts, axis=0)
@@ -75,7 +75,7 @@ def backward(
     if not codebook_needed:
         grad_codebook = codebook.new_empty((0, codebook.shape[1]))
     elif hard:
-        grad_codebook = _sum_by_code(wide.flatten(0, 1), index.flatten(), codebook.shape[0])
+        grad_codebook = sum_by_code(wide.flatten(0, 1), index.flatten(), codebook.shape[0])
     else:
         grad_codebook = y.flatten(0, 1).T @ wide.flatten(0, 1)
     return grad_logits.to(logits.dtype).contiguous(), grad_codebook.to(codebook.dtype).contiguous()

@@ -1,0 +1,125 @@
+"""Faster blocks for the Triton kernels on the GPU at hand, tried out once and kept in the user's cache folder.
+
+Kernels come with blocks from a small table, and never try others by themselves. `tune` does, for the sizes of a token
+selection that are given; what it keeps is used from then on, by this process and by later ones. Sums may be added in
+another order then: results can differ in their last bits.
+"""
+
+import contextlib
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cortex_fast import checks, ops
+from cortex_fast.data.results import replace_whole
+from cortex_fast.kernels import triton as triton_kernels
+from cortex_fast.ops.backends import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from cortex_fast.kernels.triton.tiles import Choice  # imports triton, which need not be there
+
+Block = dict[str, int]
+_CHANCE = 0.98
+_WARM_UPS, _CALLS = 5, 20
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A kernel's fastest block for some sizes, and how long a call takes with it and with the default, in ms."""
+
+    key: str
+    block: Block
+    default: Block
+    time: float
+    default_time: float
+
+
+def tune(
+    rows: int = 256,
+    codes: int = 16384,
+    channels: int = 256,
+    *,
+    measure: Callable[[Callable[[], object]], float] | None = None,
+) -> list[Tuned]:
+    """Try the blocks of `gumbel_codebook` and its step for R x K x d on the current GPU, and keep the fastest.
+
+    measure: milliseconds of a function; default the median of 20 calls after 5. Raises BackendUnavailableError where no
+    Triton kernel can be compiled.
+    """
+    for name, value in (("rows", rows), ("codes", codes), ("channels", channels)):
+        checks.whole(name, value, 1)
+    if triton_kernels.unavailable() is not None:
+        raise BackendUnavailableError(f"tune: {triton_kernels.unavailable()}")
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError("tune: torch sees no GPU here")
+    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward, tiles
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
+    moments = (torch.zeros_like(logits), torch.zeros_like(logits))
+    _, _, kept = ops.gumbel_codebook_kept(logits, codebook, impl="triton")
+    calls: dict[str, Callable[[], object]] = {
+        "select": lambda: ops.gumbel_codebook(logits, codebook, impl="triton"),
+        "scan": lambda: ops.gumbel_codebook_kept(logits, codebook, impl="triton"),
+        "update": lambda: ops.gumbel_codebook_step(
+            logits, codebook, upstream, lr=1e-6, moments=moments, kept=kept, impl="triton"
+        ),
+    }
+    choices = {
+        "select": gumbel_codebook.select_choice(),
+        "scan": gumbel_codebook.scan_choice(rows, channels),
+        "update": gumbel_codebook_backward.update_choice(rows, channels),
+    }
+    table = tiles.tuned(device)
+    found = [fastest(choices[kernel], call, table, measure or _median) for kernel, call in calls.items()]
+    whole = tiles.read(tiles.table_file())
+    whole[tiles.machine(device)] = table
+    replace_whole(tiles.table_file(), lambda path: path.write_text(json.dumps(whole, indent=1, sort_keys=True)))
+    return found
+
+
+def fastest(
+    choice: "Choice",
+    call: Callable[[], object],
+    table: dict[str, Block],
+    measure: Callable[[Callable[[], object]], float],
+) -> Tuned:
+    """Time `call` with each block of a choice, put into `table`, where the fastest then stays. The default stays unless
+    another is faster by more than chance (2 %); a block that this GPU has no room for is passed over."""
+    from triton.runtime.errors import OutOfResources
+
+    times: list[tuple[float, Block]] = []
+    table[choice.key] = choice.default
+    before = measure(call)
+    for block in choice.others:
+        table[choice.key] = block
+        with contextlib.suppress(OutOfResources):
+            times.append((measure(call), block))
+    time, block = min(times, key=lambda one: one[0], default=(before, choice.default))
+    if time > _CHANCE * before:
+        time, block = before, choice.default
+    table[choice.key] = block
+    return Tuned(choice.key, block, choice.default, time, before)
+
+
+def _median(call: Callable[[], object]) -> float:
+    times = []
+    for number in range(_WARM_UPS + _CALLS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        if number >= _WARM_UPS:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
