@@ -47,7 +47,9 @@ def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
     answers = []
     for name in NAMES:
         if name in backends:
-            reasons = sorted(filter(None, map(backends[name], tensors)), key=lambda reason: type(reason) is UnlessForced)
+            reasons = sorted(
+                filter(None, map(backends[name], tensors)), key=lambda reason: type(reason) is UnlessForced
+            )
             against = next(iter(reasons), None)  # of which one that stands in any case comes first
         else:
             against = f"no {name} kernel of this operator in this version"

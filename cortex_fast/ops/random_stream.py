@@ -30,9 +30,7 @@ def sampling_gumbel(seed: int, items: Tensor, draws: Tensor, length: int, *, imp
     return _random_stream("sampling", seed, items, draws, 1, length, impl)[:, :, 0]
 
 
-def _random_stream(
-    stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int, impl: str
-) -> Tensor:
+def _random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int, impl: str) -> Tensor:
     backend = choose("random_stream", BACKENDS, impl, items)
     if backend == "triton":
         from cortex_fast.kernels.triton import random_stream as triton_kernel

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cortex_fast.kernels.triton import ceil_div, launch
+from cortex_fast.kernels.triton import launching
+from cortex_fast.kernels.triton.launching import ceil_div
 
-BLOCK = 64  # positions, on both sides
-TOKENS = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
+TILE = {"BLOCK": 64, "OTHERS": 32}  # positions, and those that they are compared with at a time
+TOKENS = (torch.uint16, torch.int64)  # the token store's, and what any other becomes
 
 
 @triton.jit
@@ -41,6 +42,7 @@ def _count(
     tokens_x,
     PER_IMAGE: tl.constexpr,
     BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,
 ):
     blocks = tl.cdiv(positions, BLOCK)
     image = tl.program_id(0) // blocks
@@ -48,14 +50,14 @@ def _count(
     tokens += image.to(tl.int64) * tokens_b
     mine = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
     inside = mine < positions
-    value = tl.load(tsv + _offset(mine, width, tsv_y, tsv_x), mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(tsv + _offset(mine, width, tsv_y, tsv_x), mask=inside, other=0.0)
     token = tl.load(tokens + _offset(mine, width, tokens_y, tokens_x), mask=inside, other=0).to(tl.int64)
     before = tl.zeros((BLOCK, 1), tl.int32)
     seen = tl.zeros((BLOCK, 1), tl.int32)
-    for first in range(0, positions, BLOCK):
-        other = (first + tl.arange(0, BLOCK))[None, :]
+    for first in range(0, positions, OTHERS):
+        other = (first + tl.arange(0, OTHERS))[None, :]
         there = other < positions
-        others = tl.load(tsv + _offset(other, width, tsv_y, tsv_x), mask=there, other=float("-inf")).to(tl.float32)
+        others = tl.load(tsv + _offset(other, width, tsv_y, tsv_x), mask=there, other=float("-inf"))
         earlier = (others > value) | ((others == value) & (other < mine))
         before += tl.sum(earlier.to(tl.int32), axis=1, keep_dims=True)
         if PER_IMAGE:
@@ -71,12 +73,12 @@ def concept_counts(
 ) -> Tensor:
     """int64 [num_concepts,K] from tsv [B,m,m] without NaN, tokens [B,m,m] and labels [B]. As the reference's."""
     batch, height, width = tsv.shape
-    if tokens.dtype not in TOKENS:  # int8, uint32, uint64: rare, and not worth a kernel each
-        tokens = tokens.long()
+    tsv = tsv.float()
+    tokens = tokens if tokens.dtype in TOKENS else tokens.long()
     counts = torch.zeros((num_concepts, codebook_size), dtype=torch.int64, device=tsv.device)
-    launch(
+    launching.launch(
         _count,
-        [batch * ceil_div(height * width, BLOCK)],
+        [batch * ceil_div(height * width, TILE["BLOCK"])],
         tsv,
         tsv,
         tokens,
@@ -89,6 +91,6 @@ def concept_counts(
         *tsv.stride(),
         *tokens.stride(),
         PER_IMAGE=per == "image",
-        BLOCK=BLOCK,
+        **TILE,
     )
     return counts

@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cortex_fast.kernels.triton import ceil_div, launch
+from cortex_fast.kernels.triton import launching
+from cortex_fast.kernels.triton.launching import ceil_div
 
-HALVES = (torch.float16, torch.bfloat16)
 CODES = 128  # of a tile
-SHORTLIST = {"ROWS": 64, "CODES": CODES, "CHANNELS": 32}
-SEARCH = {"CODES": CODES, "PART": 32, "CHANNELS": 64, "TILES": 128}
+MEASURE = {"CODES": CODES, "CHANNELS": 16}
+SHORTLIST = {"ROWS": 64, "CODES": CODES, "CHANNELS": 16}
+SEARCH = {"CODES": CODES, "PART": 16, "CHANNELS": 64, "TILES": 128}
 
 
 @triton.jit(do_not_specialize=["codes"])
@@ -145,21 +146,22 @@ def _search(
     tl.store(index + row, winner)
 
 
-def precision(z: torch.dtype, codebook: torch.dtype) -> str:
+def precision(dtype: torch.dtype) -> str:
     """Halves are exact in tf32, float32 is not; few AMD GPUs have tf32."""
-    return "tf32" if z in HALVES and codebook in HALVES and torch.version.hip is None else "ieee"
+    return "ieee" if dtype == torch.float32 or torch.version.hip is not None else "tf32"
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. As the reference's."""
-    z, codebook = z.contiguous(), codebook.contiguous()
+    dtype = torch.promote_types(z.dtype, codebook.dtype)
+    z, codebook = z.to(dtype).contiguous(), codebook.to(dtype).contiguous()
     (rows, channels), codes = z.shape, len(codebook)
     tiles = ceil_div(codes, CODES)
     squares, least = z.new_empty(codes, dtype=torch.float32), z.new_empty((rows, tiles), dtype=torch.float32)
     norms = z.new_empty(tiles, dtype=torch.float64)
     index = z.new_empty(rows, dtype=torch.int64)
-    launch(_measure, [tiles], z, codebook, squares, norms, codes, channels, CODES=CODES, CHANNELS=SHORTLIST["CHANNELS"])
-    launch(
+    launching.launch(_measure, [tiles], z, codebook, squares, norms, codes, channels, **MEASURE)
+    launching.launch(
         _shortlist,
         [tiles * ceil_div(rows, SHORTLIST["ROWS"])],
         z,
@@ -171,9 +173,11 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
         codes,
         tiles,
         channels,
-        PRECISION=precision(z.dtype, codebook.dtype),
+        PRECISION=precision(dtype),
         num_warps=8,
         **SHORTLIST,
     )
-    launch(_search, [rows], z, z, codebook, least, norms, norms.amax(), index, codes, tiles, channels, **SEARCH)
+    launching.launch(
+        _search, [rows], z, z, codebook, least, norms, norms.amax(), index, codes, tiles, channels, **SEARCH
+    )
     return index

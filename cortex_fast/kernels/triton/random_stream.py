@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cortex_fast.kernels.reference import philox
-from cortex_fast.kernels.triton import ceil_div, launch
+from cortex_fast.kernels.triton import launching
+from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.philox import gumbel_tile, normal_tile
 
 STREAMS = {"normal": philox.NORMAL, "gumbel": philox.GUMBEL, "sampling": philox.SAMPLING}
@@ -50,7 +51,7 @@ def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: in
     """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`: normals, or Gumbel(0, 1)."""
     out = torch.empty((len(items), len(draws), rows, length), device=items.device)
     total = len(items) * len(draws) * rows
-    launch(
+    launching.launch(
         _write,
         [ceil_div(total, TILE["BLOCK_ROWS"]) * ceil_div(length, TILE["BLOCK"])],
         items,

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cortex_fast.kernels.reference import philox
-from cortex_fast.kernels.triton import ceil_div, launch
+from cortex_fast.kernels.triton import launching
+from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.philox import normal_quad
 
 IMAGES = 8  # of one program
@@ -22,9 +23,9 @@ GIVEN_BLOCK = 1024  # elements
 
 
 def tile(positions: int) -> dict[str, int]:
-    """Quads of channels and positions of one program: 1024 counters, few of them beyond the edge of a small grid."""
+    """Quads of channels and positions of one program: 512 counters, few of them beyond the edge of a small grid."""
     block = 256 if positions > 64 else 64 if positions > 16 else 16
-    return {"QUADS": 1024 // block, "POSITIONS": block}
+    return {"QUADS": 512 // block, "POSITIONS": block}
 
 
 @triton.jit
@@ -116,12 +117,14 @@ def smoothgrad_noise(
     if noise is not None:
         size = channels * positions
         programs = batch * num_samples * ceil_div(size, GIVEN_BLOCK)
-        launch(_add_given, [programs], x, x, sigma, noise.contiguous(), out, num_samples, size, BLOCK=GIVEN_BLOCK)
+        launching.launch(
+            _add_given, [programs], x, x, sigma, noise.contiguous(), out, num_samples, size, BLOCK=GIVEN_BLOCK
+        )
         return out
     draws = ceil_div(num_samples, 2) if antithetic else num_samples
     sizes = tile(positions)
     blocks = ceil_div(positions, sizes["POSITIONS"]) * ceil_div(channels, 4 * sizes["QUADS"])
-    launch(
+    launching.launch(
         _draw,
         [blocks * draws * ceil_div(batch, IMAGES)],
         x,

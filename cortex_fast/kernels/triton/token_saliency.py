@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cortex_fast.kernels.triton import ceil_div, launch
+from cortex_fast.kernels.triton import launching
+from cortex_fast.kernels.triton.launching import ceil_div
 
 PROGRAMS = 1024  # enough to fill a GPU
 
@@ -93,7 +94,7 @@ def token_saliency(grads: Tensor, reduction: str) -> Tensor:
     splits = ceil_div(channels, per_split)
     dtype = torch.float64 if reduction == "mean" else torch.float32
     partial = torch.empty((batch, splits, height, width), dtype=dtype, device=grads.device)
-    launch(
+    launching.launch(
         _reduce,
         [blocks * splits],
         grads,
