@@ -2,7 +2,7 @@
 
 An operator lists its backends, best first, each with a function from its tensors to a reason against it (None: it can
 serve). `impl="auto"` takes the first that can; a forced one that cannot raises with the reason. Nothing falls back
-silently: `choose` is the only place that decides.
+silently: `choose` is the only place that decides. Kernels that need triton are imported where they were chosen.
 """
 
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels import native
+from cortex_fast.kernels import native, triton
 
 IMPL_VARIABLE = "CORTEX_FAST_IMPL"
 NAMES = ("cuda", "triton", "native", "reference")
@@ -21,17 +21,25 @@ Reason = Callable[[Tensor], str | None]
 HALVES = (torch.float16, torch.bfloat16)
 
 
+class UnlessForced(str):
+    """A reason against a backend that stands for "auto" alone: who forces the backend is served."""
+
+
 class BackendUnavailableError(RuntimeError):
     """A forced backend cannot serve; the message is its reason."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One backend's answer for one operator: usable, or `reason` why not."""
+    """One backend's answer for one operator: usable by "auto", or `reason` why not."""
 
     backend: str
     usable: bool
     reason: str
+
+    @property
+    def usable_if_forced(self) -> bool:
+        return self.usable or isinstance(self.reason, UnlessForced)
 
 
 def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
@@ -39,7 +47,10 @@ def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
     answers = []
     for name in NAMES:
         if name in backends:
-            against = next(filter(None, map(backends[name], tensors)), None)
+            reasons = sorted(
+                filter(None, map(backends[name], tensors)), key=lambda reason: type(reason) is UnlessForced
+            )
+            against = next(iter(reasons), None)  # of which one that stands in any case comes first
         else:
             against = f"no {name} kernel of this operator in this version"
         answers.append(Verdict(name, against is None, against or "yes"))
@@ -59,7 +70,7 @@ def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: T
     if wanted == "auto":
         return next(answer.backend for answer in answers if answer.usable)
     answer = next(answer for answer in answers if answer.backend == wanted)
-    if not answer.usable:
+    if not answer.usable_if_forced:
         raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {answer.reason}")
     return wanted
 
@@ -82,3 +93,31 @@ def native_on_cpu(*dtypes: torch.dtype) -> Reason:
         return None
 
     return against
+
+
+def triton_on_gpu(*dtypes: torch.dtype) -> Reason:
+    """The reason function of a Triton kernel that takes these dtypes (none named: any)."""
+
+    def against(tensor: Tensor) -> str | None:
+        if tensor.device.type != "cuda" and not (triton.INTERPRETED and tensor.device.type == "cpu"):
+            return f"the Triton kernel runs on a GPU, the tensor is on {tensor.device}"
+        if dtypes and tensor.dtype not in dtypes:
+            return f"the Triton kernel takes {', '.join(map(str, dtypes))}, not {tensor.dtype}"
+        if triton.unavailable() is not None:
+            return triton.unavailable()
+        if triton.INTERPRETED and tensor.dtype == torch.bfloat16:
+            return "Triton's interpreter (TRITON_INTERPRET) does not round to torch.bfloat16 as a GPU does"
+        if triton.INTERPRETED:
+            return UnlessForced("Triton's interpreter (TRITON_INTERPRET) would run it: only where it is forced")
+        return _too_old(tensor)
+
+    return against
+
+
+def _too_old(tensor: Tensor) -> str | None:
+    capability = torch.cuda.get_device_capability(tensor.device)
+    least = (8, 0) if tensor.dtype == torch.bfloat16 else (7, 0)
+    if torch.version.hip is None and capability < least:
+        had, needed = (".".join(map(str, version)) for version in (capability, least))
+        return f"the Triton kernel needs compute capability {needed} for {tensor.dtype}, this GPU has {had}"
+    return None

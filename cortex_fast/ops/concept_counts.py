@@ -6,14 +6,18 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import concept_counts as reference
-from cortex_fast.ops.backends import choose, native_on_cpu, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import concept_counts as native_kernel
 
 PER = ("occurrence", "image")
 top_positions = reference.top_positions
-BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
+BACKENDS = {
+    "triton": triton_on_gpu(torch.float32, *HALVES),
+    "native": native_on_cpu(torch.float32),
+    "reference": never,
+}
 
 
 def concept_counts(
@@ -56,7 +60,12 @@ def _concept_counts(
     checks.in_range("labels", labels, num_concepts)
     if bool(tsv.isnan().any()):
         raise ValueError("tsv: expected numbers, got NaN")
-    serve = native_kernel if choose("concept_counts", BACKENDS, impl, tsv) == "native" else reference
+    backend = choose("concept_counts", BACKENDS, impl, tsv)
+    if backend == "triton":
+        from cortex_fast.kernels.triton import concept_counts as triton_kernel
+
+        return triton_kernel.concept_counts(tsv, tokens, labels, top_n, num_concepts, codebook_size, per)
+    serve = native_kernel if backend == "native" else reference
     return serve.concept_counts(tsv, tokens, labels, top_n, num_concepts, codebook_size, per)
 
 

@@ -6,12 +6,13 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import nearest_code as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import nearest_code as native_kernel
 
-BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
+DTYPES = (torch.float32, *HALVES)
+BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
 
 
 def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
@@ -34,7 +35,12 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
 
 @torch.library.custom_op("cortex_fast::nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
-    serve = native_kernel if choose("nearest_code", BACKENDS, impl, z, codebook) == "native" else reference
+    backend = choose("nearest_code", BACKENDS, impl, z, codebook)
+    if backend == "triton":
+        from cortex_fast.kernels.triton import nearest_code as triton_kernel
+
+        return triton_kernel.nearest_code(z, codebook)
+    serve = native_kernel if backend == "native" else reference
     return serve.nearest_code(z, codebook)
 
 

@@ -6,12 +6,13 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import smoothgrad_noise as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import smoothgrad_noise as native_kernel
 
-BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
+DTYPES = (torch.float32, *HALVES)
+BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
 
 
 def smoothgrad_noise(
@@ -72,7 +73,12 @@ def _smoothgrad_noise(
 ) -> Tensor:
     checks.in_range("item_ids", item_ids, 2**32)
     wide = [x] if noise is None else [x, noise]  # float64 noise is not for a float32 kernel
-    if choose("smoothgrad_noise", BACKENDS, impl, *wide) == "native":
+    backend = choose("smoothgrad_noise", BACKENDS, impl, *wide)
+    if backend == "triton":
+        from cortex_fast.kernels.triton import smoothgrad_noise as triton_kernel
+
+        return triton_kernel.smoothgrad_noise(x, sigma, item_ids, noise, num_samples, first_sample, seed, antithetic)
+    if backend == "native":
         return native_kernel.smoothgrad_noise(x, sigma, item_ids, noise, num_samples, first_sample, seed, antithetic)
     if noise is None:
         _, channels, height, width = x.shape

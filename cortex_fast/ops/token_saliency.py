@@ -8,13 +8,14 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import token_saliency as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never
+from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import token_saliency as native_kernel
 
 REDUCTIONS = ("absmax", "max", "mean")
-BACKENDS = {"native": native_on_cpu(torch.float32, *HALVES), "reference": never}
+DTYPES = (torch.float32, *HALVES)
+BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
 
 
 def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "auto") -> Tensor:
@@ -34,7 +35,12 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
 
 @torch.library.custom_op("cortex_fast::token_saliency", mutates_args=())
 def _token_saliency(grads: Tensor, reduction: str, impl: str) -> Tensor:
-    if choose("token_saliency", BACKENDS, impl, grads) == "native":
+    backend = choose("token_saliency", BACKENDS, impl, grads)
+    if backend == "triton":
+        from cortex_fast.kernels.triton import token_saliency as triton_kernel
+
+        return triton_kernel.token_saliency(grads, reduction)
+    if backend == "native":
         return native_kernel.token_saliency(grads, reduction)
     return reference.token_saliency(grads, reduction)
 

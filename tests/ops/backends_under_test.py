@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels import native
+from cortex_fast.kernels import native, triton
 
 if native.UNAVAILABLE is None:
     from cortex_fast import _native
@@ -17,7 +17,16 @@ else:
 
 EPS = torch.finfo(torch.float32).eps
 needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
+WHY_NO_TRITON = triton.unavailable() or (None if triton.INTERPRETED or torch.cuda.is_available() else "no GPU here")
+needs_triton = pytest.mark.skipif(WHY_NO_TRITON is not None, reason=str(WHY_NO_TRITON))
+TRITON = pytest.param("triton", marks=needs_triton)
 NATIVE = [pytest.param(level, marks=needs_native) for level in LEVELS]
+
+
+def skip_in_interpreter(impl: str, reason: str = "too many programs for Triton's interpreter") -> None:
+    """A GPU runs it."""
+    if impl == "triton" and triton.INTERPRETED:
+        pytest.skip(reason)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,16 +1,61 @@
 """The backends as fixtures: a test that takes `impl` runs once for each, one that takes `level` for the native ones.
 
-While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows.
+While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows. Triton kernels run compiled
+where there is a GPU, and else in Triton's interpreter, a tenth of a second a program: there few examples and small sizes
+have to do.
 """
 
-from collections.abc import Iterator
+import functools
+import importlib
+import itertools
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
-from cortex_fast.kernels import native
-from tests.ops.backends_under_test import NATIVE
+from cortex_fast.kernels import native, triton
+from tests.ops.backends_under_test import NATIVE, TRITON
+
+EXAMPLES = 5  # of hypothesis, in the interpreter
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`impl` is the reference, the native instruction sets, and Triton where the module's operator has it."""
+    own = any("impl" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "impl" in metafunc.fixturenames and not own:
+        operator = importlib.import_module(f"cortex_fast.ops.{metafunc.module.__name__.split('.test_')[-1]}")
+        params = ["reference", *NATIVE, *([TRITON] if "triton" in operator.BACKENDS else [])]
+        metafunc.parametrize("impl", params, indirect=True, scope="module")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """In the interpreter bfloat16 is skipped, and all but the first examples pass unseen, unless one of those fails."""
+    if not triton.INTERPRETED or pyfuncitem.funcargs.get("impl") != "triton":
+        return (yield)
+    if torch.bfloat16 in pyfuncitem.funcargs.values():
+        pytest.skip("Triton's interpreter cuts bfloat16 off instead of rounding")
+    handle = getattr(pyfuncitem.obj, "hypothesis", None)
+    if handle is None:
+        return (yield)
+    inner, number, failed = handle.inner_test, itertools.count(), []
+
+    @functools.wraps(inner)
+    def few(*arguments: object, **options: object) -> None:
+        if torch.bfloat16 not in options.values() and (next(number) < EXAMPLES or failed):
+            try:
+                inner(*arguments, **options)
+            except Exception:
+                failed.append(True)
+                raise
+
+    handle.inner_test = few
+    try:
+        return (yield)
+    finally:
+        handle.inner_test = inner
 
 
 @contextmanager
@@ -24,12 +69,30 @@ def running(level: str | None) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def compiled_triton(operator: Any) -> Iterator[None]:
+    """Where there is a GPU: the operator's Triton kernels take tensors on the CPU, too."""
+    from tests.ops.on_gpu import launch_on, launching
+
+    against = operator.BACKENDS["triton"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "launch", functools.partial(launch_on, "cuda"))
+        patch.setitem(operator.BACKENDS, "triton", lambda tensor: against(tensor.new_empty(0, device="cuda")))
+        yield
+
+
 # Once for a module and not for each test, since hypothesis refuses a fixture that is not made anew for each example.
-@pytest.fixture(scope="module", params=["reference", *NATIVE])
+@pytest.fixture(scope="module")
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name to give an operator: "reference", or "native" with each instruction set of this processor in turn."""
-    with running(None if request.param == "reference" else request.param):
-        yield "reference" if request.param == "reference" else "native"
+    """The name to give an operator: "reference", "triton", or "native" with each instruction set of this processor."""
+    name = request.param if request.param in ("reference", "triton") else "native"
+    with running(request.param if name == "native" else None):
+        if name == "triton" and not triton.INTERPRETED:
+            operator = request.module.__name__.split(".test_")[-1]
+            with compiled_triton(importlib.import_module(f"cortex_fast.ops.{operator}")):
+                yield name
+        else:
+            yield name
 
 
 @pytest.fixture(scope="module", params=NATIVE)

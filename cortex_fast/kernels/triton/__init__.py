@@ -5,16 +5,10 @@ has chosen them. INTERPRETED is whether kernels run in Triton's interpreter: on 
 """
 
 import importlib
-import math
 import os
 import re
 import sys
-from collections.abc import Sequence
 from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
 
 OLDEST = (3, 6)
 
@@ -39,14 +33,3 @@ def unavailable() -> str | None:
     if found is None or (int(found[1]), int(found[2])) < OLDEST:
         return f"the Triton kernels need triton {'.'.join(map(str, OLDEST))} or newer, this is {version}"
     return None
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def launch(kernel: Any, grid: Sequence[int], device_of: Tensor, /, *arguments: object, **options: object) -> None:
-    """Run a kernel on this tensor's device and its current stream; over an empty grid there is nothing to run."""
-    if math.prod(grid) > 0:
-        with torch.cuda.device_of(device_of):
-            kernel[tuple(grid)](*arguments, **options)

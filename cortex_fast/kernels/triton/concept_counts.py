@@ -1,0 +1,96 @@
+"""Counts of each concept's top tokens.
+
+Bound: launching. An image is 256 values; each is compared with all others, 65,536 comparisons, a few microseconds of
+one multiprocessor. A position is chosen where fewer than n others stand before it: no sorting, and any number of
+positions. "image" counts a token at its first position in that order: it is chosen if any of its positions is.
+
+Counts are added by integer atomics, whose order does not matter.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cortex_fast.kernels.triton import launching
+from cortex_fast.kernels.triton.launching import ceil_div
+
+TILE = {"BLOCK": 64, "OTHERS": 32}  # positions, and those that they are compared with at a time
+TOKENS = (torch.uint16, torch.int64)  # the token store's, and what any other becomes
+
+
+@triton.jit
+def _offset(position, width, stride_y, stride_x):
+    return (position // width).to(tl.int64) * stride_y + (position % width).to(tl.int64) * stride_x
+
+
+@triton.jit(do_not_specialize=["positions", "width", "top_n", "codebook_size"])
+def _count(
+    tsv,
+    tokens,
+    labels,
+    counts,
+    positions,
+    width,
+    top_n,
+    codebook_size,
+    tsv_b,
+    tsv_y,
+    tsv_x,
+    tokens_b,
+    tokens_y,
+    tokens_x,
+    PER_IMAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OTHERS: tl.constexpr,
+):
+    blocks = tl.cdiv(positions, BLOCK)
+    image = tl.program_id(0) // blocks
+    tsv += image.to(tl.int64) * tsv_b
+    tokens += image.to(tl.int64) * tokens_b
+    mine = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
+    inside = mine < positions
+    value = tl.load(tsv + _offset(mine, width, tsv_y, tsv_x), mask=inside, other=0.0)
+    token = tl.load(tokens + _offset(mine, width, tokens_y, tokens_x), mask=inside, other=0).to(tl.int64)
+    before = tl.zeros((BLOCK, 1), tl.int32)
+    seen = tl.zeros((BLOCK, 1), tl.int32)
+    for first in range(0, positions, OTHERS):
+        other = (first + tl.arange(0, OTHERS))[None, :]
+        there = other < positions
+        others = tl.load(tsv + _offset(other, width, tsv_y, tsv_x), mask=there, other=float("-inf"))
+        earlier = (others > value) | ((others == value) & (other < mine))
+        before += tl.sum(earlier.to(tl.int32), axis=1, keep_dims=True)
+        if PER_IMAGE:
+            their = tl.load(tokens + _offset(other, width, tokens_y, tokens_x), mask=there, other=0).to(tl.int64)
+            seen += tl.sum((earlier & (their == token)).to(tl.int32), axis=1, keep_dims=True)
+    cell = counts + tl.load(labels + image) * codebook_size + token
+    chosen = inside & (before < top_n) & (seen == 0)
+    tl.atomic_add(cell, tl.full((BLOCK, 1), 1, tl.int64), mask=chosen, sem="relaxed")
+
+
+def concept_counts(
+    tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
+) -> Tensor:
+    """int64 [num_concepts,K] from tsv [B,m,m] without NaN, tokens [B,m,m] and labels [B]. As the reference's."""
+    batch, height, width = tsv.shape
+    tsv = tsv.float()
+    tokens = tokens if tokens.dtype in TOKENS else tokens.long()
+    counts = torch.zeros((num_concepts, codebook_size), dtype=torch.int64, device=tsv.device)
+    launching.launch(
+        _count,
+        [batch * ceil_div(height * width, TILE["BLOCK"])],
+        tsv,
+        tsv,
+        tokens,
+        labels.long().contiguous(),
+        counts,
+        height * width,
+        width,
+        top_n,
+        codebook_size,
+        *tsv.stride(),
+        *tokens.stride(),
+        PER_IMAGE=per == "image",
+        **TILE,
+    )
+    return counts

@@ -1,0 +1,19 @@
+"""What all launchers share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def launch(kernel: Any, grid: Sequence[int], device_of: Tensor, /, *arguments: object, **options: object) -> None:
+    """Run a kernel on this tensor's device and its current stream; over an empty grid there is nothing to run."""
+    if math.prod(grid) > 0:
+        with torch.cuda.device_of(device_of):
+            kernel[tuple(grid)](*arguments, **options)

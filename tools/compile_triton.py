@@ -1,0 +1,208 @@
+"""Compiles every Triton kernel ahead of time, for GPUs that need not be here, and tells what each takes of them.
+
+    python tools/compile_triton.py [--targets sm_80,sm_90,gfx942] [--dtypes float32,...] [--operators token_saliency,...]
+
+Exit status 1 where one spills registers, uses local memory or needs more shared memory than there is; a kernel that
+does not compile raises. It calls the launchers themselves, with small tensors on the CPU; only the launch is replaced,
+by Triton's own warm-up under a driver that names a target. So the variants are those that the launchers make, and a new
+kernel needs one entry in CALLS: a function that calls its launcher for each choice that makes another variant.
+
+Runs without TRITON_INTERPRET: the interpreter has nothing to compile.
+"""
+
+import argparse
+import inspect
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="compile_triton_"))
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from cortex_fast.kernels.triton import (
+    concept_counts,
+    launching,
+    nearest_code,
+    random_stream,
+    smoothgrad_noise,
+    token_saliency,
+)
+
+KB = 1024
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Target:
+    gpu: GPUTarget
+    shared: int  # bytes that one block may have
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 * KB),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * KB),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * KB),
+}
+
+
+@dataclass
+class Driver:
+    """What Triton's warm-up asks of a driver. Its caches are by device: each target is one."""
+
+    target: GPUTarget
+    device: int
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one compiled kernel takes: registers of a thread, bytes of local and of shared memory."""
+
+    registers: int
+    local: int
+    shared: int
+
+
+@dataclass
+class Compiling:
+    """Stands for `launching.launch`: compiles for the active target, each variant once."""
+
+    found: dict[str, Found] = field(default_factory=dict)
+
+    def launch(self, kernel: Any, grid: object, _device_of: Tensor, /, *arguments: object, **options: object) -> None:
+        compiled = kernel.warmup(*arguments, grid=grid, **options)
+        label = f"{Path(inspect.getfile(kernel.fn)).stem}.{kernel.fn.__name__}({variant(compiled)})"
+        if label not in self.found:
+            self.found[label] = resources(compiled)
+
+
+def variant(compiled: Any) -> str:
+    """The pointers' types, the constants, and the arguments known to be multiples of 16."""
+    kinds = compiled.src.signature
+    names = list(kinds)
+    pointers = [kind for kind in kinds.values() if kind.startswith("*")]
+    constants = [f"{names[place[0]]}={value}" for place, value in compiled.src.constants.items()]
+    aligned = [
+        f"16|{names[place[0]]}"
+        for place, known in compiled.src.attrs.items()
+        if known and kinds[names[place[0]]][0] in "iu"
+    ]
+    return " ".join(pointers + constants + aligned)
+
+
+def resources(compiled: Any) -> Found:
+    if "cubin" in compiled.asm:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            program = triton.knobs.nvidia.cuobjdump.path
+            text = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+        return Found(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared)
+    keys = ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+    numbers = {key: int(re.findall(rf"\.{key}:\s*(\d+)", compiled.asm["amdgcn"])[0]) for key in keys}
+    local = numbers["private_segment_fixed_size"] + 4 * numbers["vgpr_spill_count"]
+    return Found(numbers["vgpr_count"], local, compiled.metadata.shared)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def call_token_saliency(dtype: torch.dtype) -> None:
+    plain = empty(2, 3, 64, 16, 16, dtype=dtype)
+    channels_last = plain.movedim(2, -1).contiguous().movedim(-1, 2)
+    for reduction in ("absmax", "max", "mean"):
+        for grads in (plain, channels_last, plain[:, :, :, ::2, ::2]):
+            token_saliency.token_saliency(grads, reduction)
+
+
+def call_concept_counts(dtype: torch.dtype) -> None:
+    labels = torch.zeros(2, dtype=torch.int64)
+    for tokens, per, size in itertools.product(concept_counts.TOKENS, ("occurrence", "image"), (5, 16)):
+        tsv = empty(2, size, size, dtype=dtype)
+        concept_counts.concept_counts(tsv, empty(2, size, size, dtype=tokens), labels, 5, 3, 1024, per)
+
+
+def call_smoothgrad_noise(dtype: torch.dtype) -> None:
+    ids, sigma = torch.zeros(2, dtype=torch.int64), empty(2)
+    for side in (4, 8, 16):
+        x = empty(2, 6, side, side, dtype=dtype)
+        for antithetic in (False, True):
+            smoothgrad_noise.smoothgrad_noise(x, sigma, ids, None, 3, 0, 0, antithetic)
+    for noise in FLOATS:
+        smoothgrad_noise.smoothgrad_noise(x, sigma, ids, empty(2, 3, *x.shape[1:], dtype=noise), 3, 0, 0, False)
+
+
+def call_nearest_code(dtype: torch.dtype) -> None:
+    for channels in (5, 256):
+        nearest_code.nearest_code(empty(3, channels, dtype=dtype), empty(200, channels, dtype=dtype))
+
+
+def call_random_stream(_dtype: torch.dtype) -> None:
+    ids = torch.zeros(2, dtype=torch.int64)
+    for stream in random_stream.STREAMS:
+        random_stream.random_stream(stream, 0, ids, ids, 3, 300)
+
+
+CALLS: dict[str, Callable[[torch.dtype], None]] = {
+    "concept_counts": call_concept_counts,
+    "nearest_code": call_nearest_code,
+    "random_stream": call_random_stream,
+    "smoothgrad_noise": call_smoothgrad_noise,
+    "token_saliency": call_token_saliency,
+}
+
+
+def compile_for(name: str, operators: list[str], dtypes: list[str]) -> dict[str, Found]:
+    compiling = Compiling()
+    triton.runtime.driver.set_active(Driver(TARGETS[name].gpu, list(TARGETS).index(name)))
+    launching.launch = compiling.launch
+    # the launchers ask torch for what the target differs in
+    torch.version.hip = "0" if TARGETS[name].gpu.backend == "hip" else None
+    for operator, dtype in itertools.product(operators, dtypes):
+        CALLS[operator](getattr(torch, dtype))
+    return compiling.found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--operators", default=",".join(CALLS))
+    parser.add_argument("--dtypes", default=",".join(str(dtype).removeprefix("torch.") for dtype in FLOATS))
+    options = parser.parse_args()
+    wrong = 0
+    for name in options.targets.split(","):
+        start = time.monotonic()
+        found = compile_for(name, options.operators.split(","), options.dtypes.split(","))
+        for label, takes in sorted(found.items()):
+            fits = takes.local == 0 and takes.shared <= TARGETS[name].shared
+            wrong += not fits
+            used = f"{takes.registers} registers, {takes.local} B local, {takes.shared} B shared"
+            print(f"{name} {label}: {used}{'' if fits else ': FAILED'}")
+        print(f"{name}: {len(found)} variants, {time.monotonic() - start:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
