@@ -48,7 +48,6 @@ def _info() -> int:
 
 
 def _tune(parsed: argparse.Namespace) -> int:
-    from cortex_fast.kernels.triton.tiles import table_file
     from cortex_fast.ops.backends import BackendUnavailableError
     from cortex_fast.tuning import tune
 
@@ -56,6 +55,8 @@ def _tune(parsed: argparse.Namespace) -> int:
         found = tune(parsed.rows, parsed.codes, parsed.channels)
     except BackendUnavailableError as error:
         raise ValueError(str(error)) from error
+    from cortex_fast.kernels.triton.tiles import table_file  # imports triton, which is there by now
+
     rows = [
         (one.key, f"{one.default_time:.3f}", f"{one.time:.3f}", " ".join(f"{k}={v}" for k, v in one.block.items()))
         for one in found

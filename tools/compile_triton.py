@@ -33,6 +33,8 @@ from triton.backends.compiler import GPUTarget
 
 from cortex_fast.kernels.triton import (
     concept_counts,
+    gumbel_codebook,
+    gumbel_codebook_backward,
     launching,
     nearest_code,
     random_stream,
@@ -154,6 +156,38 @@ def call_smoothgrad_noise(dtype: torch.dtype) -> None:
         smoothgrad_noise.smoothgrad_noise(x, sigma, ids, empty(2, 3, *x.shape[1:], dtype=noise), 3, 0, 0, False)
 
 
+def call_gumbel_codebook(dtype: torch.dtype) -> None:
+    """Logits and codebook in this type, few and many rows, narrow and wide codes, the stream's noise by a clock, and
+    one's own; in float32 products of each precision, too."""
+    clock, index = torch.ones(4, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64)
+    precisions = ("highest", "high", "medium") if dtype == torch.float32 else ("highest",)
+    for precision, rows, channels in itertools.product(precisions, (16, 1000), (5, 256)):
+        torch.set_float32_matmul_precision(precision)
+        logits, codebook, ids = empty(1, rows, 64, dtype=dtype), empty(64, channels, dtype=dtype), index[0]
+        upstream, kept = empty(1, rows, channels), empty(1, rows, 2 + channels)
+        for own in (None, empty(*logits.shape)):
+            times = (own, clock if own is None else None, 1.0, 0, 0)
+            for hard, keep in ((True, False), (True, True), (False, True)):
+                gumbel_codebook.forward(logits, codebook, ids, *times, hard, keep)
+            gumbel_codebook_backward.backward(
+                upstream, logits, codebook, ids, *times[:2], index.expand(1, rows), kept, *times[2:], False, True
+            )
+    torch.set_float32_matmul_precision("highest")
+
+
+def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
+    """Logits are float32; the codebook is not."""
+    clock, ids = torch.ones(4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    for rows, channels in itertools.product((16, 1000), (5, 256)):
+        logits, codebook = empty(1, rows, 64), empty(64, channels, dtype=dtype)
+        upstream, kept = empty(1, rows, channels), empty(1, rows, 2 + channels)
+        codes = torch.zeros(1, rows, dtype=torch.int64)
+        for moments, now, own in itertools.product((None, (logits, logits)), (None, clock), (None, codes)):
+            gumbel_codebook_backward.step(
+                logits, codebook, upstream, ids, None, now, kept, 1.0, 0, 0, moments, 0.1, (0.9, 0.999), 1e-8, 1, own, 0.5
+            )
+
+
 def call_nearest_code(dtype: torch.dtype) -> None:
     for channels in (5, 256):
         nearest_code.nearest_code(empty(3, channels, dtype=dtype), empty(200, channels, dtype=dtype))
@@ -167,6 +201,8 @@ def call_random_stream(_dtype: torch.dtype) -> None:
 
 CALLS: dict[str, Callable[[torch.dtype], None]] = {
     "concept_counts": call_concept_counts,
+    "gumbel_codebook": call_gumbel_codebook,
+    "gumbel_codebook_step": call_gumbel_codebook_step,
     "nearest_code": call_nearest_code,
     "random_stream": call_random_stream,
     "smoothgrad_noise": call_smoothgrad_noise,
