@@ -1,4 +1,4 @@
-"""What this installation can do, and why not where it cannot: versions, devices, the native core, every operator."""
+"""What this installation can do, and why not where it cannot: versions, devices, kernels, every operator."""
 
 import importlib
 import importlib.metadata
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
-from cortex_fast.kernels import native
+from cortex_fast.kernels import native, triton
 from cortex_fast.ops.backends import IMPL_VARIABLE, Verdict, verdicts
 
 if native.UNAVAILABLE is None:
@@ -32,12 +32,13 @@ class Info:
     versions: dict[str, str]
     devices: dict[str, str]
     native: dict[str, str]
+    triton: dict[str, str]
     operators: dict[str, dict[str, list[Verdict]]]  # operator -> device -> each backend's answer
 
 
 def info() -> Info:
     """Everything, read now. Works without the native core, without a GPU and without an installed package."""
-    return Info(_versions(), _devices(), _native_core(), _operators())
+    return Info(_versions(), _devices(), _native_core(), _triton_kernels(), _operators())
 
 
 def describe() -> str:
@@ -46,6 +47,7 @@ def describe() -> str:
     forced = os.environ.get(IMPL_VARIABLE)
     lines = [*_section("versions", facts.versions), *_section("devices", facts.devices)]
     lines += _section("native core", facts.native)
+    lines += _section("Triton kernels", facts.triton)
     if forced is not None:
         lines += _section("environment", {IMPL_VARIABLE: f"{forced!r} stands for impl='auto' in every operator"})
     for operator, devices in facts.operators.items():
@@ -69,6 +71,8 @@ def _version(distribution: str) -> str:
 def _versions() -> dict[str, str]:
     named = {name: _version(name) for name in ("cortex-fast", "torch", "numpy", "triton")}
     named["torch"] = str(torch.__version__)  # with its build, for instance "+cpu"
+    if triton.unavailable() is None:  # torch's own builds bring it under other distributions' names
+        named["triton"] = importlib.import_module("triton").__version__
     return {"python": platform.python_version(), "platform": platform.platform(), **named}
 
 
@@ -110,6 +114,15 @@ def _native_core() -> dict[str, str]:
         "OpenMP": _openmp() if build["openmp"] else "no: built without it, so the native core runs on one thread",
         "self-test": _self_test(),
     }
+
+
+def _triton_kernels() -> dict[str, str]:
+    reason = triton.unavailable()
+    if reason is not None:
+        return {"missing": reason}
+    if triton.INTERPRETED:
+        return {"run": "in Triton's interpreter, where forced: TRITON_INTERPRET is set"}
+    return {"run": "compiled when first used, on tensors that are on a GPU"}
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cortex_fast import info as module
-from cortex_fast.kernels import native
+from cortex_fast.kernels import native, triton
 from cortex_fast.ops.backends import IMPL_VARIABLE, NAMES
 
 needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
@@ -56,7 +56,15 @@ def test_every_operator_is_served_natively_and_tested() -> None:
 
 def test_describe_holds_it_all_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     text = module.describe()
-    for part in ("versions", "devices", "native core", "token_saliency (float32, cpu)", "reference", torch.__version__):
+    for part in (
+        "versions",
+        "devices",
+        "native core",
+        "Triton kernels",
+        "token_saliency (float32, cpu)",
+        "reference",
+        torch.__version__,
+    ):
         assert part in text
     assert capsys.readouterr() == ("", "")
 
@@ -74,6 +82,20 @@ def test_without_the_extension_says_why() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "missing  cortex_fast._native did not load" in done.stdout
     assert "native     cortex_fast._native did not load" in done.stdout
+
+
+def test_says_how_triton_kernels_run_or_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "unavailable", lambda: "triton did not import: it is not there")
+    assert module.info().triton == {"missing": "triton did not import: it is not there"}
+    monkeypatch.undo()
+    if triton.unavailable() is None:
+        assert module.info().versions["triton"] == sys.modules["triton"].__version__
+        for interpreted, expected in ((True, "in Triton's interpreter"), (False, "compiled when first used")):
+            monkeypatch.setattr(triton, "INTERPRETED", interpreted)
+            assert module.info().triton["run"].startswith(expected)
+            (answer,) = (a for a in module.info().operators["token_saliency"]["cpu"] if a.backend == "triton")
+            assert not answer.usable
+            assert ("only where it is forced" if interpreted else "runs on a GPU") in answer.reason
 
 
 MAPPED = "7f00-7f01 r-xp 00000000 08:01 {number}    {path}\n"

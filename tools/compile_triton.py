@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, for GPUs that need not be here, and tells what each takes of them.
 
-    python tools/compile_triton.py [--targets sm_80,sm_90,gfx942] [--dtypes float32,...] [--operators token_saliency,...]
+    python tools/compile_triton.py [--targets sm_80,sm_90,...] [--dtypes float32,...] [--operators token_saliency,...]
 
 Exit status 1 where one spills registers, uses local memory or needs more shared memory than there is; a kernel that
 does not compile raises. It calls the launchers themselves, with small tensors on the CPU; only the launch is replaced,
@@ -141,9 +141,11 @@ def call_token_saliency(dtype: torch.dtype) -> None:
 
 def call_concept_counts(dtype: torch.dtype) -> None:
     labels = torch.zeros(2, dtype=torch.int64)
-    for tokens, per, size in itertools.product(concept_counts.TOKENS, ("occurrence", "image"), (5, 16)):
-        tsv = empty(2, size, size, dtype=dtype)
-        concept_counts.concept_counts(tsv, empty(2, size, size, dtype=tokens), labels, 5, 3, 1024, per)
+    for tokens, per in itertools.product(concept_counts.TOKENS, ("occurrence", "image")):
+        tsv = empty(2, 16, 16, dtype=dtype)
+        concept_counts.concept_counts(tsv, empty(2, 16, 16, dtype=tokens), labels, 5, 3, 1024, per)
+    odd = torch.zeros(2, 5, 5, dtype=torch.int64)
+    concept_counts.concept_counts(odd.to(dtype), odd, labels, 5, 3, 1024, "image")
 
 
 def call_smoothgrad_noise(dtype: torch.dtype) -> None:
@@ -221,12 +223,12 @@ def compile_for(name: str, operators: list[str], dtypes: list[str]) -> dict[str,
     return compiling.found
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--operators", default=",".join(CALLS))
     parser.add_argument("--dtypes", default=",".join(str(dtype).removeprefix("torch.") for dtype in FLOATS))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     wrong = 0
     for name in options.targets.split(","):
         start = time.monotonic()

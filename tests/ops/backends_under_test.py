@@ -29,6 +29,11 @@ def skip_in_interpreter(impl: str, reason: str = "too many programs for Triton's
         pytest.skip(reason)
 
 
+def few(impl: str, many: int, fewer: int) -> int:
+    """`fewer` in Triton's interpreter, else `many`."""
+    return fewer if impl == "triton" and triton.INTERPRETED else many
+
+
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 

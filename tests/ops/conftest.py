@@ -1,8 +1,8 @@
 """The backends as fixtures: a test that takes `impl` runs once for each, one that takes `level` for the native ones.
 
-While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows. Triton kernels run compiled
-where there is a GPU, and else in Triton's interpreter, a tenth of a second a program: there few examples and small sizes
-have to do.
+While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows. Triton kernels run
+compiled where there is a GPU, else in Triton's interpreter at about a tenth of a second a program: there few examples
+and small sizes have to do.
 """
 
 import functools
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cortex_fast.kernels import native, triton
-from tests.ops.backends_under_test import NATIVE, TRITON
+from tests.ops.backends_under_test import LEVELS, NATIVE, TRITON
 
 EXAMPLES = 5  # of hypothesis, in the interpreter
 
@@ -86,7 +86,7 @@ def compiled_triton(operator: Any) -> Iterator[None]:
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name to give an operator: "reference", "triton", or "native" with each instruction set of this processor."""
     name = request.param if request.param in ("reference", "triton") else "native"
-    with running(request.param if name == "native" else None):
+    with running(request.param if request.param in LEVELS else None):
         if name == "triton" and not triton.INTERPRETED:
             operator = request.module.__name__.split(".test_")[-1]
             with compiled_triton(importlib.import_module(f"cortex_fast.ops.{operator}")):

@@ -1,18 +1,25 @@
 """The choice of a backend: by reasons, never silently."""
 
+import subprocess
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels import native
+from cortex_fast.kernels import native, triton
 from cortex_fast.ops.backends import (
     IMPL_VARIABLE,
     NAMES,
     BackendUnavailableError,
+    UnlessForced,
     Verdict,
     choose,
     native_on_cpu,
     never,
+    triton_on_gpu,
     verdicts,
 )
 from cortex_fast.ops.token_saliency import token_saliency
@@ -22,6 +29,7 @@ def refuses_doubles(tensor: Tensor) -> str | None:
     return "doubles are too wide" if tensor.dtype == torch.float64 else None
 
 
+ROOT = Path(__file__).parents[2]
 BACKENDS = {"native": refuses_doubles, "reference": never}
 SINGLE, DOUBLE = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
 
@@ -93,3 +101,97 @@ def test_without_the_extension_auto_takes_the_reference(monkeypatch: pytest.Monk
     assert token_saliency(grads).item() == 1
     with pytest.raises(BackendUnavailableError, match="it was not built"):
         token_saliency(grads, impl="native")
+
+
+def interpreting(monkeypatch: pytest.MonkeyPatch, interpreted: bool) -> None:
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
+    monkeypatch.setattr(triton, "INTERPRETED", interpreted)
+
+
+def test_a_reason_unless_forced_stands_for_auto_alone() -> None:
+    backends = {"triton": lambda _: UnlessForced("it is slow"), "reference": never}
+    assert choose("op", backends, "auto", SINGLE) == "reference"
+    assert choose("op", backends, "triton", SINGLE) == "triton"
+    assert verdicts(backends, SINGLE)[NAMES.index("triton")] == Verdict("triton", False, "it is slow")
+    # another tensor's reason that stands in any case comes first
+    backends["triton"] = lambda tensor: "too wide" if tensor.dtype == torch.float64 else UnlessForced("it is slow")
+    with pytest.raises(BackendUnavailableError, match="too wide"):
+        choose("op", backends, "triton", SINGLE, DOUBLE)
+
+
+def test_auto_never_takes_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreting(monkeypatch, True)
+    backends = {"triton": triton_on_gpu(torch.float32), "reference": never}
+    assert choose("op", backends, "auto", SINGLE) == "reference"
+    assert choose("op", backends, "triton", SINGLE) == "triton"
+    monkeypatch.setenv(IMPL_VARIABLE, "triton")
+    assert choose("op", backends, "auto", SINGLE) == "triton"
+
+
+def test_triton_states_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    against = triton_on_gpu(torch.float32, torch.bfloat16)
+    interpreting(monkeypatch, False)
+    assert against(SINGLE) == "the Triton kernel runs on a GPU, the tensor is on cpu"
+    interpreting(monkeypatch, True)
+    assert against(torch.zeros(1, device="meta")) == "the Triton kernel runs on a GPU, the tensor is on meta"
+    assert against(DOUBLE) == "the Triton kernel takes torch.float32, torch.bfloat16, not torch.float64"
+    assert "does not round to torch.bfloat16" in str(against(SINGLE.bfloat16()))
+    assert not isinstance(against(SINGLE.bfloat16()), UnlessForced)
+    monkeypatch.setattr(triton, "unavailable", lambda: "it did not import")
+    assert against(SINGLE) == "it did not import"
+
+
+class OnGpu:
+    """What a reason function asks of a tensor."""
+
+    device = torch.device("cuda:0")
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        ((9, 0), torch.bfloat16, None),
+        ((8, 0), torch.bfloat16, None),
+        ((7, 0), torch.float32, None),
+        ((7, 5), torch.bfloat16, "the Triton kernel needs compute capability 8.0 for torch.bfloat16, this GPU has 7.5"),
+        ((6, 1), torch.float32, "the Triton kernel needs compute capability 7.0 for torch.float32, this GPU has 6.1"),
+    ],
+)
+def test_triton_needs_a_gpu_that_is_new_enough(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, expected: str | None
+) -> None:
+    interpreting(monkeypatch, False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert triton_on_gpu(torch.float32, torch.bfloat16)(OnGpu(dtype)) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("3.6.0", None), ("3.10.1+git12", None), ("3.5.1", "need triton 3.6 or newer, this is 3.5.1"), ("x", "this is x")],
+)
+def test_triton_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, version: str, expected: str | None) -> None:
+    module = types.ModuleType("triton")
+    module.__version__ = version
+    monkeypatch.setitem(sys.modules, "triton", module)
+    reason = triton.unavailable.__wrapped__()
+    assert reason is None if expected is None else expected in reason
+
+
+def test_without_triton_the_package_works_and_says_so() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, cortex_fast.ops as ops; from cortex_fast.kernels import triton\n"
+        "print(triton.unavailable(), ops.token_saliency(torch.ones(1, 1, 1, 1, 1)).item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("triton did not import: ")
+    assert done.stdout.endswith(" 1.0\n")
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    code = "import sys, cortex_fast, cortex_fast.ops, cortex_fast.info; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

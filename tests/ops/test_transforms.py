@@ -1,24 +1,30 @@
 """The stated accuracy of csrc/include/cortex_fast/transforms.h, function by function, against float64.
 
-The kernels cannot be handed words, so the header itself is compiled here, with each level's flags.
+The kernels cannot be handed words, so the header itself is compiled here, with each level's flags; Triton's functions,
+which repeat it, are called by a kernel of their own.
 """
 
 import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.ops.backends_under_test import NATIVE
+from tests.ops.backends_under_test import NATIVE, TRITON
 from tests.ops.exact_stream import UNIT, gumbel, normal, uniform
 
 TWO32 = 2**32
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 PACK = 32  # floats: as many as the largest
+
+
+Function = Callable[..., np.ndarray]
 
 
 class Header:
@@ -50,8 +56,17 @@ class Header:
         return outs[0]
 
 
-@pytest.fixture(scope="module", params=NATIVE)
-def header(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Header:
+def by_triton(name: str, *inputs: np.ndarray) -> np.ndarray:
+    """As `Header.__call__`."""
+    from tests.ops import triton_functions
+
+    return triton_functions.apply(name, *map(torch.from_numpy, inputs)).numpy()
+
+
+@pytest.fixture(scope="module", params=[*NATIVE, TRITON])
+def header(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Header | Function:
+    if request.param == "triton":
+        return by_triton
     if COMPILER is None:
         pytest.skip("no C++ compiler")
     return Header(request.param, tmp_path_factory.mktemp("transforms"))
@@ -74,7 +89,7 @@ def words() -> np.ndarray:
     return np.unique(np.concatenate([small, TWO32 - 1 - small, edges, some])).astype(np.uint32)
 
 
-def test_uniform_is_the_streams_definition(header: Header) -> None:
+def test_uniform_is_the_streams_definition(header: Header | Function) -> None:
     word = words()
     np.testing.assert_array_equal(header("uniform", word)[0], uniform(word))
 
@@ -84,7 +99,7 @@ def assert_within(units: float, got: np.ndarray, exact: np.ndarray, scale: np.nd
     assert error.max() <= units, f"{error.max():.3f} units, at number {error.argmax()}"
 
 
-def test_logarithms_are_within_one_and_a_half_units_of_their_value(header: Header) -> None:
+def test_logarithms_are_within_one_and_a_half_units_of_their_value(header: Header | Function) -> None:
     u = uniform(words())
     logarithm, complement = np.log(u.astype(np.float64)), -np.log1p(-u.astype(np.float64))
     assert_within(1.5, header("log", u)[0], logarithm, np.abs(logarithm))
@@ -94,7 +109,7 @@ def test_logarithms_are_within_one_and_a_half_units_of_their_value(header: Heade
     assert_within(1.5, header("log", large)[0], exact, np.abs(exact))
 
 
-def test_exponentials_are_within_one_and_a_half_units_of_their_value(header: Header) -> None:
+def test_exponentials_are_within_one_and_a_half_units_of_their_value(header: Header | Function) -> None:
     rng = np.random.default_rng(2)
     x = -np.concatenate([rng.uniform(0, 87, 200_000), 2.0 ** rng.uniform(-149, 6.4, 100_000), [0, 87]])
     x = x.astype(np.float32)
@@ -104,18 +119,18 @@ def test_exponentials_are_within_one_and_a_half_units_of_their_value(header: Hea
     np.testing.assert_array_equal(header("exp", special)[0], [1, 1, 0, 0, 0, 0, 0, np.nan])
 
 
-def test_gumbels_are_within_three_units(header: Header) -> None:
+def test_gumbels_are_within_three_units(header: Header | Function) -> None:
     word = words()
     exact = gumbel(word)
     assert_within(3, header("gumbel", word)[0], exact, np.maximum(1, np.abs(exact)))
 
 
-def test_gumbels_fall_as_their_words_grow(header: Header) -> None:
+def test_gumbels_fall_as_their_words_grow(header: Header | Function) -> None:
     # the hard selection passes over blocks of codes because of it
     assert (np.diff(header("gumbel", words())[0]) <= 0).all()
 
 
-def test_normals_are_within_four_units_of_their_radius(header: Header) -> None:
+def test_normals_are_within_four_units_of_their_radius(header: Header | Function) -> None:
     rng, pool = np.random.default_rng(3), words()
     first, second = rng.permutation(pool), rng.permutation(pool)
     extreme = np.array([0, 1, 2, 100, TWO32 - 1, TWO32 - 2, 0x9A85F300, 0x9AC13D00], dtype=np.uint32)

@@ -14,8 +14,9 @@ OLDEST = (3, 6)
 
 
 def _interpreted() -> bool:
-    if "triton" in sys.modules:
-        return bool(sys.modules["triton"].knobs.runtime.interpret)
+    loaded = sys.modules.get("triton")
+    if loaded is not None:
+        return bool(loaded.knobs.runtime.interpret)
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 

@@ -19,7 +19,7 @@ from cortex_fast.kernels.triton.launching import ceil_div
 CODES = 128  # of a tile
 MEASURE = {"CODES": CODES, "CHANNELS": 16}
 SHORTLIST = {"ROWS": 64, "CODES": CODES, "CHANNELS": 16}
-SEARCH = {"CODES": CODES, "PART": 16, "CHANNELS": 64, "TILES": 128}
+SEARCH = {"CODES": CODES, "PART": 32, "CHANNELS": 32, "TILES": 128}
 
 
 @triton.jit(do_not_specialize=["codes"])

@@ -14,7 +14,7 @@ from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.philox import gumbel_tile, normal_tile
 
 STREAMS = {"normal": philox.NORMAL, "gumbel": philox.GUMBEL, "sampling": philox.SAMPLING}
-TILE = {"BLOCK_ROWS": 4, "BLOCK": 256}
+TILE = {"BLOCK_ROWS": 16, "BLOCK": 64}
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "total", "num_draws", "rows", "length"])

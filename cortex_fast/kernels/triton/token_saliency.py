@@ -1,7 +1,7 @@
 """TSV from noisy gradients.
 
 Bound: bytes. Every gradient is read once (4 B N d m^2 bytes, half as many in half precision) for a conversion and one
-addition in float64, which memory hides on any GPU; sums in float64 do not depend on the order within float32's last bit.
+addition in float64, which memory hides on most GPUs; such sums do not depend on their order within float32's last bit.
 
 A tile is some channels by some grid positions, longer along the one that is contiguous. A program sums the samples of a
 tile and folds them into the reduction over its channels; where images and positions are too few to fill a GPU, the

@@ -66,7 +66,7 @@ def exp_of(x):
 
 @triton.jit
 def uniform_of(word):
-    """A uint32 word of random bits -> float32 in [2^-33, 1 - 2^-24]; the conversion and the sum are rounded once each."""
+    """A uint32 word of random bits -> float32 in [2^-33, 1 - 2^-24]; conversion and sum are rounded once each."""
     u = tl.fma(word.to(tl.float32), 2.0**-32, 2.0**-33)
     return tl.where(u < 1.0 - 2.0**-24, u, 1.0 - 2.0**-24)
 
@@ -79,7 +79,7 @@ def gumbel_of(word):
 
 @triton.jit
 def normals_of(first, second):
-    """Two standard normals of two words, by Box-Muller; the rounding of the angle is part of the stream's definition."""
+    """Two standard normals of two words, by Box-Muller; the angle's rounding is part of the stream's definition."""
     radius = tl.sqrt_rn(-2.0 * log_of(uniform_of(first)))
     angle = uniform_of(second) * 6.2831855
     # quarter turns: the nearest whole number of them, from 0 to 4, and what is left, within pi / 4 on either side

@@ -1,0 +1,68 @@
+"""Triton kernels on tensors that are on a GPU: what tests on the CPU's memory cannot show. And how those reach one."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cortex_fast.ops import concept_counts, nearest_code, random_stream, smoothgrad_noise, token_saliency
+from tests.ops.backends_under_test import WHY_NO_TRITON, random
+
+if WHY_NO_TRITON is not None:
+    pytest.skip(WHY_NO_TRITON, allow_module_level=True)
+
+from cortex_fast.kernels.triton import token_saliency as kernel
+from tests.ops.on_gpu import launch_on
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_gpu = pytest.mark.skipif(HERE == "cpu", reason="no GPU here")
+
+
+@triton.jit
+def _double(x, out, stride, COUNT: tl.constexpr):
+    index = tl.arange(0, COUNT)
+    tl.store(out + index, 2 * tl.load(x + index * stride))
+
+
+def test_memory_goes_there_and_back() -> None:
+    x, out = torch.arange(40.0), torch.full((20,), -1.0)
+    launch_on(HERE, _double, (1,), x, x[3::2], out[4:], 2, COUNT=8)
+    assert out.tolist() == [-1.0] * 4 + [2.0 * i for i in range(3, 19, 2)] + [-1.0] * 8
+    launch_on(HERE, _double, (1,), x, x, x[8:], 1, COUNT=8)  # one storage, read and written
+    assert x[8:16].tolist() == [2.0 * i for i in range(8)]
+
+
+def results(device: str, dtype: torch.dtype, impl: str) -> list[Tensor]:
+    grads = random(3, 5, 40, 16, 16, dtype=dtype).to(device)
+    x, ids = grads[:, 0], torch.tensor([4, 4, 9], device=device)
+    tokens = torch.arange(256, device=device).view(1, 16, 16).expand(3, 16, 16)
+    options = {"top_n": 20, "num_concepts": 10, "codebook_size": 256, "impl": impl}
+    return [
+        token_saliency(grads, impl=impl),
+        token_saliency(grads.movedim(2, -1).contiguous().movedim(-1, 2), impl=impl),
+        smoothgrad_noise(x, torch.ones(3, device=device), 4, seed=1, item_ids=ids, antithetic=True, impl=impl),
+        concept_counts(grads[:, 0, 0].float(), tokens, ids, **options),
+        nearest_code(x.flatten(2).movedim(1, 2), random(700, 40, seed=1, dtype=dtype).to(device), impl=impl),
+        random_stream.gumbel(5, ids, ids, 3, 1000, impl=impl),
+    ]
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_agrees_with_the_reference_on_the_cpu(dtype: torch.dtype) -> None:
+    for got, expected in zip(results("cuda", dtype, "auto"), results("cpu", dtype, "reference"), strict=True):
+        assert got.device.type == "cuda"
+        torch.testing.assert_close(got.cpu(), expected, rtol=0 if not got.is_floating_point() else None, atol=None)
+
+
+@needs_gpu
+def test_runs_in_a_cuda_graph_on_any_stream() -> None:
+    grads = random(3, 5, 40, 16, 16).cuda()
+    kernel.token_saliency(grads, "absmax")  # compiled before
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernel.token_saliency(grads, "absmax")
+    grads.mul_(2)
+    graph.replay()
+    assert torch.equal(out, kernel.token_saliency(grads, "absmax"))

@@ -1,0 +1,90 @@
+"""Every Triton kernel compiles for GPUs that are not here, without spills and within their shared memory."""
+
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cortex_fast import ops
+from cortex_fast.kernels import triton
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "compile_triton.py"
+pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
+
+LOAD = f"""\
+import dataclasses, functools, importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("tool", {str(TOOL)!r})
+tool = sys.modules["tool"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+"""
+CHANGING = """\
+def call(_dtype):
+    for seed, item, rows, length in ((0, 0, 3, 64), (1, 1, 1, 1), (16, 2**31, 16, 999), (2**63 - 1, 2**32 - 1, 2, 160)):
+        ids = torch.tensor([item])
+        tool.random_stream.random_stream("gumbel", seed, ids, ids, rows, length)
+        x = torch.zeros(rows, 4 + seed % 7, 16, 16)
+        ids, first = torch.arange(rows), min(seed, 2**32 - 9)
+        tool.smoothgrad_noise.smoothgrad_noise(x, torch.ones(rows), ids, None, rows, first, seed, False)
+tool.CALLS["random_stream"] = call
+print(*tool.compile_for("sm_90", ["random_stream"], ["float32"]), sep="\\n")
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process without the interpreter, which has nothing to compile."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables["PYTHONPATH"] = str(ROOT)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
+def operators() -> list[str]:
+    modules = {
+        name: importlib.import_module(f"cortex_fast.ops.{name}") for _, name, _ in pkgutil.iter_modules(ops.__path__)
+    }
+    return [name for name, module in modules.items() if "triton" in getattr(module, "BACKENDS", {})]
+
+
+def compile_all(targets: str, dtypes: str) -> None:
+    done = python(str(TOOL), "--targets", targets, "--dtypes", dtypes, "--operators", ",".join(operators()))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for target in targets.split(","):
+        assert f"{target}: " in done.stdout
+
+
+# each GPU and each precision once: bfloat16 runs nowhere else in these tests
+@pytest.mark.parametrize(("target", "dtype"), [("sm_80", "bfloat16"), ("sm_90", "float32"), ("gfx942", "float16")])
+def test_kernels_compile_and_fit(target: str, dtype: str) -> None:
+    compile_all(target, dtype)
+
+
+@pytest.mark.slow
+def test_kernels_compile_and_fit_in_every_variant() -> None:
+    compile_all("sm_80,sm_90,gfx942", "float32,float16,bfloat16")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "tool.TARGETS['sm_90'] = dataclasses.replace(tool.TARGETS['sm_90'], shared=100)",
+        "launch = tool.Compiling.launch; tool.Compiling.launch = functools.partialmethod(launch, maxnreg=16)",
+    ],
+    ids=["shared memory", "spills"],
+)
+def test_what_does_not_fit_fails(spoil: str) -> None:
+    options = ["--targets", "sm_90", "--operators", "random_stream", "--dtypes", "float32"]
+    done = python("-c", f"{LOAD}{spoil}\nsys.exit(tool.main({options}))")
+    assert done.returncode == 1, done.stderr
+    assert ": FAILED" in done.stdout
+
+
+def test_another_seed_draw_or_number_of_rows_compiles_nothing() -> None:
+    done = python("-c", LOAD + CHANGING)
+    assert [line.split("(")[0] for line in done.stdout.splitlines()] == [
+        "random_stream._write",
+        "smoothgrad_noise._draw",
+    ]
