@@ -11,6 +11,7 @@ Runs without TRITON_INTERPRET: the interpreter has nothing to compile.
 """
 
 import argparse
+import functools
 import inspect
 import itertools
 import os
@@ -159,34 +160,58 @@ def call_smoothgrad_noise(dtype: torch.dtype) -> None:
 
 
 def call_gumbel_codebook(dtype: torch.dtype) -> None:
-    """Logits and codebook in this type, few and many rows, narrow and wide codes, the stream's noise by a clock, and
-    one's own; in float32 products of each precision, too."""
-    clock, index = torch.ones(4, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64)
-    precisions = ("highest", "high", "medium") if dtype == torch.float32 else ("highest",)
-    for precision, rows, channels in itertools.product(precisions, (16, 1000), (5, 256)):
-        torch.set_float32_matmul_precision(precision)
-        logits, codebook, ids = empty(1, rows, 64, dtype=dtype), empty(64, channels, dtype=dtype), index[0]
-        upstream, kept = empty(1, rows, channels), empty(1, rows, 2 + channels)
-        for own in (None, empty(*logits.shape)):
-            times = (own, clock if own is None else None, 1.0, 0, 0)
-            for hard, keep in ((True, False), (True, True), (False, True)):
-                gumbel_codebook.forward(logits, codebook, ids, *times, hard, keep)
-            gumbel_codebook_backward.backward(
-                upstream, logits, codebook, ids, *times[:2], index.expand(1, rows), kept, *times[2:], False, True
-            )
+    """Few and many rows, narrow and wide codes, noise of one's own; in float32 products of each precision."""
+    many = functools.partial(call_gumbel_forward_and_backward, dtype, 1000, 256)
+    many("highest")
+    if dtype == torch.float32:
+        many("high")
+        many("medium")
+        many("highest", given=True)
+        call_gumbel_forward_and_backward(dtype, 16, 256, "highest")
+        call_gumbel_forward_and_backward(dtype, 16, 5, "highest")
+
+
+def call_gumbel_forward_and_backward(
+    dtype: torch.dtype, rows: int, channels: int, precision: str, given: bool = False
+) -> None:
+    torch.set_float32_matmul_precision(precision)
+    logits, codebook = empty(1, rows, 64, dtype=dtype), empty(64, channels, dtype=dtype)
+    upstream, kept = empty(1, rows, channels), empty(1, rows, 2 + channels)
+    ids, index = torch.zeros(1, dtype=torch.int64), torch.zeros(1, rows, dtype=torch.int64)
+    noise, clock = (empty(1, rows, 64), None) if given else (None, torch.ones(4, dtype=torch.float64))
+    for hard, keep in ((True, False), (True, True), (False, True)):
+        gumbel_codebook.forward(logits, codebook, ids, noise, clock, 1.0, 0, 0, hard, keep)
+    gumbel_codebook_backward.backward(
+        upstream, logits, codebook, ids, noise, clock, index, kept, 1.0, 0, 0, False, True
+    )
     torch.set_float32_matmul_precision("highest")
 
 
 def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
     """Logits are float32; the codebook is not."""
     clock, ids = torch.ones(4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    for rows, channels in itertools.product((16, 1000), (5, 256)):
-        logits, codebook = empty(1, rows, 64), empty(64, channels, dtype=dtype)
-        upstream, kept = empty(1, rows, channels), empty(1, rows, 2 + channels)
-        codes = torch.zeros(1, rows, dtype=torch.int64)
-        for moments, now, own in itertools.product((None, (logits, logits)), (None, clock), (None, codes)):
+    for rows in (16, 1000) if dtype == torch.float32 else (1000,):
+        logits, codebook, own = empty(1, rows, 64), empty(64, 256, dtype=dtype), torch.zeros(1, rows, dtype=torch.int64)
+        upstream, kept = empty(1, rows, 256), empty(1, rows, 258)
+        for moments, now, price in ((None, None, None), ((logits, logits), None, None), ((logits, logits), clock, own)):
             gumbel_codebook_backward.step(
-                logits, codebook, upstream, ids, None, now, kept, 1.0, 0, 0, moments, 0.1, (0.9, 0.999), 1e-8, 1, own, 0.5
+                logits,
+                codebook,
+                upstream,
+                ids,
+                None,
+                now,
+                kept,
+                1.0,
+                0,
+                0,
+                moments,
+                0.1,
+                (0.9, 0.999),
+                1e-8,
+                1,
+                price,
+                0.5,
             )
 
 

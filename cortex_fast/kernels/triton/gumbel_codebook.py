@@ -229,12 +229,12 @@ def select_choice() -> Choice:
 
 def scan_choice(count: int, channels: int) -> Choice:
     """The block of `scan`, its warps and how many tiles ahead it loads."""
-    few = count <= 512
+    few, width = count <= 512, power_of_two(channels, 16, 256)
     default = {
         "ROWS": 16 if few else 32,
         "CODES": 32 if few else 16,
-        "CHANNELS": power_of_two(channels, 16, 256),
-        "num_warps": 8,
+        "CHANNELS": width,
+        "num_warps": 8 if width > 64 else 4,
         "num_stages": 2,
     }
     return choice(

@@ -222,8 +222,9 @@ def update_choice(count: int, channels: int) -> Choice:
     default = {
         "ROWS": 16 if few else 64,
         "CODES": 64,
-        "CHANNELS": power_of_two(channels, 16, 32),
+        "CHANNELS": power_of_two(channels, 16, 32 if few else 16),
         "num_warps": 4 if few else 8,
+        "num_stages": 3 if few else 2,
     }
     return choice(
         "update", [count, channels, precision()], default, ROWS=(16, 32, 64, 128), CODES=(32, 64, 128), num_warps=(4, 8)

@@ -9,11 +9,13 @@ from cortex_fast.kernels.triton.transforms import gumbel_of
 
 # torch.set_float32_matmul_precision: what tl.dot does with float32. The default is float32's own rounding.
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+_PRECISIONS_OF_HIP = {"highest": "ieee", "high": "bf16x6", "medium": "bf16x3"}
 
 
 def precision() -> str:
     """tl.dot's input_precision, as torch is set for its own products."""
-    return _PRECISIONS[torch.get_float32_matmul_precision()]
+    known = _PRECISIONS if torch.version.hip is None else _PRECISIONS_OF_HIP
+    return known[torch.get_float32_matmul_precision()]
 
 
 def power_of_two(at_least: int, low: int, high: int) -> int:
