@@ -22,7 +22,7 @@ from cortex_fast.engine import prepare
 from cortex_fast.explain.problems import Problems, check_problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.selection import token_method
-from cortex_fast.explain.stepping import clocks_of, objective_of
+from cortex_fast.explain.stepping import clocks_of, step_of
 
 REGION, ROWS = (7, 7, 11, 11), 16
 RECIPE = Recipe()
@@ -64,15 +64,13 @@ def error(data: Selecting, result: Step) -> float:
 def engine_step(data: Selecting) -> Callable[[], Step]:
     problems, method = data.problems, token_method(RECIPE, SEED, None)
     prepared = prepare(data.extractor, gather(problems.start[:1], problems.codebook))
-    objective = objective_of(prepared, problems, RECIPE)
     logits = method.start(problems)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))
     clock = clocks_of(RECIPE, logits.device)[0]
+    whole = step_of(prepared, problems, method, RECIPE, logits, moments)
 
     def step() -> Step:
-        proposed, kept = method.propose(logits, problems, clock)
-        _, gradient = objective(proposed)
-        method.learn(logits, moments, problems, clock, kept, gradient)
+        _, proposed, gradient = whole(clock)
         return proposed[0], gradient[0]
 
     return step

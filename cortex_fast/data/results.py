@@ -45,13 +45,21 @@ def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[st
 
     Raises FileNotFoundError, or ResultFileError for a truncated, foreign or other kind of file, naming it.
     """
-    path = Path(path)
+    return _load(Path(path), kind, tensors=True)
+
+
+def read_header(path: Path, kind: str) -> dict[str, Any]:
+    """The header alone of a result of this kind. Raises as `load_result`."""
+    return _load(path, kind, tensors=False)[1]
+
+
+def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no such result file: {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            loaded = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
         raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
@@ -59,7 +67,7 @@ def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[st
     if metadata.get("kind") != kind:
         raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {metadata.get('kind')!r}")
     try:
-        return tensors, json.loads(metadata["header"])
+        return loaded, json.loads(metadata["header"])
     except (KeyError, ValueError) as error:
         raise ResultFileError(f"{path}: its header is damaged ({error})") from error
 

@@ -33,12 +33,13 @@ def replayed(function: Function, graphs: Graphs, *tensors: Tensor, repeatable: b
 
 def _captured(function: Function, examples: Sequence[Tensor], warm_ups: int) -> Function:
     inputs = [example.detach().clone() for example in examples]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(warm_ups):
-            function(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
+    if warm_ups:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(warm_ups):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = function(*inputs)

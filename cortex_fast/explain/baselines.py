@@ -79,7 +79,6 @@ def optimise_embedding(
         descend(embedding, moments, gradient.to(embedding.dtype), lr, BETAS, EPS, number)
 
     method = Method(
-        "embedding optimisation",
         start,
         lambda embedding, problems, clock: (embedding.to(problems.codebook.dtype), ()),
         learn,
@@ -95,7 +94,7 @@ def optimise_embedding(
         judge=judge,
         checkpoint=path,
         progress=progress,
-        fingerprint=fingerprint_of("embedding optimisation", recipe, problems.extractors, problems.codebook),
+        fingerprint=fingerprint_of("embedding optimisation", recipe, problems),
     )
     if path is not None:
         path.unlink(missing_ok=True)
@@ -132,14 +131,14 @@ def draw_tokens(
     weights = _log_weights(frequency, problems)
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
-    noise = 3 * 4 * len(problems.codebook)  # and what is added to it, and the sum
+    noise = 24 * len(problems.codebook)  # with what it takes to make it, for each row
     groups = grouped(problems, bytes_of_row=noise, copies=1, passes=0, memory=memory, judge=judge)
     with tqdm(total=recipe.steps * len(groups), desc=progress or "", unit="step", disable=progress is None) as bar:
         for group in groups:
             _draw(problems, group, weights, recipe, seed, times, records, bar)
     drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
     name = "random tokens" if frequency is None else "frequent tokens"
-    made = fingerprint_of(name, recipe, problems.extractors, problems.codebook, seed=seed, **drawn_by)
+    made = fingerprint_of(name, recipe, problems, seed=seed, **drawn_by)
     return result_of(problems, records, times, Recipe(), made)
 
 

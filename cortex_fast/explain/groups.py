@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cortex_fast import checks
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, prepare
 from cortex_fast.explain.problems import Problems
@@ -29,14 +30,17 @@ def grouped(
     """The problems in groups of those alike, whose variables, `bytes_of_row` for each free position, fit into `memory`
     bytes together with the activations of `copies` images. passes: how often a problem goes through its extractor.
     """
-    groups = []
+    checks.whole("memory", memory, 1)
+    sample, groups = gather(problems.start[:1], problems.codebook), []
+    each = [
+        prepare(extractor, sample, copies=passes * int((problems.number == number).sum()))
+        for number, extractor in enumerate(problems.extractors)
+    ]
+    judges = [checked_judge(judge or by_extractor(one.extractor, problems.codebook)) for one in each]
     for number, rows in problems.alike():
-        alike = problems.take(rows)
-        sample = gather(alike.start[:1], alike.codebook)
-        prepared = prepare(problems.extractors[number], sample, copies=passes * len(rows))
-        own = checked_judge(judge or by_extractor(prepared.extractor, problems.codebook))
-        bytes_of_problem = bytes_of_row * len(alike.free) + copies * prepared.bytes_of_copy
-        groups += [Group(part, prepared, own) for part in rows.split(max(1, memory // bytes_of_problem))]
+        bytes_of_problem = bytes_of_row * int(problems.region[rows[0]].sum()) + copies * each[number].bytes_of_copy
+        size = max(1, memory // bytes_of_problem)
+        groups += [Group(part, each[number], judges[number]) for part in rows.split(size)]
     return groups
 
 

@@ -2,18 +2,18 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from cortex_fast.data.results import ResultFileError, load_result, save_result
-from cortex_fast.engine import Prepared, module_of
+from cortex_fast.data.results import ResultFileError, load_result, read_header, save_result
+from cortex_fast.engine import module_of
 from cortex_fast.explain.groups import Group, Judge, grouped, recut
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
@@ -82,7 +82,7 @@ def optimise(
 
     def save(number: int, state: State | None) -> None:
         if checkpoint is not None:
-            _save(checkpoint, made, sizes, number, state, records)
+            _save(checkpoint, made, problems.target, sizes, number, state, records)
 
     description = progress or ""
     with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
@@ -116,7 +116,7 @@ def _run(
         if step is None:
             stepping = own.take(state.active)
             step = step_of(group.prepared, stepping, method, recipe, state.variables, state.moments)
-        records.loss[state.step, rows[state.active]] = step(clocks[state.step])
+        records.loss[state.step, rows[state.active]] = step(clocks[state.step])[0]
         records.taken[rows[state.active]] = state.step + 1
         state.step += 1
         judged = state.step in times
@@ -239,14 +239,14 @@ def result_of(
     )
 
 
-def fingerprint_of(
-    method: str, recipe: Recipe, extractors: Sequence[nn.Module | Prepared], codebook: Tensor, **more: Any
-) -> dict[str, Any]:
-    """What made a result, beside its problems: method, settings, and digests of the extractors and the codebook."""
-    states = [module_of(extractor).state_dict() for extractor in extractors]
+def fingerprint_of(method: str, recipe: Recipe, problems: Problems, **more: Any) -> dict[str, Any]:
+    """What made a result: method, settings, and digests of the extractors and the codebook; of the problems, which one
+    has which of several extractors."""
+    states = [module_of(extractor).state_dict() for extractor in problems.extractors]
     contents = [part for state in states for part in (list(state), *state.values())]
-    inputs = {"extractor": digest(contents), "codebook": digest([codebook])}
-    return {"method": method, **dataclasses.asdict(recipe), **inputs, **more}
+    inputs = {"extractor": digest(contents), "codebook": digest([problems.codebook])}
+    numbers = {"extractor_numbers": problems.number.tolist()} if len(states) > 1 else {}
+    return {"method": method, **dataclasses.asdict(recipe), **inputs, **numbers, **more}
 
 
 def digest(tensors: Iterable[Any]) -> str:
@@ -262,8 +262,19 @@ def digest(tensors: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
+def targets_of(checkpoint: Path) -> list[int]:
+    """The targets of the problems whose state a file keeps."""
+    return list(read_header(checkpoint, _KIND)["targets"])
+
+
 def _save(
-    path: Path, made: dict[str, Any], sizes: list[int], group: int, state: State | None, records: Records
+    path: Path,
+    made: dict[str, Any],
+    targets: Tensor,
+    sizes: list[int],
+    group: int,
+    state: State | None,
+    records: Records,
 ) -> None:
     """The records, and the state of a group that is under way."""
     kept = {}
@@ -271,7 +282,13 @@ def _save(
         kept = {"active": state.active, "variables": state.variables, "latest": state.latest, "same": state.same}
         if state.moments is not None:
             kept |= {"first": state.moments[0], "second": state.moments[1]}
-    header = {"made": made, "sizes": sizes, "group": group, "step": None if state is None else state.step}
+    header = {
+        "made": made,
+        "targets": targets.tolist(),
+        "sizes": sizes,
+        "group": group,
+        "step": None if state is None else state.step,
+    }
     save_result(path, _KIND, kept | vars(records), header)
 
 

@@ -1,8 +1,10 @@
 """The arguments that every optimisation of tokens shares, checked: what is to be optimised, where, and for what."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +61,10 @@ class Problems:
 
     @cached_property
     def own(self) -> Tensor:
-        """The start's tokens at as many free positions of each, int64 [P,rows]."""
-        return self.start[self.region].view(len(self), -1)
+        """The start's tokens at the free positions, as many for each problem, int64 [P,rows]. Kept, since it looks at
+        values: a CUDA graph that reads it is captured after steps that were not."""
+        rows = int(self.region[0].sum()) if len(self) else 0
+        return self.start[self.region].view(len(self), rows)
 
     def filled(self, tokens: Tensor) -> Tensor:
         """The start with tokens [P,rows] at the free positions, [P,m,m]."""
@@ -133,9 +137,9 @@ def check_problems(
 
 def _extractors(extractor: Extractor | Sequence[Extractor]) -> tuple[tuple[Extractor, ...], list[int] | None]:
     """The different extractors, and each problem's among them where one is named for each."""
-    if not isinstance(extractor, list | tuple):
+    if not isinstance(extractor, list | tuple | nn.ModuleList):
         return (extractor,), None  # type: ignore[return-value]
-    if not extractor:
+    if not len(extractor):
         raise ValueError("extractor: expected one, or one for each problem, got an empty list")
     different = list({id(one): one for one in extractor}.values())
     places = {id(one): number for number, one in enumerate(different)}
@@ -149,7 +153,7 @@ def region_masks(region: Regions, shape: torch.Size) -> Tensor:
     Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
     """
     grid = shape[1:]
-    if region is None:
+    if region is None or not shape[0]:
         return torch.ones(shape, dtype=torch.bool)
     if isinstance(region, Tensor):
         if region.dtype != torch.bool:
@@ -159,21 +163,27 @@ def region_masks(region: Regions, shape: torch.Size) -> Tensor:
                 f"region: expected a mask of shape {list(grid)} or {list(shape)}, got {list(region.shape)}"
             )
         masks = region.expand(shape)
-    elif isinstance(region, list | tuple) and any(isinstance(one, list | tuple) for one in region):
+    elif isinstance(region, list | tuple) and not all(_is_whole(side) for side in region):
         if len(region) != shape[0]:
             raise ValueError(f"region: expected one box, or one for each of {shape[0]} problems, got {len(region)}")
         masks = torch.stack([_box_mask(box, grid) for box in region])
     else:
         masks = _box_mask(region, grid).expand(shape)
-    if not bool(masks.flatten(1).any(dim=1).all()):
-        raise ValueError(f"region: expected at least one position, got an empty region {region!r}")
+    empty = (~masks.flatten(1).any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"region: expected at least one position, got none for problem {empty[0]}")
     return masks
 
 
+def _is_whole(side: object) -> bool:
+    return isinstance(side, SupportsIndex) and not isinstance(side, bool | Tensor)
+
+
 def _box_mask(box: object, grid: torch.Size) -> Tensor:
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(type(side) is int for side in box):
-        raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {box!r}")
-    top, left, bottom, right = box
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_whole, box)):
+        got = f"a {type(box).__name__}" if isinstance(box, Tensor) else repr(box)
+        raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {got}")
+    top, left, bottom, right = map(operator.index, box)
     if not (0 <= top <= bottom <= grid[0] and 0 <= left <= right <= grid[1]):
         raise ValueError(f"region: expected a box within the {grid[0]} x {grid[1]} grid, got {box!r}")
     mask = torch.zeros(grid, dtype=torch.bool)

@@ -29,6 +29,8 @@ class Schedule:
     def at(self, step: int, steps: int) -> float:
         """The value in step 0 .. steps - 1."""
         share = step / (steps - 1) if steps > 1 else 0.0
+        if share == 1:
+            return float(self.end)
         if self.kind == "geometric":
             return float(self.start * (self.end / self.start) ** share)
         if self.kind == "cosine":

@@ -45,6 +45,9 @@ class TokenSelection:
     best: Tensor
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        checks.same_shape("region", self.region, "tokens", self.tokens.shape)
+
     @property
     def changed(self) -> Tensor:
         """Where `tokens` differs from `initial`: bool [P,m,m]."""

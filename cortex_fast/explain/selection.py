@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY, module_of
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.groups import Judge
-from cortex_fast.explain.optimisation import digest, fingerprint_of, optimise
+from cortex_fast.explain.optimisation import digest, fingerprint_of, optimise, targets_of
 from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
 from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.results import TokenSelection
@@ -121,7 +121,7 @@ def _select(
 
 def _fingerprint(problems: Problems, recipe: Recipe, seed: int, mask: Tensor | None) -> dict[str, Any]:
     limits = {} if mask is None else {"allowed": digest([mask])}
-    return fingerprint_of("token selection", recipe, problems.extractors, problems.codebook, seed=seed, **limits)
+    return fingerprint_of("token selection", recipe, problems, seed=seed, **limits)
 
 
 def recipe_of(recipe: Recipe | None, settings: dict[str, Any]) -> Recipe:
@@ -157,8 +157,8 @@ def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | 
     counts = problems.region.flatten(1).sum(dim=1)
     codes = len(problems.codebook)
     shapes: list[tuple[int, ...]] = [(codes,)]
-    if bool((counts == counts[:1]).all()):
-        rows = int(counts[0]) if len(counts) else 0
+    if len(problems) and bool((counts == counts[0]).all()):
+        rows = int(counts[0])
         shapes += [(rows, codes), (len(problems), rows, codes)]
     masks = []
     for name, tensor in (("allowed", allowed), ("banned", banned)):
@@ -166,12 +166,12 @@ def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | 
             continue
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
             raise TypeError(f"{name}: expected a boolean tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
-        if tuple(tensor.shape) not in shapes:
+        if len(problems) and tuple(tensor.shape) not in shapes:
             expected = ", ".join(str(list(shape)) for shape in shapes)
             raise ValueError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
         checks.same_device(**{name: tensor}, codebook=problems.codebook)
         masks.append(tensor if name == "allowed" else ~tensor)
-    if not masks:
+    if not masks or not len(problems):
         return None
     mask = masks[0] if len(masks) == 1 else masks[0] & masks[1]
     if not bool(mask.any(dim=-1).all()):
@@ -248,7 +248,7 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
         assert leaf.grad is not None
         return leaf.grad
 
-    return Method("token selection", start, propose, learn, lambda logits, problems: logits.argmax(dim=2))
+    return Method(start, propose, learn, lambda logits, problems: logits.argmax(dim=2))
 
 
 @torch.inference_mode(False)
@@ -278,9 +278,17 @@ def select_concepts(
     Returns the files, concept-<class>.safetensors.
     Raises ResultFileError for a file of other settings, another extractor or codebook; else as `select_tokens`.
     """
+    for name in ("tokens", "region", "item_ids", "checkpoint"):
+        if name in settings:
+            raise TypeError(f"{name}: expected none for whole concepts, got one")
     folder, recipe = Path(folder), recipe_of(recipe, settings)
     checks.whole("together", together, 1)
     checks.whole("grid", grid, 1)
+    if isinstance(extractor, list | tuple):
+        raise TypeError("extractor: expected one for all concepts, got several")
+    for name, tensor in (("allowed", allowed), ("banned", banned)):
+        if isinstance(tensor, Tensor) and tensor.ndim > 2:
+            raise ValueError(f"{name}: expected shape [K] or [rows, K] for all concepts, got {list(tensor.shape)}")
     if classes is None:
         checks.rank("codebook", codebook, "[K, d]")
         check_extractor(module_of(extractor), codebook=codebook)
@@ -289,34 +297,36 @@ def select_concepts(
     target = torch.tensor(list(classes), dtype=torch.int64, device=codebook.device)
     problems = check_problems(extractor, codebook, target, None, None, grid, target)
     mask = allowed_tokens(problems, allowed, banned)
-    if mask is not None and mask.ndim == 3:
-        raise ValueError("allowed, banned: expected shape [K] or [rows, K] for all concepts, got one for each")
-    paths = [folder / f"concept-{label:04d}.safetensors" for label in classes]
+    paths = {label: folder / f"concept-{label:04d}.safetensors" for label in target.tolist()}
     made = _fingerprint(problems, recipe, seed, mask)
-    missing = {number for number, path in enumerate(paths) if not _is_there(path, made, grid)}
-    everything = range(len(paths))
-    for first in everything[::together]:
-        whole = everything[first : first + together]
-        # a state is that of the problems that began together, whichever of their concepts are written by now
-        begun = _state_of(folder, classes, whole).exists()
-        numbers = whole if begun else [number for number in whole if number in missing]
-        if not numbers:
-            continue
-        state = _state_of(folder, classes, numbers)
+    missing = [label for label, path in paths.items() if not _is_there(path, made, grid)]
+    groups = _begun(folder, paths.keys())
+    anew = [label for label in missing if not any(label in labels for labels, _ in groups)]
+    for first in range(0, len(anew), together):
+        labels = anew[first : first + together]
+        groups.append((labels, folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}-{len(labels)}.safetensors"))
+    places = {label: place for place, label in enumerate(paths)}
+    for labels, state in groups:
+        rows = torch.tensor([places[label] for label in labels], device=codebook.device)
         found = _select(
-            problems.take(torch.tensor(numbers, device=codebook.device)), recipe, seed=seed, mask=mask, judge=judge,
-            memory=memory, checkpoint=state, progress=progress,
+            problems.take(rows), recipe, seed=seed, mask=mask, judge=judge, memory=memory, checkpoint=state,
+            progress=progress,
         )  # fmt: skip
-        for problem, number in enumerate(numbers):
-            if number in missing:
-                found.problem(problem).save(paths[number])
+        for problem, label in enumerate(labels):
+            if label in missing:
+                found.problem(problem).save(paths[label])
         state.unlink(missing_ok=True)
-    return paths
+    return list(paths.values())
 
 
-def _state_of(folder: Path, classes: Sequence[int], numbers: Sequence[int]) -> Path:
-    first, last = classes[numbers[0]], classes[numbers[-1]]
-    return folder / f"unfinished-{first:04d}-{last:04d}-{len(numbers)}.safetensors"
+def _begun(folder: Path, wanted: Collection[int]) -> list[tuple[list[int], Path]]:
+    """The groups of concepts, all of them wanted, whose state was left by a run that was cut off; first to last."""
+    groups = []
+    for state in sorted(folder.glob("unfinished-*.safetensors")):
+        labels = list(dict.fromkeys(targets_of(state)))  # each as often as it was restarted
+        if all(label in wanted for label in labels):
+            groups.append((labels, state))
+    return groups
 
 
 def _is_there(path: Path, made: dict[str, Any], grid: int) -> bool:

@@ -28,7 +28,6 @@ class Method:
     graph: they may look at no value on a GPU.
     """
 
-    name: str
     start: Callable[[Problems], Tensor]
     propose: Callable[[Tensor, Problems, Tensor], tuple[Tensor, Sequence[Tensor]]]
     learn: Callable[[Tensor, Moments | None, Problems, Tensor, Sequence[Tensor], Tensor], None]
@@ -60,21 +59,22 @@ def step_of(
     recipe: Recipe,
     variables: Tensor,
     moments: Moments | None,
-) -> Callable[[Tensor], Tensor]:
-    """One step of the problems, from a clock [draws,4] to their losses [P], which changes variables and moments in
-    place; on a GPU in one CUDA graph."""
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """One step of the problems, which changes variables and moments in place; on a GPU in one CUDA graph. From a clock
+    [draws,4] to their losses [P], and for whoever looks closer the embeddings proposed and the losses' gradient there.
+    """
     objective = objective_of(prepared, problems, recipe)
     graphs: Graphs = {}
 
-    def step(clock: Tensor) -> tuple[Tensor]:
+    def step(clock: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         proposed, kept = method.propose(variables, problems, clock)
         loss, gradient = objective(proposed)
         method.learn(variables, moments, problems, clock, kept, gradient)
-        return (loss,)
+        return loss, proposed, gradient
 
     if not isinstance(prepared.body, fx.GraphModule):  # a forward of any kind may look at values
-        return lambda clock: step(clock)[0]
-    return lambda clock: replayed(step, graphs, clock, repeatable=False)[0]
+        return step
+    return lambda clock: replayed(step, graphs, clock, repeatable=False)
 
 
 def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

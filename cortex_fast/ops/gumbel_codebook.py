@@ -1,5 +1,6 @@
 """Gumbel-Softmax selection times codebook (eq. 7): the embedding of a sampled token in every row."""
 
+import math
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def gumbel_codebook(
     item_ids int [...] defaults to 0, 1, 2, ... over the leading dimensions. gumbel [...,R,K] replaces g, for exact
     tests. A logit of -inf bans its token, as long as its row has a finite one.
     clock: float64 [4] on the logits' device, (tau, draw, lr, step), whose tau and draw stand for the numbers: a CUDA
-    graph reads them anew each time that it is launched.
+    graph reads them anew each time that it is launched. On a GPU its values are not checked. The backward pass reads it
+    again: change it in place only after that.
     Differentiable once, in logits and codebook.
     Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
     or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
@@ -124,6 +126,8 @@ def check_arguments(
     if gumbel is not None:
         checks.floating("gumbel", gumbel)
         checks.same_shape("gumbel", gumbel, "logits", logits.shape)
+    if clock is not None and not isinstance(clock, Tensor):
+        raise TypeError(f"clock: expected a torch.Tensor, got {type(clock).__name__}")
     if clock is not None and (clock.dtype != torch.float64 or clock.shape != (4,)):
         raise ValueError(f"clock: expected float64 [4], got {clock.dtype} {list(clock.shape)}")
     checks.same_device(logits=logits, clock=clock)
@@ -139,6 +143,8 @@ def numbers(
         tau_now, draw_now, lr_now, step_now = clock.unbind()
         return tau_now, draw_now.long(), lr_now, step_now
     tau, draw_now, lr, step_now = clock.tolist()
+    if not (0 < tau < math.inf and 0 <= draw_now < 2**32 and 0 <= lr < math.inf and step_now >= 1):
+        raise ValueError(f"clock: expected tau > 0, a draw in [0, 2^32), lr >= 0 and step >= 1, got {clock.tolist()}")
     return tau, int(draw_now), lr, int(step_now)
 
 

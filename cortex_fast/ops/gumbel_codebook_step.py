@@ -65,6 +65,11 @@ def gumbel_codebook_step(
         checks.integral("own", own)
         checks.same_shape("own", own, "logits' rows", logits.shape[:-1])
         checks.same_device(logits=logits, own=own)
+    if kept is not None and kept.numel():
+        checks.floating("kept", kept)
+        expected = torch.Size((*logits.shape[:-1], 2 + codebook.shape[1]))
+        checks.same_shape("kept", kept, "the logits' rows and 2 + d", expected)
+        checks.same_device(logits=logits, kept=kept)
     for beta in betas:
         if not 0 <= beta < 1:
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")

@@ -15,8 +15,10 @@ from cortex_fast import (
     select_concepts,
     select_tokens,
 )
+from cortex_fast.data.results import save_result
 from cortex_fast.engine import prepare
 from cortex_fast.explain import TokenSelection
+from cortex_fast.explain.groups import by_extractor
 from cortex_fast.explain.problems import check_problems
 from cortex_fast.explain.selection import token_method
 from cortex_fast.explain.stepping import clocks_of, step_of
@@ -84,20 +86,122 @@ def test_problems_have_regions_and_extractors_of_their_own(optimise, memory):
     extractors = [tiny("ce"), tiny("re")]
     each = [extractors[number] for number in (0, 1, 1, 0, 0)]
     arguments = {"steps": 12, "judge_every": 4} | ({} if optimise is draw_tokens else {"lr": 0.3})
-    together = optimise(each, codebook(), targets(5), tokens=grids(5), region=REGIONS, memory=memory, **arguments)
+    frequency = torch.rand(5, CODES, generator=torch.Generator().manual_seed(6)) ** 4
+    weights = [{"frequency": frequency[n]} if optimise is draw_tokens else {} for n in (slice(None), *range(5))]
+    arguments |= {"tokens": grids(5)}
+    together = optimise(each, codebook(), targets(5), region=REGIONS, memory=memory, **weights[0], **arguments)
     assert torch.equal(together.region, masks()) and not together.changed[~masks()].any()
-    by_mask = optimise(each, codebook(), targets(5), tokens=grids(5), region=masks(), **arguments)
+    by_mask = optimise(each, codebook(), targets(5), region=masks(), **weights[0], **arguments)
     assert torch.equal(by_mask.history, together.history)
     for number, (extractor, region) in enumerate(zip(each, REGIONS, strict=True)):
         own = slice(number, number + 1)
         items = {} if optimise is optimise_embedding else {"item_ids": torch.tensor([number])}
+        arguments["tokens"] = grids(5)[own]
         alone = optimise(
-            extractor, codebook(), targets(5)[own], tokens=grids(5)[own], region=region, **items, **arguments
+            extractor, codebook(), targets(5)[own], region=region, **items, **weights[1 + number], **arguments
         )
         one = together.problem(number)
         assert torch.equal(one.history, alone.history) and torch.equal(one.region, alone.region)
         torch.testing.assert_close(one.loss, alone.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.probability, alone.probability, rtol=1e-4, atol=1e-6)
+
+
+def test_goes_on_with_everything_of_its_own(tmp_path):
+    """Regions, extractors and limits of each problem's own: stopped in the middle, then in groups of another size."""
+    extractors, boxes = [tiny("ce"), tiny("re")], [(2, 2, 5, 5), (0, 0, 3, 3), (2, 2, 5, 5), (2, 2, 5, 5), (5, 5, 8, 8)]
+    each = [extractors[number] for number in (0, 1, 1, 0, 1)]
+    allowed = torch.rand(5, 9, CODES, generator=torch.Generator().manual_seed(8)) < 0.6
+    arguments = {"tokens": grids(5), "region": boxes, "allowed": allowed, "steps": 8, "lr": 0.4, "judge_every": 4}
+    straight = select_tokens(each, codebook(), targets(5), **arguments)
+    own = torch.stack([grid[top:bottom, left:right].flatten() for grid, (top, left, bottom, right)
+                       in zip(straight.history[-1], boxes, strict=True)])  # fmt: skip
+    assert allowed.gather(2, own[..., None]).all()
+    judges, looks = [by_extractor(extractor, codebook()) for extractor in extractors], []
+
+    def judge(tokens, target):  # of problem 1's extractor, say, for all; what each has itself is tested elsewhere
+        looks.append(None)
+        if len(looks) == 6:
+            raise StoppedError
+        return judges[1](tokens, target)
+
+    expected = select_tokens(each, codebook(), targets(5), judge=judges[1], **arguments)
+    path = tmp_path / "state"
+    with pytest.raises(StoppedError):
+        select_tokens(each, codebook(), targets(5), judge=judge, checkpoint=path, memory=1, **arguments)
+    other = [extractors[number] for number in (0, 1, 0, 0, 1)]
+    with pytest.raises(ResultFileError):
+        select_tokens(other, codebook(), targets(5), judge=judge, checkpoint=path, **arguments)
+    got = select_tokens(each, codebook(), targets(5), judge=judge, checkpoint=path, **arguments)
+    assert torch.equal(got.history, expected.history) and got.fingerprint == expected.fingerprint
+    torch.testing.assert_close(got.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.probability, expected.probability, rtol=1e-4, atol=1e-6)
+    swapped = select_tokens(other, codebook(), targets(5), judge=judges[1], **arguments)
+    assert swapped.fingerprint != got.fingerprint
+
+
+def test_each_problem_is_judged_by_its_extractor_after_going_on(tmp_path, monkeypatch):
+    from cortex_fast.explain import optimisation
+
+    extractors = [tiny("ce"), tiny("re")]
+    each = [extractors[number] for number in (0, 1, 0, 1)]
+    arguments = {"tokens": grids(4), "region": REGION, "steps": 6, "lr": 0.4, "judge_every": 3}
+    expected = select_tokens(each, codebook(), targets(4), **arguments)
+    path, looked = tmp_path / "state", []
+
+    def stopping(*arguments):
+        looked.append(None)
+        if len(looked) == 5:
+            raise StoppedError
+        return look(*arguments)
+
+    look = optimisation._look
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(optimisation, "_look", stopping)
+        select_tokens(each, codebook(), targets(4), checkpoint=path, memory=1, **arguments)
+    got = select_tokens(each, codebook(), targets(4), checkpoint=path, **arguments)
+    torch.testing.assert_close(got.probability, expected.probability, rtol=1e-4, atol=1e-6)
+    assert torch.equal(got.history, expected.history)
+
+
+def test_an_extractor_is_prepared_once(monkeypatch):
+    from cortex_fast.explain import groups
+
+    prepared = []
+    monkeypatch.setattr(groups, "prepare", lambda *a, **k: prepared.append(k["copies"]) or prepare(*a, **k))
+    each = [tiny("ce")] * 5
+    select_tokens(each, codebook(), targets(5), tokens=grids(5), region=REGIONS, steps=3, lr=0.3)
+    draw_tokens(each[0], codebook(), targets(5), tokens=grids(5), region=REGIONS, steps=3)
+    assert prepared == [15, 0]
+
+
+def test_nothing_to_do():
+    """No problems, whatever else is given."""
+    none = {"tokens": grids(0), "steps": 2}
+    mask = torch.ones(9, CODES, dtype=torch.bool)
+    for given in (
+        {"allowed": mask[0]},
+        {"allowed": mask, "region": REGION},
+        {"region": []},
+        {"banned": ~mask[None][:0]},
+    ):
+        got = select_tokens(tiny("ce"), codebook(), targets(0), **none, **given)
+        assert got.tokens.shape == (0, GRID, GRID) and got.region.shape == (0, GRID, GRID)
+    assert draw_tokens(tiny("ce"), codebook(), targets(0), **none).tokens.shape == (0, GRID, GRID)
+
+
+@pytest.mark.parametrize("memory", [0, 1.5, "1 GiB", None])
+@pytest.mark.parametrize("optimise", [*BOTH, draw_tokens])
+def test_bad_memory_is_named(optimise, memory):
+    with pytest.raises((ValueError, TypeError), match=r"^memory:"):
+        optimise(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, memory=memory)
+
+
+def test_results_of_another_version_are_refused(tmp_path):
+    got = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1)
+    tensors = {name: value for name, value in vars(got).items() if isinstance(value, torch.Tensor)}
+    save_result(tmp_path / "old", "TokenSelection", tensors | {"region": got.region[0]}, {"fingerprint": {}})
+    with pytest.raises(ResultFileError, match="region"):
+        TokenSelection.load(tmp_path / "old")
 
 
 def test_regions_of_their_own_with_prices_and_bans():
@@ -107,6 +211,12 @@ def test_regions_of_their_own_with_prices_and_bans():
         tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, banned=banned, stay=0.01, **arguments
     )
     assert (got.history[-1][masks()] >= 9).all() and not got.changed[~masks()].any()
+    dear, free = (
+        select_tokens(tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, stay=stay, start="image",
+                      **arguments)
+        for stay in (50.0, 0.0)
+    )  # fmt: skip
+    assert not dear.changed.any() and free.changed.any()
     with pytest.raises(ValueError, match=r"^banned: expected shape \[12\], got \[9, 12\]"):
         select_tokens(tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, banned=banned.expand(9, -1))
 
@@ -144,7 +254,7 @@ def test_a_whole_step_is_a_function_of_its_clock():
     losses = []
     for now in clocks_of(recipe, clock.device):
         clock.copy_(now)  # as a replay has it: one place, new values
-        losses.append(step(clock).clone())
+        losses.append(step(clock)[0].clone())
     torch.testing.assert_close(torch.stack(losses), expected.loss, rtol=1e-5, atol=1e-6)
     assert torch.equal(method.decide(variables, problems), expected.history[-1, :, 2:5, 2:5].flatten(1))
     assert [tensor.data_ptr() for tensor in (variables, *moments)] == places
@@ -390,27 +500,35 @@ def test_every_concept_is_written_whole_and_once(tmp_path):
         select_concepts(extractor, codebook(), tmp_path, region=(0, 0, 1, 1), **settings)
 
 
-def test_a_disk_that_fills_up_costs_no_work(tmp_path, monkeypatch):
-    """A group's state is there until its concepts are."""
+@pytest.mark.parametrize("there", [[], [1]])
+def test_a_disk_that_fills_up_costs_no_work(there, tmp_path, monkeypatch):
+    """A group's state is there until its concepts are, whichever were there before."""
     extractor, asked = Convolutional(CHANNELS, CLASSES).eval(), []
-    settings = {"grid": 4, "steps": 6, "lr": 0.3, "judge_every": 3, "together": 2}
+    settings = {"grid": 4, "steps": 6, "lr": 0.3, "judge_every": 3, "together": 4, "restarts": 2}
     save = TokenSelection.save
 
     def full(self, path):
-        if int(self.target) == 1:
+        if int(self.target) == 2:
             raise OSError("no space left on device")
         save(self, path)
 
     def judge(tokens, target):
         asked.append(target)
-        return torch.rand(len(target), generator=torch.Generator().manual_seed(len(asked)))
+        return by_extractor(extractor, codebook())(tokens, target)
 
+    select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=there, **settings)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
         patch.setattr(TokenSelection, "save", full)
         select_concepts(extractor, codebook(), tmp_path, judge=judge, **settings)
     looks = len(asked)
-    paths = select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=[0, 1], **settings)
-    assert len(asked) <= looks + 3 and sorted(tmp_path.iterdir()) == paths
+    assert select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=[0], **settings)
+    with pytest.raises(ResultFileError):
+        select_concepts(extractor, codebook(), tmp_path, judge=judge, **(settings | {"lr": 0.4}))
+    paths = select_concepts(extractor, codebook(), tmp_path, judge=judge, **settings)
+    assert len(asked) == looks and sorted(tmp_path.iterdir()) == paths
+    whole = select_concepts(extractor, codebook(), tmp_path / "whole", **settings)
+    for one, other in zip(paths, whole, strict=True):
+        assert torch.equal(TokenSelection.load(one).history, TokenSelection.load(other).history)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

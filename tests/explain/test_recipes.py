@@ -52,6 +52,11 @@ def test_bad_settings_are_named(settings):
         Recipe(**settings)
 
 
+@pytest.mark.parametrize("kind", ["linear", "geometric", "cosine"])
+def test_a_schedule_ends_at_its_end_to_the_bit(kind):
+    assert Schedule(1.0, 1e-17, kind).at(3, 4) == 1e-17 and Schedule(3.0, 0.1, kind).at(6, 7) == 0.1
+
+
 def test_a_rate_may_end_at_nothing_and_a_temperature_not():
     assert Recipe(lr=Schedule(0.5, 0.0, "cosine")).lr.at(9, 10) == 0
     with pytest.raises(ValueError, match=r"^tau.end:"):
