@@ -8,6 +8,7 @@ and small sizes have to do.
 import functools
 import importlib
 import itertools
+import pkgutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from cortex_fast import ops
 from cortex_fast.kernels import native, triton
+from cortex_fast.ops.backends import Reason
 from tests.ops.backends_under_test import LEVELS, NATIVE, TRITON
 
 EXAMPLES = 5  # of hypothesis, in the interpreter
@@ -70,14 +73,19 @@ def running(level: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def compiled_triton(operator: Any) -> Iterator[None]:
-    """Where there is a GPU: the operator's Triton kernels take tensors on the CPU, too."""
+def compiled_triton() -> Iterator[None]:
+    """Where there is a GPU: Triton kernels take tensors on the CPU, too."""
     from tests.ops.on_gpu import launch_on, launching
 
-    against = operator.BACKENDS["triton"]
+    def as_if_there(against: Reason) -> Reason:
+        return lambda tensor: against(tensor.new_empty(0, device="cuda"))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launching, "launch", functools.partial(launch_on, "cuda"))
-        patch.setitem(operator.BACKENDS, "triton", lambda tensor: against(tensor.new_empty(0, device="cuda")))
+        for _, name, _ in pkgutil.iter_modules(ops.__path__):
+            backends = getattr(importlib.import_module(f"cortex_fast.ops.{name}"), "BACKENDS", {})
+            if "triton" in backends:
+                patch.setitem(backends, "triton", as_if_there(backends["triton"]))
         yield
 
 
@@ -88,8 +96,7 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     name = request.param if request.param in ("reference", "triton") else "native"
     with running(request.param if request.param in LEVELS else None):
         if name == "triton" and not triton.INTERPRETED:
-            operator = request.module.__name__.split(".test_")[-1]
-            with compiled_triton(importlib.import_module(f"cortex_fast.ops.{operator}")):
+            with compiled_triton():
                 yield name
         else:
             yield name

@@ -18,7 +18,8 @@ def launch_on(device: str, kernel: Any, grid: tuple[int, ...], /, *arguments: ob
     """As `launching.launch`, for arguments on the CPU."""
     storages = {a.untyped_storage().data_ptr(): a.untyped_storage() for a in arguments if isinstance(a, Tensor)}
     there = {
-        pointer: storage.clone() if device == "cpu" else storage.to(device) for pointer, storage in storages.items()
+        pointer: storage.clone() if device == "cpu" else storage.to(device=device)
+        for pointer, storage in storages.items()
     }
 
     def moved(argument: object) -> object:

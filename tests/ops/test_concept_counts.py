@@ -90,7 +90,8 @@ def test_occurrence_and_image_differ_on_a_repeated_token(impl: str) -> None:
 def test_grids_of_odd_sizes_and_empty_batches(impl: str, per: str, grid: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
     many = few(impl, 1, 17)
-    for batch, dtype in ((0, torch.uint16), (1, torch.uint8), (17 // many, torch.int16), (33 // many, torch.int64)):
+    batches = ((0, torch.uint16), (1, torch.uint8), (17 // many, torch.int16), (33, torch.int64))
+    for batch, dtype in batches[: few(impl, 4, 3)]:
         tsv = torch.randint(0, 9, (batch, *grid), generator=generator).float()  # many ties
         tokens = torch.randint(0, 200, (batch, *grid), generator=generator).to(dtype)
         labels = torch.randint(0, 3, (batch,), generator=generator)
