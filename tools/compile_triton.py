@@ -176,7 +176,7 @@ def call_gumbel_forward_and_backward(
 ) -> None:
     torch.set_float32_matmul_precision(precision)
     logits, codebook = empty(1, rows, 64, dtype=dtype), empty(64, channels, dtype=dtype)
-    upstream, kept = empty(1, rows, channels), empty(1, rows, 2 + channels)
+    upstream, kept = empty(1, rows, channels), empty(1, rows, 3 + channels)
     ids, index = torch.zeros(1, dtype=torch.int64), torch.zeros(1, rows, dtype=torch.int64)
     noise, clock = (empty(1, rows, 64), None) if given else (None, torch.ones(4, dtype=torch.float64))
     for hard, keep in ((True, False), (True, True), (False, True)):
@@ -192,7 +192,7 @@ def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
     clock, ids = torch.ones(4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     for rows in (16, 1000) if dtype == torch.float32 else (1000,):
         logits, codebook, own = empty(1, rows, 64), empty(64, 256, dtype=dtype), torch.zeros(1, rows, dtype=torch.int64)
-        upstream, kept = empty(1, rows, 256), empty(1, rows, 258)
+        upstream, kept = empty(1, rows, 256), empty(1, rows, 259)
         for moments, now, price in ((None, None, None), ((logits, logits), None, None), ((logits, logits), clock, own)):
             gumbel_codebook_backward.step(
                 logits,

@@ -64,8 +64,8 @@ def gumbel_codebook_kept(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`gumbel_codebook`, and what spares `gumbel_codebook_step` of the same arguments a pass over the logits.
 
-    That is float32 [...,R,2+d]: the largest score, the logarithm of y's denominator behind it, and y C; or nothing,
-    [0], of a backend that makes no use of it.
+    That is float32 [...,R,3+d], the largest score, the logarithm of y's denominator behind it, the index's bits and
+    y C; or nothing, [0], of a backend that makes no use of it.
     """
     return _checked(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, clock, keep=True, impl=impl)
 
@@ -184,7 +184,7 @@ def _(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep, im
     embedding = codebook.new_empty((problems, rows, codebook.shape[1]))
     index = logits.new_empty((problems, rows), dtype=torch.int64)
     backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
-    shape = (problems, rows, 2 + codebook.shape[1]) if backend == "triton" and (keep or not hard) else (0,)
+    shape = (problems, rows, 3 + codebook.shape[1]) if backend == "triton" and (keep or not hard) else (0,)
     return embedding, index, logits.new_empty(shape, dtype=torch.float32)
 
 

@@ -67,8 +67,8 @@ def gumbel_codebook_step(
         checks.same_device(logits=logits, own=own)
     if kept is not None and kept.numel():
         checks.floating("kept", kept)
-        expected = torch.Size((*logits.shape[:-1], 2 + codebook.shape[1]))
-        checks.same_shape("kept", kept, "the logits' rows and 2 + d", expected)
+        expected = torch.Size((*logits.shape[:-1], 3 + codebook.shape[1]))
+        checks.same_shape("kept", kept, "the logits' rows and 3 + d", expected)
         checks.same_device(logits=logits, kept=kept)
     for beta in betas:
         if not 0 <= beta < 1:

@@ -9,7 +9,7 @@ import functools
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,14 +89,30 @@ def compiled_triton() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def interpreted_triton() -> Iterator[None]:
+    """In the interpreter a program takes as long for large blocks as for small ones."""
+    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward
+
+    large = {"ROWS": 64, "CODES": 1024}
+
+    def kept(sizes: dict[str, int], names: Container[str]) -> dict[str, int]:
+        return {name: size for name, size in sizes.items() if name in names}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (gumbel_codebook, gumbel_codebook_backward):
+            patch.setattr(module, "block_of", lambda _device, choice: choice.default | kept(large, choice.default))
+        yield
+
+
 # Once for a module and not for each test, since hypothesis refuses a fixture that is not made anew for each example.
 @pytest.fixture(scope="module")
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name to give an operator: "reference", "triton", or "native" with each instruction set of this processor."""
     name = request.param if request.param in ("reference", "triton") else "native"
     with running(request.param if request.param in LEVELS else None):
-        if name == "triton" and not triton.INTERPRETED:
-            with compiled_triton():
+        if name == "triton":
+            with interpreted_triton() if triton.INTERPRETED else compiled_triton():
                 yield name
         else:
             yield name

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cortex_fast.ops import gumbel_codebook
-from tests.ops.backends_under_test import EPS, assert_same_for_any_threads, random, same_bits
+from tests.ops.backends_under_test import EPS, assert_same_for_any_threads, random, same_bits, skip_in_interpreter
 from tests.ops.exact_stream import UNIT, gumbel_noise
 
 OPS = torch.ops.cortex_fast
@@ -86,12 +86,15 @@ SIZES = [  # P, R, K, d: on both sides of the kernels' chunks of 768 codes, pane
     (1, 1, 1, 17), (2, 17, 3, 1030), (1, 33, 15, 7), (1, 1, 767, 1), (2, 16, 768, 7), (1, 17, 769, 16),
     (3, 15, 868, 17), (1, 33, 1537, 16), (1, 1, 1537, 1030), (2, 1, 5000, 7), (1, 32, 64, 33),
 ]  # fmt: skip
+INTERPRETED_SIZES = [(1, 1, 1, 17), (1, 17, 769, 16), (2, 1, 5000, 7)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("tau", "hard", "own_noise"), [(1, False, False), (0.5, True, False), (2, False, True)])
 def test_odd_sizes(impl: str, sizes: tuple[int, int, int, int], tau: float, hard: bool, own_noise: bool) -> None:
     problems, rows, codes, channels = sizes
+    if sizes not in INTERPRETED_SIZES:
+        skip_in_interpreter(impl)
     logits = random(problems, rows, codes).mul(3).requires_grad_()
     codebook, upstream = random(codes, channels, seed=1).requires_grad_(), random(problems, rows, channels, seed=2)
     ids = torch.arange(problems) * 7 + 1
@@ -224,6 +227,7 @@ def test_ids_default_to_0_1_2_in_any_integer_type(dtype: torch.dtype) -> None:
 
 
 def test_equal_ids_select_alike_and_seeds_draws_and_items_do_not(impl: str) -> None:
+    skip_in_interpreter(impl)
     logits, codebook = torch.zeros(3, 50, 64), random(64, 2)
     _, index = gumbel_codebook(logits, codebook, item_ids=torch.tensor([4, 5, 4]), impl=impl)
     assert torch.equal(index[0], index[2])
@@ -238,6 +242,7 @@ def test_equal_ids_select_alike_and_seeds_draws_and_items_do_not(impl: str) -> N
 
 @pytest.mark.parametrize("axis", ["rows", "draws", "items"])
 def test_selections_follow_the_softmax_of_the_logits(impl: str, axis: str) -> None:
+    skip_in_interpreter(impl)
     logits, codebook = torch.tensor([0.0, 1.0, -1.0, 2.5, 0.3, -3.0]), torch.zeros(6, 1)
     if axis == "rows":
         indices = gumbel_codebook(logits.expand(20000, 6), codebook, seed=1, impl=impl)[1]
@@ -270,6 +275,8 @@ def test_logits_of_300(hard: bool) -> None:
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("tau", [0.01, 1.0, 50.0])
 def test_banned_tokens_are_never_selected_and_get_no_gradient(impl: str, hard: bool, tau: float) -> None:
+    if tau != 0.01:
+        skip_in_interpreter(impl)
     free = torch.tensor([1, 4, 5, 8])
     logits = torch.full((2, 300, 10), -torch.inf)
     logits[..., free] = random(2, 300, 4)
@@ -313,6 +320,8 @@ def embedding_index_and_gradient(logits: Tensor, codebook: Tensor, upstream: Ten
 def test_a_logit_of_nan_or_infinity_is_selected_and_spoils_its_row_alone(
     impl: str, codes: int, value: float, tau: float, own_noise: bool
 ) -> None:
+    if codes != 9 or tau == 1:
+        skip_in_interpreter(impl)
     logits, codebook, upstream = random(2, 17, codes), random(codes, 3, seed=1), random(2, 17, 3, seed=2)
     options = {"tau": tau, "gumbel": random(2, 17, codes, seed=3) if own_noise else None, "impl": impl}
     spoiled = logits.clone()
@@ -346,6 +355,8 @@ def test_a_row_of_banned_tokens_alone_selects_the_first_and_has_no_softmax(impl:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("codes", [9, 101, 869])
 def test_an_upstream_of_nan_or_infinity_spoils_its_row_alone(impl: str, codes: int, value: float) -> None:
+    if codes != 101 or value == -math.inf:
+        skip_in_interpreter(impl)
     logits, codebook, upstream = random(1, 40, codes), random(codes, 3, seed=1), random(1, 40, 3, seed=2)
     clean = embedding_index_and_gradient(logits, codebook, upstream, impl=impl)
     for row in (0, 17, 39):

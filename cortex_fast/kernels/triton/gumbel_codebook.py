@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cortex_fast.kernels.reference import philox
 from cortex_fast.kernels.triton import launching
-from cortex_fast.kernels.triton.gumbel_tiles import draw_of, power_of_two, precision, score_tile, tau_of
+from cortex_fast.kernels.triton.gumbel_tiles import as_float32, draw_of, power_of_two, precision, score_tile, tau_of
 from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.philox import word_tile
 from cortex_fast.kernels.triton.tiles import Choice, block_of, choice
@@ -210,11 +210,12 @@ def combine(
             )
             soft += tl.sum(weights[:, None] * values, axis=0)
         soft /= denominator
-        kept = kept_out + row * (2 + channels)
+        kept = kept_out + row * (3 + channels)
         if column == 0:
             tl.store(kept, best)
             tl.store(kept + 1, tl.where(denominator != denominator, denominator, log_of(denominator)))
-        tl.store(kept + 2 + channel, soft, mask=inside)
+            tl.store(kept + 2, index.to(tl.float32, bitcast=True))
+        tl.store(kept + 3 + channel, soft, mask=inside)
         if not HARD:
             tl.store(embedding_out + row * channels + channel, soft.to(embedding_out.dtype.element_ty), mask=inside)
     if HARD:
@@ -264,18 +265,19 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logits [P,R,K], codebook [K,d] -> embedding [P,R,d] in the codebook's dtype, index int64 [P,R]; and where `keep`
-    is true, or the selection soft, float32 [P,R,2+d], else [0]: the largest score, the denominator's logarithm, y C."""
+    is true, or the selection soft, float32 [P,R,3+d], else [0]: the largest score, the denominator's logarithm, the
+    index's bits, y C."""
     problems, rows, codes = logits.shape
     channels, count, soft = codebook.shape[1], problems * rows, keep or not hard
     codebook, item_ids = codebook.contiguous(), item_ids.contiguous()
-    gumbel = None if gumbel is None else gumbel.contiguous()
+    gumbel, tau = None if gumbel is None else gumbel.contiguous(), as_float32(tau)
 
     def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     embedding = fresh(problems, rows, channels, dtype=codebook.dtype)
     selected = fresh(problems, rows, dtype=torch.int64)
-    kept = fresh(problems, rows, 2 + channels) if soft else fresh(0)
+    kept = fresh(problems, rows, 3 + channels) if soft else fresh(0)
     stream = (*philox.stream_key(seed, philox.GUMBEL), draw)
     if soft:
         block = block_of(logits.device, scan_choice(count, channels))

@@ -5,8 +5,12 @@ operations an element, which at d = 256 in float32's own precision take longer t
 
 One pass: the row's term <y, D> is dE . (y C), which the forward pass has kept (or makes here), so that a tile of dE C^T
 is all that a tile of dP needs. y comes from P, the noise drawn again, and the kept largest score and denominator.
-Nothing of size R x K is written but dP, in a step not even that. A price `stay` for leaving a row's own code comes off
-D there, and off the row's term.
+Nothing of size R x K is written but dP, in a step not even that.
+
+Both D and its mean are taken relative to the selected code w: D_k - D_w, 0 for w itself, and dE . (y C - C_w). Where a
+row has settled on w its gradient is then 0, as it is in the formula; the difference of two large sums would leave
+their rounding, which Adam makes a step of full length from. (With tf32 y C is rounded too roughly for that.)
+A price `stay` for leaving a row's own code comes off D there, and off the mean.
 """
 
 import math
@@ -20,7 +24,15 @@ from cortex_fast.kernels.reference import gumbel_codebook as reference
 from cortex_fast.kernels.reference import philox
 from cortex_fast.kernels.triton import launching
 from cortex_fast.kernels.triton.gumbel_codebook import forward
-from cortex_fast.kernels.triton.gumbel_tiles import draw_of, power_of_two, precision, score_of, score_tile, tau_of
+from cortex_fast.kernels.triton.gumbel_tiles import (
+    as_float32,
+    draw_of,
+    power_of_two,
+    precision,
+    score_of,
+    score_tile,
+    tau_of,
+)
 from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.tiles import Choice, block_of, choice
 from cortex_fast.kernels.triton.transforms import exp_of
@@ -31,6 +43,7 @@ def row_terms(
     logits,
     gumbel,
     item_ids,
+    codebook,
     upstream,
     kept,
     own,
@@ -52,16 +65,20 @@ def row_terms(
     OWN: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """<y, D> of a row: dE . (y C), less stay y[own]."""
+    """Of a row D_w = dE . C_w, and <y, D> - D_w = dE . (y C - C_w), less stay y[own]."""
     tau, draw = tau_of(clock, tau, CLOCK), draw_of(clock, draw, CLOCK)
     row = tl.program_id(0).to(tl.int64)
-    kept += row * (2 + channels)
+    kept += row * (3 + channels)
+    selected = codebook + tl.load(kept + 2).to(tl.int32, bitcast=True).to(tl.int64) * channels
+    highest = tl.zeros((CHANNELS,), tl.float32)
     total = tl.zeros((CHANNELS,), tl.float32)
     for first in range(0, channels, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
         inside = channel < channels
-        soft = tl.load(kept + 2 + channel, mask=inside, other=0.0)
-        total += soft * tl.load(upstream + row * channels + channel, mask=inside, other=0.0)
+        code = tl.load(selected + channel, mask=inside, other=0.0).to(tl.float32)
+        left = tl.load(upstream + row * channels + channel, mask=inside, other=0.0)
+        highest += left * code
+        total += left * (tl.load(kept + 3 + channel, mask=inside, other=0.0) - code)
     term = tl.sum(total, axis=0)
     if OWN:
         score = score_of(
@@ -69,7 +86,8 @@ def row_terms(
             key_low, key_high, draw, GIVEN,
         )  # fmt: skip
         term -= stay * exp_of((score - tl.load(kept)) / tau - tl.load(kept + 1))
-    tl.store(terms_out + row, term)
+    tl.store(terms_out + 2 * row, tl.sum(highest, axis=0))
+    tl.store(terms_out + 2 * row + 1, term)
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "draw", "count", "rows", "number"])
@@ -138,12 +156,14 @@ def update(
         key_low, key_high, draw, GIVEN, ROWS, CODES,
     )  # fmt: skip
     there = row < count
-    top = tl.load(kept + row * (2 + channels), mask=there, other=0.0)
-    denominator = tl.load(kept + row * (2 + channels) + 1, mask=there, other=0.0)
+    top = tl.load(kept + row * (3 + channels), mask=there, other=0.0)
+    denominator = tl.load(kept + row * (3 + channels) + 1, mask=there, other=0.0)
     y = exp_of((scores - top) / tau - denominator)
+    selected = tl.load(kept + row * (3 + channels) + 2, mask=there, other=0.0).to(tl.int32, bitcast=True)
+    d = tl.where(code == selected, 0.0, d - tl.load(terms + 2 * row, mask=there, other=0.0))
     if OWN:
         d -= tl.where(code == tl.load(own + row, mask=there, other=0), stay, 0.0)
-    gradient = y * (d - tl.load(terms + row, mask=there, other=0.0)) / tau
+    gradient = y * (d - tl.load(terms + 2 * row + 1, mask=there, other=0.0)) / tau
     if RULE == "gradient":
         tl.store(out + at, gradient.to(out.dtype.element_ty), mask=inside)
     else:
@@ -206,8 +226,8 @@ def outer(
             key_low, key_high, draw, GIVEN, ROWS, CODES,
         )  # fmt: skip
         row = block * ROWS + tl.arange(0, ROWS)[:, None]
-        top = tl.load(kept + row * (2 + channels), mask=row < count, other=0.0)
-        denominator = tl.load(kept + row * (2 + channels) + 1, mask=row < count, other=0.0)
+        top = tl.load(kept + row * (3 + channels), mask=row < count, other=0.0)
+        denominator = tl.load(kept + row * (3 + channels) + 1, mask=row < count, other=0.0)
         y = exp_of((scores - top) / tau - denominator)
         right = tl.load(upstream + row * channels + channel, mask=(row < count) & (channel < channels), other=0.0)
         total = tl.dot(tl.trans(y), right, total, input_precision=PRECISION)
@@ -231,15 +251,17 @@ def update_choice(count: int, channels: int) -> Choice:
     )
 
 
-def outer_tile(channels: int) -> dict[str, int]:
+def outer_choice(channels: int) -> Choice:
     """The block of `outer`, and its warps."""
-    return {"ROWS": 16, "CODES": 64, "CHANNELS": power_of_two(channels, 16, 64), "num_warps": 4}
+    default = {"ROWS": 16, "CODES": 64, "CHANNELS": power_of_two(channels, 16, 64), "num_warps": 4}
+    return choice("outer", [channels, precision()], default, ROWS=(16, 32), CODES=(32, 64, 128), num_warps=(4, 8))
 
 
 def _terms(
     logits: Tensor,
     gumbel: Tensor | None,
     item_ids: Tensor,
+    codebook: Tensor,
     upstream: Tensor,
     kept: Tensor,
     own: Tensor | None,
@@ -251,10 +273,10 @@ def _terms(
 ) -> Tensor:
     _, rows, codes = logits.shape
     channels = upstream.shape[2]
-    terms = torch.empty(upstream.shape[:2], device=logits.device)
+    terms = torch.empty((*upstream.shape[:2], 2), device=logits.device)
     launching.launch(
-        row_terms, [terms.numel()], logits,
-        logits, gumbel, item_ids, upstream, kept, own, clock, terms, tau, stay,
+        row_terms, [terms.numel() // 2], logits,
+        logits, gumbel, item_ids, codebook, upstream, kept, own, clock, terms, tau, stay,
         *philox.stream_key(seed, philox.GUMBEL), draw, rows, codes, channels, *logits.stride(),
         GIVEN=gumbel is not None, CLOCK=clock is not None, OWN=own is not None,
         CHANNELS=power_of_two(channels, 16, 512),
@@ -285,7 +307,7 @@ def _update(
 ) -> None:
     problems, rows, codes = logits.shape
     channels, count = codebook.shape[1], problems * rows
-    terms = _terms(logits, gumbel, item_ids, upstream, kept, own, stay, clock, tau, seed, draw)
+    terms = _terms(logits, gumbel, item_ids, codebook, upstream, kept, own, stay, clock, tau, seed, draw)
     block = block_of(logits.device, update_choice(count, channels))
     first, second = moments or (out, out)
     launching.launch(
@@ -317,6 +339,7 @@ def backward(
     what the forward pass kept."""
     upstream, codebook = upstream.float().contiguous(), codebook.contiguous()
     item_ids, gumbel = item_ids.contiguous(), None if gumbel is None else gumbel.contiguous()
+    tau = as_float32(tau)
     codes, channels = codebook.shape
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     grad_codebook = torch.empty((codes if codebook_needed else 0, channels), dtype=codebook.dtype, device=logits.device)
@@ -328,7 +351,7 @@ def backward(
         grad_codebook.copy_(sums)
     elif codebook_needed:
         count, rows = index.numel(), index.shape[1]
-        block = outer_tile(channels)
+        block = block_of(logits.device, outer_choice(channels))
         launching.launch(
             outer, [ceil_div(codes, block["CODES"]), ceil_div(channels, block["CHANNELS"])], logits,
             logits, gumbel, item_ids, upstream, kept, clock, grad_codebook, tau,
@@ -360,6 +383,7 @@ def step(
     """One step of Adam (moments) or gradient descent (None) on contiguous logits [P,R,K], in place."""
     upstream, codebook = upstream.float().contiguous(), codebook.contiguous()
     item_ids, gumbel = item_ids.contiguous(), None if gumbel is None else gumbel.contiguous()
+    tau = as_float32(tau)
     if kept is None or not kept.numel():
         _, _, kept = forward(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard=True, keep=True)
     _update(

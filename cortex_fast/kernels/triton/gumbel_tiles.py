@@ -23,11 +23,20 @@ def power_of_two(at_least: int, low: int, high: int) -> int:
     return min(high, max(low, triton.next_power_of_2(at_least)))
 
 
+_LEAST, _MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal float32: GPUs may take smaller ones for 0
+_LEAST_TAU, _MOST_TAU = tl.constexpr(_LEAST), tl.constexpr(_MOST)
+
+
+def as_float32(tau: float) -> float:
+    """A temperature as the kernels can have it."""
+    return min(max(tau, _LEAST), _MOST)
+
+
 @triton.jit
 def tau_of(clock, tau, CLOCK: tl.constexpr):
     """The temperature given, or a clock's."""
     if CLOCK:
-        return tl.load(clock).to(tl.float32)
+        return tl.minimum(tl.maximum(tl.load(clock), _LEAST_TAU), _MOST_TAU).to(tl.float32)
     else:
         return tau
 
