@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.machine import Floor, peak_extra_bytes
 from cortex_fast.ops.backends import verdicts
 
-IMPLS = ("native", "reference")  # timed for every operator, best first; a GPU's join here
+IMPLS = ("triton", "native", "reference")  # timed for every operator where they can serve, best first
 SEED = 0  # of torch's generator, right before a sibling's validated call
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200  # of one sibling, all its turns together

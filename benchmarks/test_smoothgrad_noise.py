@@ -67,7 +67,7 @@ def stream_noise(data: Embeddings, image: int) -> Tensor:
 
 def drawn_at_once(data: Embeddings) -> Tensor:
     torch.manual_seed(SEED)
-    return torch.randn(data.noise_shape)
+    return torch.randn(data.noise_shape, device=data.x.device).cpu()
 
 
 def drawn_one_by_one(data: Embeddings) -> Tensor:
@@ -101,6 +101,10 @@ def noisy(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     return x[:, None] + sigma[:, None, None, None, None] * noise
 
 
+def drawn(data: Embeddings) -> Tensor:
+    return torch.randn(data.noise_shape, device=data.x.device)
+
+
 def copied(data: Embeddings) -> tuple[Tensor, Tensor]:
     """A source and a target of the result's size."""
     return torch.ones(data.shape, device=data.x.device), torch.zeros(data.shape, device=data.x.device)
@@ -116,13 +120,8 @@ def siblings() -> tuple[Sibling, ...]:
             published_error,
             TOLERANCE,
         ),
-        Sibling("eager", lambda data: noisy(data.x, data.sigma, torch.randn(data.noise_shape)), drawn_error, TOLERANCE),
-        Sibling(
-            "torch.compile",
-            lambda data: fast(data.x, data.sigma, torch.randn(data.noise_shape)),
-            drawn_error,
-            TOLERANCE,
-        ),
+        Sibling("eager", lambda data: noisy(data.x, data.sigma, drawn(data)), drawn_error, TOLERANCE),
+        Sibling("torch.compile", lambda data: fast(data.x, data.sigma, drawn(data)), drawn_error, TOLERANCE),
         Sibling(
             "copy_",
             lambda pair: pair[1].copy_(pair[0]),
