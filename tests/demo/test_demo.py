@@ -106,9 +106,9 @@ def test_a_foreign_report_folder_is_refused_before_the_work(tmp_path):
 
 
 def test_a_forced_backend_that_cannot_serve(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CORTEX_FAST_IMPL", "triton")
+    monkeypatch.setenv("CORTEX_FAST_IMPL", "cuda")
     assert main(["demo", "--out", str(tmp_path), "--quiet"]) == 1
-    assert "impl='triton' cannot serve" in capsys.readouterr().err
+    assert "impl='cuda' cannot serve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,26 @@ def test_a_row_that_has_settled_keeps_still():
     assert torch.equal(stepped[..., 7], logits[..., 7]) and not moments[0][..., 7].any()
 
 
+@pytest.mark.parametrize(("hard", "keep"), [(True, False), (True, True), (False, False)])
+def test_opcheck(hard, keep):
+    logits, codebook = random(1, 3, 5).requires_grad_(), random(5, 4, seed=1).requires_grad_()
+    clock, checks = (
+        torch.tensor([0.7, 3, 0.1, 2]).double(),
+        ("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+    forward = (logits, codebook, None, None, clock, 1.0, 3, 1, hard, keep, "triton")
+    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook.default, forward, test_utils=checks)
+
+
+def test_opcheck_of_the_step():
+    logits, codebook, upstream = random(1, 3, 5), random(5, 4, seed=1), random(1, 3, 4, seed=2)
+    own, kept = torch.tensor([[0, 4, 1]]), torch.rand(1, 3, 7)
+    kept[..., 2] = torch.tensor([0, 1, 2], dtype=torch.int32).view(torch.float32)
+    given = (codebook, upstream, None, None, None, kept, own, 0.5, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "triton")
+    arguments = (logits, torch.zeros_like(logits), torch.zeros_like(logits), *given)
+    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook_step.default, arguments)
+
+
 @pytest.mark.parametrize(("set_to", "expected"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
 def test_products_are_as_exact_as_torchs(set_to, expected, monkeypatch):
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: set_to)
