@@ -14,8 +14,9 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $
 demo: $(STAMP)
 	$(BIN)/cortex-fast demo --out $(OUT)
 
+# Two processes of one thread each: most tests are Python; those of many threads ask for them.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

@@ -49,14 +49,16 @@ def main() -> int:
     }
     print(report.table(results))
     if status != 0:
-        print("something failed, so no results are written", file=sys.stderr)
-        return status
-    parts = [*arguments.operators, *(["quick"] if arguments.quick else [])]
+        print("something failed", file=sys.stderr)
+        if not arguments.write:
+            return status
+    parts = [*arguments.operators, *(["quick"] if arguments.quick else []), *(["failed"] if status else [])]
+    parts = [*([arguments.device] if arguments.device != "cpu" else []), *parts]
     if arguments.write or not parts:
         path = report.RESULTS / report.file_name(about, parts)
         report.write(results, path)
         print(f"written: {path}")
-    return 0
+    return status
 
 
 def timings(files: list[Path], quick: bool, device: str) -> tuple[int, dict[str, Any] | None]:

@@ -129,14 +129,26 @@ def fingerprint() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": _git("status", "--porcelain") != "",
         "machine": facts.devices["CPU"],
+        "gpu": gpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),  # of others too: much of it, and times are not to be trusted
         "python": facts.versions["python"],
         "torch": facts.versions["torch"],
+        "triton": facts.versions["triton"],
         "compiler": facts.native.get("compiler", facts.native.get("missing")),
         "cortex_fast": facts.versions["cortex-fast"],
     }
+
+
+def gpu() -> str | None:
+    """The current GPU and its driver."""
+    if not torch.cuda.is_available():
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    driver = done.stdout.split("\n")[0].strip() or "unknown"
+    return f"{torch.cuda.get_device_name()}, driver {driver}, CUDA {torch.version.cuda}"
 
 
 def _git(*arguments: str) -> str:

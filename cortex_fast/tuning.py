@@ -76,14 +76,15 @@ def tune(
         ),
     }
     choices = {
-        "select": gumbel_codebook.select_choice(),
+        "select": gumbel_codebook.select_choice(rows),
         "scan": gumbel_codebook.scan_choice(rows, channels),
         "update": gumbel_codebook_backward.update_choice(rows, channels),
     }
     table = tiles.tuned(device)
     found = [fastest(choices[kernel], call, table, measure or _median) for kernel, call in calls.items()]
     whole = tiles.read(tiles.table_file())
-    whole[tiles.machine(device)] = table
+    found_before = whole.get(tiles.machine(device), {})
+    whole[tiles.machine(device)] = found_before | {one.key: one.block for one in found}
     replace_whole(tiles.table_file(), lambda path: path.write_text(json.dumps(whole, indent=1, sort_keys=True)))
     return found
 
@@ -99,25 +100,34 @@ def fastest(
     from triton.runtime.errors import OutOfResources
 
     times: list[tuple[float, Block]] = []
-    table[choice.key] = choice.default
-    before = measure(call)
-    for block in choice.others:
-        table[choice.key] = block
-        with contextlib.suppress(OutOfResources):
-            times.append((measure(call), block))
-    time, block = min(times, key=lambda one: one[0], default=(before, choice.default))
-    if time > _CHANCE * before:
-        time, block = before, choice.default
-    table[choice.key] = block
+    kept = choice.default
+    table[choice.key] = kept
+    try:
+        before = measure(call)
+        for block in choice.others:
+            table[choice.key] = block
+            with contextlib.suppress(OutOfResources):
+                times.append((measure(call), block))
+        time, block = min(times, key=lambda one: one[0], default=(before, choice.default))
+        if time > _CHANCE * before:
+            time, block = before, choice.default
+        kept = block
+    finally:
+        table[choice.key] = kept
     return Tuned(choice.key, block, choice.default, time, before)
 
 
 def _median(call: Callable[[], object]) -> float:
+    """Milliseconds of a call's kernels alone: it is launched as a CUDA graph, which needs little of the host."""
+    call()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
     times = []
     for number in range(_WARM_UPS + _CALLS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        call()
+        graph.replay()
         end.record()
         end.synchronize()
         if number >= _WARM_UPS:

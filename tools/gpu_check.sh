@@ -20,12 +20,12 @@ unset TRITON_INTERPRET
 status=0
 "$python" -m pytest tests/ops tests/engine tests/explain -q 2>&1 | tee "$out/tests.txt" || status=1
 "$python" -m benchmarks --device cuda --write 2>&1 | tee "$out/benchmarks.txt" || status=1
-for rows in 16 256 16000; do
-  "$python" -m cortex_fast.cli tune --rows "$rows" 2>&1 | tee -a "$out/tune.txt" || status=1
-done
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest tests/ops/test_triton_on_gpu.py -q 2>&1 | tee "$out/sanitizer.txt" || status=1
 fi
 "$python" -m benchmarks smoothgrad_paper --device cuda --write 2>&1 | tee -a "$out/benchmarks.txt" || status=1
-cp benchmarks/results/*.json "$out/" 2>/dev/null || echo "no benchmark results were written"
+for rows in 16 256 16000; do
+  "$python" -m cortex_fast.cli tune --rows "$rows" 2>&1 | tee -a "$out/tune.txt" || status=1
+done
+cp benchmarks/results/*cuda*.json "$out/" 2>/dev/null || echo "no benchmark results were written"
 exit $status

@@ -162,8 +162,9 @@ def _gumbel_codebook(
     keep: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if item_ids is not None:
+        checks.in_range("item_ids", item_ids, 2**32)
     item_ids = problem_ids(logits, item_ids)
-    checks.in_range("item_ids", item_ids, 2**32)
     backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
     if backend == "triton":
         from cortex_fast.kernels.triton import gumbel_codebook as triton_kernel

@@ -66,7 +66,8 @@ def gumbel_codebook_step(
         checks.same_shape("own", own, "logits' rows", logits.shape[:-1])
         checks.same_device(logits=logits, own=own)
     if kept is not None and kept.numel():
-        checks.floating("kept", kept)
+        if kept.dtype != torch.float32:
+            raise TypeError(f"kept: expected float32, got {kept.dtype}")
         expected = torch.Size((*logits.shape[:-1], 3 + codebook.shape[1]))
         checks.same_shape("kept", kept, "the logits' rows and 3 + d", expected)
         checks.same_device(logits=logits, kept=kept)
@@ -138,8 +139,9 @@ def _gumbel_codebook_step(
     step: int,
     impl: str,
 ) -> None:
+    if item_ids is not None:
+        checks.in_range("item_ids", item_ids, 2**32)
     item_ids = problem_ids(logits, item_ids)
-    checks.in_range("item_ids", item_ids, 2**32)
     if own is not None:
         checks.in_range("own", own, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)

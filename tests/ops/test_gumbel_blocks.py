@@ -1,5 +1,8 @@
 """What only the Triton kernels of gumbel_codebook have: blocks, parts of a row, what is kept, and the tuner."""
 
+from __future__ import annotations
+
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,17 +11,26 @@ import pytest
 import torch
 
 from cortex_fast.kernels import triton as triton_kernels
-from cortex_fast.ops import gumbel_codebook, gumbel_codebook_kept, gumbel_codebook_step
+from cortex_fast.kernels.triton import launching
+from cortex_fast.ops import gumbel_codebook, gumbel_codebook_kept, gumbel_codebook_step, random_stream
 from cortex_fast.ops.backends import BackendUnavailableError
 from cortex_fast.tuning import fastest, tune
-from tests.ops.backends_under_test import random, same_bits
+from tests.ops.backends_under_test import WHY_NO_TRITON, random, same_bits
+from tests.ops.conftest import compiled_triton
 
-pytestmark = pytest.mark.skipif(not triton_kernels.INTERPRETED, reason="tensors on the CPU: for the interpreter")
+if WHY_NO_TRITON is not None:
+    pytest.skip(WHY_NO_TRITON, allow_module_level=True)
 
-if triton_kernels.unavailable() is None:
-    from cortex_fast.kernels.triton import gumbel_codebook as forward_kernels
-    from cortex_fast.kernels.triton import gumbel_codebook_backward as backward_kernels
-    from cortex_fast.kernels.triton import gumbel_tiles, tiles
+from cortex_fast.kernels.triton import gumbel_codebook as forward_kernels
+from cortex_fast.kernels.triton import gumbel_codebook_backward as backward_kernels
+from cortex_fast.kernels.triton import gumbel_tiles, tiles
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels() -> Iterator[None]:
+    """Where there is a GPU the kernels run there, on these tensors of the CPU."""
+    with contextlib.nullcontext() if triton_kernels.INTERPRETED else compiled_triton():
+        yield
 
 
 @pytest.fixture
@@ -39,7 +51,7 @@ def test_other_blocks_give_the_same(table, codes):
     upstream, own = random(2, 9, 40, seed=2), torch.arange(18).view(2, 9)
     given = random(2, 9, codes, seed=3)
     select, scan, update = (
-        forward_kernels.select_choice(),
+        forward_kernels.select_choice(18),
         forward_kernels.scan_choice(18, 40),
         backward_kernels.update_choice(18, 40),
     )
@@ -79,7 +91,11 @@ def test_what_is_kept_changes_no_step():
         gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, kept=given, impl="triton")
         results.append([stepped])
     assert same_bits(*results)
-    for wrong in (kept[..., 1:], kept[:, :2], kept.long()):
+    apart = torch.stack([kept, kept + 1], dim=1)[:, 0]
+    stepped = logits.clone()
+    gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, kept=apart, impl="triton")
+    assert same_bits([stepped], results[0])
+    for wrong in (kept[..., 1:], kept[:, :2], kept.long(), kept.double()):
         with pytest.raises((TypeError, ValueError), match=r"^kept:"):
             gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, kept=wrong, impl="triton")
 
@@ -92,6 +108,50 @@ def test_a_row_that_has_settled_keeps_still():
     given = torch.zeros_like(logits)
     gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, eps=1e-30, moments=moments, gumbel=given, impl="triton")
     assert torch.equal(stepped[..., 7], logits[..., 7]) and not moments[0][..., 7].any()
+
+
+def test_no_channels_and_another_default_dtype():
+    logits, codebook = random(1, 3, 20), random(20, 3, seed=1) + 20
+    _, index = gumbel_codebook(logits, codebook[:, :0], seed=4, impl="triton")
+    assert torch.equal(index, gumbel_codebook(logits, codebook, seed=4, impl="reference")[1])
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float16)
+        stepped, upstream = logits.clone(), random(1, 3, 3, seed=2)
+        gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, impl="triton")
+        drawn = random_stream.gumbel(1, torch.tensor([0]), torch.tensor([0]), 2, 5, impl="triton")
+    finally:
+        torch.set_default_dtype(before)
+    assert drawn.dtype == torch.float32
+    expected = logits.clone()
+    gumbel_codebook_step(expected, codebook, upstream, lr=0.1, seed=4, impl="reference")
+    torch.testing.assert_close(stepped, expected, rtol=0, atol=5e-5)
+
+
+def test_numbers_of_adam_are_rounded_once():
+    """Triton takes Python's floats as float32, the interpreter does not: 1 - beta must not be taken from one."""
+    logits, codebook, upstream = random(1, 2, 30), random(30, 4, seed=1), random(1, 2, 4, seed=2)
+    given, launched = torch.zeros_like(logits), []
+    launch = launching.launch
+
+    def rounded(kernel, grid, device_of, /, *arguments, **options):
+        launched.append(kernel)
+        as_float32 = [float(torch.tensor(a, dtype=torch.float32)) if type(a) is float else a for a in arguments]
+        launch(kernel, grid, device_of, *as_float32, **options)
+
+    results = []
+    for impl in ("triton", "reference"):
+        stepped, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launching, "launch", rounded)
+            gumbel_codebook_step(
+                stepped, codebook, upstream, lr=0.1, eps=0.05, betas=(0.9, 0.99999), moments=moments, gumbel=given,
+                impl=impl,
+            )  # fmt: skip
+        results.append([stepped, *moments])
+    assert launched
+    torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("hard", "keep"), [(True, False), (True, True), (False, False)])
@@ -141,6 +201,19 @@ def test_the_fastest_block_stays():
     assert fastest(choice, lambda: None, table, measure).block == choice.default == table[choice.key]
 
 
+def test_a_block_that_fails_is_not_kept():
+    choice, table = tiles.choice("scan", [], {"ROWS": 16}, ROWS=(64,)), {}
+
+    def measure(call):
+        if table["scan"]["ROWS"] == 64:
+            raise RuntimeError("the compiler gave up")
+        return 1.0
+
+    with pytest.raises(RuntimeError):
+        fastest(choice, lambda: None, table, measure)
+    assert table["scan"] == {"ROWS": 16}
+
+
 def test_a_block_without_room_is_passed_over():
     from triton.runtime.errors import OutOfResources
 
@@ -161,21 +234,29 @@ def test_the_table_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"some GPU": {"scan 16": {"ROWS": 16}}}))
     assert tiles.read(file) == {"some GPU": {"scan 16": {"ROWS": 16}}}
-    for wrong in ("{", "[]", '{"some GPU": {"scan 16": {"ROWS": "16"}}}', '{"some GPU": {"scan 16": {"ROWS": -1}}}'):
+    for wrong in (
+        "{",
+        "[]",
+        '{"some GPU": {"scan 16": {"ROWS": "16"}}}',
+        '{"some GPU": {"scan 16": {"ROWS": -1}}}',
+        '{"some GPU": {"scan 16": {"ROWS": 3}}}',
+    ):
         file.write_text(wrong)
         with pytest.warns(UserWarning, match="triton-tiles"):
             assert tiles.read(file) == {}
 
 
 def test_blocks_of_another_version_are_not_used(table):
-    choice = forward_kernels.select_choice()
+    choice = forward_kernels.select_choice(18)
     table[choice.key] = {"ROWS": 4}
+    assert choice.key == "select 32"
     assert tiles.block_of(torch.device("cuda"), choice) == choice.default
     assert tiles.block_of(torch.device("cpu"), replace(choice, default={"ROWS": 8})) == {"ROWS": 8}
 
 
 def test_without_a_gpu_there_is_nothing_to_tune():
-    with pytest.raises(BackendUnavailableError, match="no GPU"):
-        tune(16, 64, 8)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError, match="no GPU"):
+            tune(16, 64, 8)
     with pytest.raises(ValueError, match=r"^rows:"):
         tune(0)

@@ -96,7 +96,7 @@ def gumbel_results(device: str, impl: str) -> list[Tensor]:
 @needs_gpu
 def test_gumbel_agrees_with_the_reference_on_the_cpu() -> None:
     for got, expected in zip(gumbel_results("cuda", "auto"), gumbel_results("cpu", "reference"), strict=True):
-        torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @needs_gpu

@@ -25,7 +25,7 @@ from cortex_fast.kernels.triton.philox import word_tile
 from cortex_fast.kernels.triton.tiles import Choice, block_of, choice
 from cortex_fast.kernels.triton.transforms import exp_of, gumbel_of, log_of
 
-_PROGRAMS = {"select": 2048, "scan": 512}  # as many as keep a large GPU busy
+_PROGRAMS = {"select": 2048, "scan": 192}  # as many as keep a large GPU busy; each of `scan` keeps sums of its own
 _PARTS = 32  # that are put together at a time
 _SLACK = tl.constexpr(1e-4)  # of a score that bounds others, for rounding
 
@@ -223,9 +223,9 @@ def combine(
         tl.store(embedding_out + row * channels + channel, selected, mask=inside)
 
 
-def select_choice() -> Choice:
+def select_choice(count: int) -> Choice:
     """The block of `select`, and its warps."""
-    return choice("select", [], {"CODES": 1024, "num_warps": 4}, CODES=(512, 1024, 2048), num_warps=(2, 4, 8))
+    return choice("select", [count], {"CODES": 1024, "num_warps": 4}, CODES=(512, 1024, 2048), num_warps=(2, 4, 8))
 
 
 def scan_choice(count: int, channels: int) -> Choice:
@@ -240,7 +240,7 @@ def scan_choice(count: int, channels: int) -> Choice:
     }
     return choice(
         "scan", [count, channels, precision()], default,
-        ROWS=(16, 32, 64), CODES=(16, 32, 64), num_warps=(4, 8), num_stages=(2, 3),
+        ROWS=(16, 32), CODES=(16, 32), num_warps=(8,) if width > 64 else (4, 8), num_stages=(2, 3),
     )  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def forward(
             GIVEN=gumbel is not None, CLOCK=clock is not None, PRECISION=precision(), **block,
         )  # fmt: skip
     else:
-        block = block_of(logits.device, select_choice())
+        block = block_of(logits.device, select_choice(count))
         parts, each = parts_of(codes, block["CODES"], count, _PROGRAMS["select"])
         best, index = fresh(parts, count), fresh(parts, count, dtype=torch.int32)
         denominator, sums = None, None
@@ -303,7 +303,7 @@ def forward(
         )  # fmt: skip
     width = power_of_two(channels, 16, 128)
     launching.launch(
-        combine, [count, ceil_div(channels, width)], logits,
+        combine, [count, max(1, ceil_div(channels, width))], logits,
         codebook, clock, best, index, denominator, sums, embedding, selected, kept, tau, count, channels, parts,
         CLOCK=clock is not None, SOFT=soft, HARD=hard, PARTS=_PARTS, CHANNELS=width,
     )  # fmt: skip

@@ -108,8 +108,9 @@ def update(
     stay,
     lr,
     number,
-    beta1,
     beta2,
+    rest1,
+    rest2,
     log_beta1,
     log_beta2,
     eps,
@@ -132,9 +133,11 @@ def update(
     CODES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """A tile of dP, written (RULE "gradient") or followed: by "sgd" or "adam". out: dP, or P itself."""
+    """A tile of dP, written (RULE "gradient") or followed: by "sgd" or "adam". out: dP, or P itself. rest1, rest2:
+    1 - beta, which a float32 beta would not give."""
     tau, draw = tau_of(clock, tau, CLOCK), draw_of(clock, draw, CLOCK)
-    block, first = tl.program_id(0), tl.program_id(1) * CODES
+    blocks = tl.cdiv(count, ROWS)  # of rows, which come first, so that programs side by side share the codes
+    block, first = tl.program_id(0) % blocks, tl.program_id(0) // blocks * CODES
     row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     code = first + tl.arange(0, CODES)[None, :]
     d = tl.zeros((ROWS, CODES), tl.float32)
@@ -180,8 +183,8 @@ def update(
             correction = (1.0 - tl.exp(steps * log_beta2)).to(tl.float32)
             m = tl.load(first_moment + at, mask=inside)
             v = tl.load(second_moment + at, mask=inside)
-            m += (gradient - m) * (1.0 - beta1)
-            v = v * beta2 + gradient * gradient * (1.0 - beta2)
+            m += (gradient - m) * rest1
+            v = v * beta2 + gradient * gradient * rest2
             tl.store(first_moment + at, m, mask=inside)
             tl.store(second_moment + at, v, mask=inside)
             tl.store(out + at, before - rate * m / (tl.sqrt_rn(v / correction) + eps), mask=inside)
@@ -247,7 +250,7 @@ def update_choice(count: int, channels: int) -> Choice:
         "num_stages": 3 if few else 2,
     }
     return choice(
-        "update", [count, channels, precision()], default, ROWS=(16, 32, 64, 128), CODES=(32, 64, 128), num_warps=(4, 8)
+        "update", [count, channels, precision()], default, ROWS=(16, 32, 64), CODES=(32, 64), num_warps=(4, 8)
     )
 
 
@@ -273,7 +276,7 @@ def _terms(
 ) -> Tensor:
     _, rows, codes = logits.shape
     channels = upstream.shape[2]
-    terms = torch.empty((*upstream.shape[:2], 2), device=logits.device)
+    terms = torch.empty((*upstream.shape[:2], 2), dtype=torch.float32, device=logits.device)
     launching.launch(
         row_terms, [terms.numel() // 2], logits,
         logits, gumbel, item_ids, codebook, upstream, kept, own, clock, terms, tau, stay,
@@ -311,9 +314,10 @@ def _update(
     block = block_of(logits.device, update_choice(count, channels))
     first, second = moments or (out, out)
     launching.launch(
-        update, [ceil_div(count, block["ROWS"]), ceil_div(codes, block["CODES"])], logits,
+        update, [ceil_div(count, block["ROWS"]) * ceil_div(codes, block["CODES"])], logits,
         logits, gumbel, item_ids, codebook, upstream, kept, terms, own, clock, out, first,
-        second, tau, stay, lr, number, *betas, *(math.log(beta) if beta else -math.inf for beta in betas), eps,
+        second, tau, stay, lr, number, betas[1], *(1 - beta for beta in betas),
+        *(math.log(beta) if beta else -math.inf for beta in betas), eps,
         *philox.stream_key(seed, philox.GUMBEL), draw, count, rows, codes, channels, *logits.stride(),
         GIVEN=gumbel is not None, CLOCK=clock is not None, OWN=own is not None, RULE=rule, PRECISION=precision(),
         **block,
@@ -387,6 +391,6 @@ def step(
     if kept is None or not kept.numel():
         _, _, kept = forward(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard=True, keep=True)
     _update(
-        "sgd" if moments is None else "adam", logits, codebook, upstream, item_ids, gumbel, kept, clock, tau, seed,
-        draw, logits, moments, lr, betas, eps, number, None if own is None else own.contiguous(), stay,
+        "sgd" if moments is None else "adam", logits, codebook, upstream, item_ids, gumbel, kept.contiguous(), clock,
+        tau, seed, draw, logits, moments, lr, betas, eps, number, None if own is None else own.contiguous(), stay,
     )  # fmt: skip

@@ -49,7 +49,7 @@ def _write(
 
 def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
     """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`: normals, or Gumbel(0, 1)."""
-    out = torch.empty((len(items), len(draws), rows, length), device=items.device)
+    out = torch.empty((len(items), len(draws), rows, length), dtype=torch.float32, device=items.device)
     total = len(items) * len(draws) * rows
     launching.launch(
         _write,

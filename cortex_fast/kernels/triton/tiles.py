@@ -43,7 +43,11 @@ def read(file: Path) -> dict[str, dict[str, Block]]:
 
 
 def _is_block(block: Any) -> bool:
-    return isinstance(block, Mapping) and all(type(size) is int and size > 0 for size in block.values())
+    """Sizes of blocks are powers of two, and so are numbers of warps."""
+    if not isinstance(block, Mapping):
+        return False
+    sizes = [size for name, size in block.items() if name != "num_stages"]
+    return all(type(size) is int and size > 0 and size & (size - 1) == 0 for size in sizes)
 
 
 @cache
