@@ -205,11 +205,12 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
         return logits
 
     def propose(logits: Tensor, problems: Problems, clock: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        each = [
-            ops.gumbel_codebook_kept(logits, problems.codebook, clock=now, seed=seed, item_ids=problems.item_ids)
-            for now in clock
-        ]
-        return torch.cat([embedding for embedding, _, _ in each]), [kept for _, _, kept in each]
+        noise: dict[str, Any] = {"seed": seed, "item_ids": problems.item_ids}
+        if draws > 1:  # what would be kept of each is of no use to their mean gradient
+            each = [ops.gumbel_codebook(logits, problems.codebook, clock=now, **noise)[0] for now in clock]
+            return torch.cat(each), ()
+        embedding, _, kept = ops.gumbel_codebook_kept(logits, problems.codebook, clock=clock[0], **noise)
+        return embedding, (kept,)
 
     def learn(
         logits: Tensor,
