@@ -31,6 +31,7 @@ from cortex_fast.kernels.triton.gumbel_tiles import (
     precision,
     score_of,
     score_tile,
+    softened,
     tau_of,
 )
 from cortex_fast.kernels.triton.launching import ceil_div
@@ -159,9 +160,7 @@ def update(
         key_low, key_high, draw, GIVEN, ROWS, CODES,
     )  # fmt: skip
     there = row < count
-    top = tl.load(kept + row * (3 + channels), mask=there, other=0.0)
-    denominator = tl.load(kept + row * (3 + channels) + 1, mask=there, other=0.0)
-    y = exp_of((scores - top) / tau - denominator)
+    y = softened(scores, kept, row, there, channels, tau)
     selected = tl.load(kept + row * (3 + channels) + 2, mask=there, other=0.0).to(tl.int32, bitcast=True)
     d = tl.where(code == selected, 0.0, d - tl.load(terms + 2 * row, mask=there, other=0.0))
     if OWN:
@@ -229,9 +228,7 @@ def outer(
             key_low, key_high, draw, GIVEN, ROWS, CODES,
         )  # fmt: skip
         row = block * ROWS + tl.arange(0, ROWS)[:, None]
-        top = tl.load(kept + row * (3 + channels), mask=row < count, other=0.0)
-        denominator = tl.load(kept + row * (3 + channels) + 1, mask=row < count, other=0.0)
-        y = exp_of((scores - top) / tau - denominator)
+        y = softened(scores, kept, row, row < count, channels, tau)
         right = tl.load(upstream + row * channels + channel, mask=(row < count) & (channel < channels), other=0.0)
         total = tl.dot(tl.trans(y), right, total, input_precision=PRECISION)
     code = first + tl.arange(0, CODES)[:, None]

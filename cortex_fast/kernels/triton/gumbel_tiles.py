@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from cortex_fast.kernels.triton.philox import gumbel_tile, quad_words
-from cortex_fast.kernels.triton.transforms import gumbel_of
+from cortex_fast.kernels.triton.transforms import exp_of, gumbel_of
 
 # torch.set_float32_matmul_precision: what tl.dot does with float32. The default is float32's own rounding.
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
@@ -88,6 +88,15 @@ def score_tile(
         item = tl.load(item_ids + problem, mask=row < count, other=0)
         noise = gumbel_tile(key_low, key_high, draw, item, place, first, CODES)
     return scores + noise, inside, at
+
+
+@triton.jit
+def softened(scores, kept, row, there, channels, tau):
+    """y of a tile of scores, whose rows [ROWS, 1] are `there`, by what the forward pass kept of them."""
+    of_row = kept + row * (3 + channels)
+    top = tl.load(of_row, mask=there, other=0.0)
+    denominator = tl.load(of_row + 1, mask=there, other=0.0)
+    return exp_of((scores - top) / tau - denominator)
 
 
 @triton.jit
