@@ -1,7 +1,8 @@
 """A VQGM as the explanations see it: codebook, grid, embed, encode, decode, sample."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,37 +10,60 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.data.token_store import embed
 from cortex_fast.ops import nearest_code
-from cortex_fast.vqgm.autoencoder import VQModel
-from cortex_fast.vqgm.sampling import sample_tokens
-from cortex_fast.vqgm.transformer import GPT
 
 
-class TamingVQGM:
-    """A VQGAN autoencoder and, where there is one, its class-conditional transformer, both in taming's names.
+class VQGM(Protocol):
+    """What a vector-quantised generative model offers. `Model` is one; any object with these members is another.
 
-    `codebook` float [K,d]; `grid` m; `num_classes` that the prior knows; `fingerprint` says which weights these are;
-    `sampling` are `sample_tokens`' settings (temperature, top_k, top_p).
+    codebook: float [K,d] as the model looks codes up (normalised where it normalises). grid: m. fingerprint: which
+    weights these are. What a model cannot do raises UnsupportedError with the reason.
     """
 
-    def __init__(
-        self,
-        autoencoder: VQModel,
-        prior: GPT | None,
-        *,
-        grid: int,
-        fingerprint: str,
-        num_classes: int = 0,
-        sampling: dict[str, Any] | None = None,
-    ) -> None:
-        if prior is not None and num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1 with a prior, got {num_classes}")
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.prior = prior.eval().requires_grad_(False) if prior is not None else None
-        self.codebook = self.autoencoder.quantize.embedding.weight.detach()
-        self.grid = grid
-        self.fingerprint = fingerprint
-        self.num_classes = num_classes
-        self.sampling = sampling or {}
+    @property
+    def codebook(self) -> Tensor: ...
+    @property
+    def grid(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def encode(self, images: Tensor) -> Tensor: ...
+    def decode(self, source: Tensor) -> Tensor: ...
+    def sample(
+        self, condition: int | Tensor, n: int | None = None, *, seed: int = 0, item_ids: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class UnsupportedError(RuntimeError):
+    """The model has no such part; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model's prior. draw: (condition int64 [n], item_ids int64 [n], seed, tick) -> tokens int64 [n,m,m], each image
+    fixed by its condition, item and the seed; tick is called after each position. conditions: how many there are,
+    0 to conditions - 1."""
+
+    draw: Callable[[Tensor, Tensor, int, Callable[[], object]], Tensor]
+    conditions: int
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A VQGM made of functions, as the adapters build it.
+
+    codebook C float [K,d]; grid m; fingerprint. latents: images [B,3,H,W] in [-1,1] -> [B,d,m,m] in the codebook's
+    space, of which the nearest code is the token. pixels: E [B,d,m,m] -> images [B,3,H,W], nominally in [-1,1].
+    sampler: of the prior. Each is None where the model has none, and `reasons` says why ("latents", "pixels",
+    "sampler").
+    """
+
+    codebook: Tensor
+    grid: int
+    fingerprint: str
+    latents: Callable[[Tensor], Tensor] | None = None
+    pixels: Callable[[Tensor], Tensor] | None = None
+    sampler: Sampler | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens int [B,m,m] -> E [B,d,m,m]."""
@@ -50,9 +74,10 @@ class TamingVQGM:
         """Images float [B,3,H,W] in [0,1] -> tokens int64 [B,m,m]."""
         checks.rank("images", images, "[B, 3, H, W]")
         checks.floating("images", images)
+        latents_of = self._part("encode", "latents", self.latents)
         parts = [torch.empty(0, self.grid, self.grid, dtype=torch.int64, device=images.device)]
-        for part in images.split(batch_size) if len(images) else ():
-            latents = self.autoencoder.latents(part * 2 - 1)
+        for part in images.split(max(1, batch_size)) if len(images) else ():
+            latents = latents_of(part * 2 - 1)
             if latents.shape[2:] != (self.grid, self.grid):
                 got = f"{list(images.shape[2:])} (a grid of {list(latents.shape[2:])})"
                 raise ValueError(f"images: expected the size that gives a grid of {self.grid}, got {got}")
@@ -62,9 +87,10 @@ class TamingVQGM:
     @torch.no_grad()
     def decode(self, source: Tensor, *, batch_size: int = 64) -> Tensor:
         """Tokens int [B,m,m], or E float [B,d,m,m], -> images float32 [B,3,H,W] in [0,1]."""
+        pixels_of = self._part("decode", "pixels", self.pixels)
         embedding = source if source.is_floating_point() else self.embed(source)
         checks.rank("source", embedding, "[B, d, m, m]")
-        parts = [self.autoencoder.decode(part) for part in embedding.split(max(1, batch_size))]
+        parts = [pixels_of(part).float() for part in embedding.split(max(1, batch_size))]
         return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
 
     def sample(
@@ -79,10 +105,9 @@ class TamingVQGM:
         """Token grids int64 [n,m,m] of a class (with n) or of a label each, int [n].
 
         An image is fixed by seed and its item id (item_ids int [n], default 0, 1, 2, ...). tick is called after each
-        position. Raises ValueError without a prior or for a class that it does not know.
+        position. Raises UnsupportedError without a prior, ValueError for a class that it does not know.
         """
-        if self.prior is None:
-            raise ValueError("sample: this model has no prior, only an autoencoder")
+        sampler = self._part("sample", "sampler", self.sampler)
         if isinstance(condition, Tensor):
             if n is not None:
                 raise ValueError("n: expected None with a label for each image")
@@ -93,20 +118,15 @@ class TamingVQGM:
             labels = torch.full((n or 0,), condition, dtype=torch.int64, device=self.codebook.device)
         checks.rank("condition", labels, "[n]")
         checks.integral("condition", labels)
-        checks.in_range("condition", labels, self.num_classes)
+        checks.in_range("condition", labels, sampler.conditions)
         checks.seed(seed)
         if item_ids is not None:
             checks.integral("item_ids", item_ids)
             checks.same_shape("item_ids", item_ids, "condition", labels.shape)
         items = torch.arange(len(labels), device=labels.device) if item_ids is None else item_ids
-        tokens = sample_tokens(
-            self.prior,
-            labels,
-            self.grid**2,
-            seed=seed,
-            item_ids=items,
-            codebook_size=len(self.codebook),
-            tick=tick,
-            **self.sampling,
-        )
-        return tokens.view(-1, self.grid, self.grid)
+        return sampler.draw(labels.long(), items.long(), seed, tick).view(-1, self.grid, self.grid)
+
+    def _part(self, method: str, name: str, part):  # type: ignore[no-untyped-def]
+        if part is None:
+            raise UnsupportedError(f"{method}: {self.reasons.get(name, 'this model has no such part')}")
+        return part

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from cortex_fast.extractors import build
-from cortex_fast.vqgm import GPT, TamingVQGM, VQModel
+from cortex_fast.vqgm import GPT, Model, VQModel, taming_model
 from cortex_fast.zoo.composites import class_names
 from cortex_fast.zoo.judges import JUDGES, build_judge
 from cortex_fast.zoo.weight_files import fingerprint, load_weights, read_config
@@ -20,12 +20,14 @@ EXTRACTORS = ("ce", "re")
 
 @dataclass(frozen=True)
 class Zoo:
-    """`vqgm`: 64 x 64 px, a 16 x 16 grid. `extractors`: "ce" and "re".
+    """`vqgm`: 64 x 64 px, a 16 x 16 grid, of the modules `tokenizer` and `prior`. `extractors`: "ce" and "re".
 
     `judges`: four image classifiers of pixels in [0,1]. `names`: the classes'. `fingerprint`: of all weight files.
     """
 
-    vqgm: TamingVQGM
+    vqgm: Model
+    tokenizer: VQModel
+    prior: GPT
     extractors: dict[str, nn.Module]
     judges: dict[str, nn.Module]
     names: tuple[str, ...]
@@ -41,7 +43,7 @@ def load(folder: Path = FOLDER) -> Zoo:
     config = read_config(files["prior"])
     prior = GPT(**config)
     load_weights(files["prior"], prior)
-    vqgm = TamingVQGM(
+    vqgm = taming_model(
         tokenizer,
         prior,
         grid=16,
@@ -54,7 +56,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         extractor = build(name, **read_config(files[name]))
         extractors[name] = load_weights(files[name], extractor)
     judges = {name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES}
-    return Zoo(vqgm, extractors, judges, names, fingerprint(list(files.values())))
+    return Zoo(vqgm, tokenizer, prior, extractors, judges, names, fingerprint(list(files.values())))
 
 
 __all__ = ["EXTRACTORS", "FOLDER", "JUDGES", "Zoo", "class_names", "load"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cortex_fast.vqgm import TamingVQGM, VQModel
+from cortex_fast.vqgm import UnsupportedError, VQModel, taming_model
 from cortex_fast.vqgm.autoencoder import F16_16384, parameter_count
 
 SMALL = {
@@ -47,13 +47,13 @@ def test_paper_scale_has_the_published_keys_and_parameters():
 
 def model():
     torch.manual_seed(0)
-    return TamingVQGM(VQModel(**SMALL), None, grid=8, fingerprint="test")
+    return taming_model(VQModel(**SMALL), None, grid=8, fingerprint="test")
 
 
 def test_encode_gives_the_nearest_codes_of_the_latents():
     vqgm, images = model(), torch.rand(3, 3, 16, 16)
     tokens = vqgm.encode(images, batch_size=2)
-    latents = vqgm.autoencoder.latents(images * 2 - 1)
+    latents = vqgm.latents(images * 2 - 1)
     distance = (latents.permute(0, 2, 3, 1)[..., None, :] - vqgm.codebook).square().sum(dim=-1)
     assert tokens.shape == (3, 8, 8) and torch.equal(tokens, distance.argmin(dim=-1))
 
@@ -64,7 +64,7 @@ def test_decode_takes_tokens_or_embeddings_in_any_batch():
     assert whole.shape == (5, 3, 16, 16) and whole.min() >= 0 and whole.max() <= 1
     torch.testing.assert_close(vqgm.decode(tokens, batch_size=2), whole)
     torch.testing.assert_close(vqgm.decode(vqgm.embed(tokens)), whole)
-    raw = vqgm.autoencoder.decode(vqgm.embed(tokens))
+    raw = vqgm.pixels(vqgm.embed(tokens))
     torch.testing.assert_close(whole, ((raw + 1) / 2).clamp(0, 1))
     assert vqgm.decode(tokens[:0]).shape[0] == 0 and vqgm.encode(torch.rand(0, 3, 16, 16)).shape == (0, 8, 8)
 
@@ -77,5 +77,5 @@ def test_bad_arguments_and_missing_prior_are_named():
         vqgm.encode(torch.rand(3, 16, 16))
     with pytest.raises(ValueError, match=r"^images: expected the size that gives a grid of 8"):
         vqgm.encode(torch.rand(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"no prior"):
+    with pytest.raises(UnsupportedError, match=r"^sample: .*no prior"):
         vqgm.sample(0, 2)

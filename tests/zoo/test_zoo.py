@@ -80,7 +80,7 @@ def test_judges_of_different_size(model):
 
 
 def test_everything_is_in_eval_mode_without_parameter_gradients(model):
-    for module in (*model.extractors.values(), *model.judges.values(), model.vqgm.autoencoder, model.vqgm.prior):
+    for module in (*model.extractors.values(), *model.judges.values(), model.tokenizer, model.prior):
         assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
 
 

@@ -42,7 +42,7 @@ def measure(work: Work, folder: Path) -> dict[str, float]:
     flat = tokens.flatten(1)
     inputs = torch.cat((truth[:, None], flat[:, :-1]), dim=1)
     nats = [
-        F.cross_entropy(model.vqgm.prior(part).flatten(0, 1), wanted.flatten()).item()
+        F.cross_entropy(model.prior(part).flatten(0, 1), wanted.flatten()).item()
         for part, wanted in zip(inputs.split(60), flat.split(60), strict=True)
     ]
     sampled, classes = prior.samples(work)["test"]
