@@ -1,8 +1,10 @@
 """Vector-quantised generative models."""
 
 from cortex_fast.vqgm.autoencoder import VQModel
+from cortex_fast.vqgm.checkpoints import CheckpointError
+from cortex_fast.vqgm.loading import load
 from cortex_fast.vqgm.model import VQGM, Model, Sampler, UnsupportedError
 from cortex_fast.vqgm.taming import taming_model
 from cortex_fast.vqgm.transformer import GPT
 
-__all__ = ["GPT", "VQGM", "Model", "Sampler", "UnsupportedError", "VQModel", "taming_model"]
+__all__ = ["GPT", "VQGM", "CheckpointError", "Model", "Sampler", "UnsupportedError", "VQModel", "load", "taming_model"]
