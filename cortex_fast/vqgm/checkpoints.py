@@ -29,8 +29,10 @@ def read_state(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     archive = zipfile.is_zipfile(path)
-    if tensors_only:
-        _require_plain_archive(path, archive)
+    if archive and _is_torchscript(path):
+        raise CheckpointError(f"{path}: a TorchScript archive, not a checkpoint")
+    if tensors_only and not archive:  # what came before needs more than tensors put together
+        raise CheckpointError(f"{path}: tensors_only reads the zip format, whole, that torch writes since 1.6")
     how: dict[str, Any] = {"pickle_module": _INERT, "weights_only": False} if tensors_only else {"weights_only": True}
     try:
         content = torch.load(path, map_location="cpu", mmap=archive, **how)
@@ -60,13 +62,10 @@ def digest(state: Mapping[str, Tensor], about: str = "") -> str:
     return found.hexdigest()[:16]
 
 
-def _require_plain_archive(path: Path, archive: bool) -> None:
-    """torch.load would hand TorchScript to another reader, and older formats need more than tensors put together."""
-    if not archive:
-        raise CheckpointError(f"{path}: tensors_only reads the zip format that torch writes since 1.6")
+def _is_torchscript(path: Path) -> bool:
+    """torch.load would hand it to another reader."""
     with zipfile.ZipFile(path) as file:
-        if any(name.endswith("constants.pkl") for name in file.namelist()):
-            raise CheckpointError(f"{path}: a TorchScript archive, not a checkpoint")
+        return any(name.endswith("constants.pkl") for name in file.namelist())
 
 
 def _unsafe_names(path: Path) -> list[str]:
