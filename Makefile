@@ -46,4 +46,5 @@ $(BIN)/python:
 
 $(STAMP): $(BIN)/python pyproject.toml setup.py CMakeLists.txt constraints.txt cortex_fast/version.py $(NATIVE)
 	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps taming-transformers # it asks for torchvision, which this torch has none of; tests stand in
 	touch $@

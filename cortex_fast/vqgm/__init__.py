@@ -2,8 +2,21 @@
 
 from cortex_fast.vqgm.adapters import adapt
 from cortex_fast.vqgm.autoencoder import VQModel
+from cortex_fast.vqgm.checkpoints import CheckpointError
+from cortex_fast.vqgm.loading import load
 from cortex_fast.vqgm.model import VQGM, Model, Sampler, UnsupportedError
 from cortex_fast.vqgm.taming import taming_model
 from cortex_fast.vqgm.transformer import GPT
 
-__all__ = ["GPT", "VQGM", "Model", "Sampler", "UnsupportedError", "VQModel", "adapt", "taming_model"]
+__all__ = [
+    "GPT",
+    "VQGM",
+    "CheckpointError",
+    "Model",
+    "Sampler",
+    "UnsupportedError",
+    "VQModel",
+    "adapt",
+    "load",
+    "taming_model",
+]

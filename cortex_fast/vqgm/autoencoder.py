@@ -211,9 +211,15 @@ class VQModel(nn.Module):
         super().__init__()
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
-        self.quantize = VectorQuantizer(n_embed, embed_dim)
+        self.quantize: nn.Module = VectorQuantizer(n_embed, embed_dim)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, kernel_size=1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
+        self.grid: int = ddconfig["resolution"] >> (len(ddconfig["ch_mult"]) - 1)  # m
+
+    @property
+    def codebook(self) -> Tensor:
+        """C [K,d]."""
+        return self.quantize.get_parameter("embedding.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [-1, 1] -> continuous latents [B,d,m,m], before quantisation."""
@@ -222,6 +228,32 @@ class VQModel(nn.Module):
     def decode(self, embedding: Tensor) -> Tensor:
         """Token-based embedding E [B,d,m,m] -> images [B,3,H,W], nominally in [-1, 1]."""
         return self.decoder(self.post_quant_conv(embedding))
+
+
+class GumbelQuantizer(nn.Module):
+    """The codebook C [K,d] as `embed.weight`, and `proj`, which gives each latent a logit for each code."""
+
+    def __init__(self, inputs: int, n_embed: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(inputs, n_embed, kernel_size=1)
+        self.embed = nn.Embedding(n_embed, embed_dim)
+
+
+class GumbelVQ(VQModel):
+    """The autoencoder whose tokens are the codes of largest logit, not the nearest ones."""
+
+    def __init__(self, *, ddconfig: dict, n_embed: int, embed_dim: int, **_unused: object) -> None:
+        super().__init__(ddconfig=ddconfig, n_embed=1, embed_dim=embed_dim)
+        self.quantize = GumbelQuantizer(ddconfig["z_channels"], n_embed, embed_dim)
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.quantize.get_parameter("embed.weight").detach()
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [-1, 1] -> the chosen codes themselves [B,d,m,m], of which the nearest is the token."""
+        logits = self.quantize.get_submodule("proj")(super().latents(images))
+        return F.embedding(logits.argmax(dim=1), self.codebook).permute(0, 3, 1, 2)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -5,24 +5,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cortex_fast import checks
 from cortex_fast.ops.random_stream import sampling_gumbel
+from cortex_fast.vqgm.decoding import Decoder, new_cache, prepare_decoder, step
 from cortex_fast.vqgm.transformer import GPT
+
+_FIRST_LOOK = 256  # of so many largest logits the probability asked for is usually there, and no sort is needed
 
 
 def _keep_top(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Set every logit outside the top k, and outside the smallest set of probability >= top_p, to -inf."""
-    if top_k is not None and top_k < logits.shape[1]:
-        threshold = logits.topk(top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(dim=1, descending=True)
-        probability = ordered.softmax(dim=1)
-        outside = probability.cumsum(dim=1) - probability >= top_p  # the first token stays always
-        logits = logits.scatter(1, order, ordered.masked_fill(outside, -torch.inf))
-    return logits
+    """Set every logit outside the top k, and outside the smallest set of probability >= top_p of those, to -inf.
+
+    Logits equal to the smallest one kept are kept too, so that nothing depends on their order.
+    """
+    size = logits.shape[1]
+    if top_k is not None and top_k < size:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=1).values[:, -1:], -torch.inf)
+    if top_p is None or top_p >= 1:
+        return logits
+    probability = logits.softmax(dim=1)
+    first = min(top_k or _FIRST_LOOK, size)
+    for look in (size,) if logits.is_cuda else (first, size):  # a GPU would have to wait for the answer
+        ordered = (probability.topk(look, dim=1) if look < size else probability.sort(dim=1, descending=True)).values
+        sums = ordered.cumsum(dim=1)
+        if look < size and bool((sums[:, -1] >= top_p).all()):
+            break
+    last = (sums[:, :-1] < top_p).sum(dim=1, keepdim=True)  # a token stays while those before it do not suffice
+    return logits.masked_fill(probability < ordered.gather(1, last), -torch.inf)
 
 
-@torch.no_grad()
 def sample_tokens(
     prior: GPT,
     labels: Tensor,
@@ -34,21 +45,61 @@ def sample_tokens(
     top_k: int | None = None,
     top_p: float | None = None,
     codebook_size: int | None = None,
+    dtype: torch.dtype | None = None,
     tick: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Token sequences int64 [B,length] for class labels [B]; the label is the sequence's first token.
+    """`decode_tokens` of a prior prepared for this one call: in `dtype`, for tokens below `codebook_size`."""
+    decoder = prepare_decoder(prior, codebook_size=codebook_size, dtype=dtype)
+    return decode_tokens(
+        decoder,
+        labels,
+        length,
+        seed=seed,
+        item_ids=item_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        tick=tick,
+    )
 
-    Each token is argmax(logits / temperature + Gumbel), with the noise fixed by (seed, item id, position), so an image
-    does not depend on its batch mates. Tokens stay below `codebook_size`. `tick` is called after each position.
+
+@torch.no_grad()
+def decode_tokens(
+    decoder: Decoder,
+    labels: Tensor,
+    length: int,
+    *,
+    seed: int,
+    item_ids: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Token sequences int64 [B,length] for first tokens `labels` int [B], which are not in the result.
+
+    Each token is argmax(logits / temperature + Gumbel), the logits limited to the `top_k` largest and the smallest set
+    of probability `top_p`, with the noise fixed by (seed, item id, position), so an image does not depend on its batch
+    mates. `tick` is called after each position. Raises TypeError or ValueError for settings outside their range.
     """
-    cache = prior.new_cache(len(labels))
-    tokens = torch.empty(len(labels), length, dtype=torch.int64, device=labels.device)
-    current = labels[:, None].long()
-    for position in range(length):
-        logits = prior(current, cache)[:, -1, :codebook_size].float() / temperature
-        draw = torch.tensor([position], device=labels.device)
-        noise = sampling_gumbel(seed, item_ids, draw, logits.shape[1])[:, 0]
-        tokens[:, position] = (_keep_top(logits, top_k, top_p) + noise).argmax(dim=1)
-        current = tokens[:, position : position + 1]
+    checks.positive("temperature", temperature)
+    if top_k is not None:
+        checks.whole("top_k", top_k, 1)
+    if top_p is not None:
+        checks.positive("top_p", top_p)
+    checks.whole("length", length, 0, len(decoder.positions))
+    batch, device = len(labels), labels.device
+    cache = new_cache(decoder, batch, length)
+    tokens = torch.empty(batch, length, dtype=torch.int64, device=device)
+    position = torch.zeros(1, dtype=torch.int64, device=device)
+    current = labels.long()
+    for number in range(length):
+        logits = step(decoder, cache, current, position, None if labels.is_cuda else number + 1)
+        if temperature != 1:
+            logits /= temperature
+        noise = sampling_gumbel(seed, item_ids, position, logits.shape[1])[:, 0]
+        current = noise.add_(_keep_top(logits, top_k, top_p)).argmax(dim=1)
+        tokens[:, number] = current
+        position += 1
         tick()
     return tokens

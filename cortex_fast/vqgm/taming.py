@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from cortex_fast.vqgm.autoencoder import VQModel
+from cortex_fast.vqgm.decoding import prepare_decoder
 from cortex_fast.vqgm.model import Model, Sampler
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.sampling import decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 
 
@@ -18,22 +19,27 @@ def taming_model(
     grid: int,
     fingerprint: str,
     num_classes: int = 0,
+    first_token: int = 0,
     sampling: dict[str, Any] | None = None,
+    reason: str | None = None,
 ) -> Model:
-    """`prior` knows `num_classes` labels; `sampling` are `sample_tokens`' settings (temperature, top_k, top_p).
+    """`prior` knows `num_classes` conditions, of the tokens from `first_token` on. sampling: `sample_tokens`' settings
+    (temperature, top_k, top_p, dtype). reason: why there is no prior.
 
     Puts both modules into eval mode, without gradients of their parameters. Raises ValueError for a prior of no class.
     """
     if prior is not None and num_classes < 1:
         raise ValueError(f"num_classes: expected at least 1 with a prior, got {num_classes}")
-    codebook = autoencoder.eval().requires_grad_(False).quantize.embedding.weight.detach()
+    codebook = autoencoder.eval().requires_grad_(False).codebook
     sampler = None
     if prior is not None:
-        known = prior.eval().requires_grad_(False)
-        limits = {"codebook_size": len(codebook), **(sampling or {})}
+        limits = dict(sampling or {})
+        prior.eval().requires_grad_(False)
+        decoder = prepare_decoder(prior, codebook_size=len(codebook), dtype=limits.pop("dtype", None))
 
         def draw(labels: Tensor, items: Tensor, seed: int, tick: Callable[[], object]) -> Tensor:
-            return sample_tokens(known, labels, grid**2, seed=seed, item_ids=items, tick=tick, **limits)
+            firsts = labels + first_token
+            return decode_tokens(decoder, firsts, grid**2, seed=seed, item_ids=items, tick=tick, **limits)
 
         sampler = Sampler(draw, num_classes)
     return Model(
@@ -43,5 +49,5 @@ def taming_model(
         latents=autoencoder.latents,
         pixels=autoencoder.decode,
         sampler=sampler,
-        reasons={"sampler": "this model has no prior, only an autoencoder"},
+        reasons={"sampler": reason or "this model has no prior, only an autoencoder"},
     )

@@ -1,23 +1,12 @@
-"""The autoregressive prior over token grids: a decoder-only transformer with a key-value cache.
+"""The autoregressive prior over token grids: a decoder-only transformer. `decoding` takes it token by token.
 
 State-dict names are those of taming-transformers' GPT (itself minGPT's), without the constant `attn.mask` buffers.
 The class label is the sequence's first token and shares the vocabulary, as in the class-conditional ImageNet model.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens seen so far: one pair of [B,heads,block_size,head_dim] per layer."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    length: int = 0
 
 
 class CausalSelfAttention(nn.Module):
@@ -30,17 +19,11 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd)
         self.n_head = n_head
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         shape = (batch, length, self.n_head, width // self.n_head)
         q, k, v = (project(x).view(shape).transpose(1, 2) for project in (self.query, self.key, self.value))
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # one new token: it may look at everything before it, so no mask is needed
-            stop = cache.length + length
-            cache.keys[layer][:, :, cache.length : stop] = k
-            cache.values[layer][:, :, cache.length : stop] = v
-            y = F.scaled_dot_product_attention(q, cache.keys[layer][:, :, :stop], cache.values[layer][:, :, :stop])
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.resid_drop(self.proj(y.transpose(1, 2).reshape(batch, length, width)))
 
 
@@ -54,8 +37,8 @@ class Block(nn.Module):
             nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
         )
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        x = x + self.attn(self.ln1(x), cache, layer)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
 
@@ -89,25 +72,8 @@ class GPT(nn.Module):
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def new_cache(self, batch: int) -> Cache:
-        """An empty cache for `batch` sequences."""
-        width = self.tok_emb.embedding_dim
-        shape = (batch, self.n_head, self.block_size, width // self.n_head)
-        weight = self.tok_emb.weight
-
-        def buffers() -> list[Tensor]:
-            return [weight.new_empty(shape) for _ in self.blocks]
-
-        return Cache(buffers(), buffers())
-
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits for `ids`; with a cache, `ids` is [B,1], continues it, and the cache is extended in place."""
-        if cache and ids.shape[1] != 1:
-            raise ValueError(f"ids: expected one token with a cache, got {ids.shape[1]}")
-        start = cache.length if cache else 0
-        x = self.drop(self.tok_emb(ids) + self.pos_emb[:, start : start + ids.shape[1]])
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
-        if cache:
-            cache.length += ids.shape[1]
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.drop(self.tok_emb(ids) + self.pos_emb[:, : ids.shape[1]])
+        for block in self.blocks:
+            x = block(x)
         return self.head(self.ln_f(x))

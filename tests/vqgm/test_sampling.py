@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cortex_fast.vqgm import GPT
+from cortex_fast.vqgm.decoding import new_cache, prepare_decoder, step
 from cortex_fast.vqgm.sampling import _keep_top, sample_tokens
 
 CONFIG = {"vocab_size": 17, "block_size": 12, "n_layer": 3, "n_head": 2, "n_embd": 16}
@@ -35,12 +36,18 @@ def test_causal(prior):
     assert not torch.allclose(prior(ids)[:, 7], prior(changed)[:, 7])
 
 
-def test_cache_equals_the_whole_pass(prior):
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_steps_equal_the_whole_pass(prior, fixed_shapes):
     ids = torch.randint(17, (3, 12))
-    cache = prior.new_cache(3)
-    with torch.inference_mode():
-        steps = [prior(ids[:, position : position + 1], cache) for position in range(12)]
-        torch.testing.assert_close(torch.cat(steps, dim=1), prior(ids), rtol=1e-4, atol=1e-5)
+    decoder = prepare_decoder(prior, codebook_size=15)
+    cache = new_cache(decoder, 3, 12)
+    steps = []
+    for position in range(12):
+        filled = None if fixed_shapes else position + 1
+        steps.append(step(decoder, cache, ids[:, position], torch.tensor([position]), filled))
+    whole = prior(ids)[..., :15]
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(whole[:, 3], whole[:, 4], atol=1e-2)
 
 
 def test_an_image_does_not_depend_on_its_batch(prior):

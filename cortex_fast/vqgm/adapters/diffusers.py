@@ -7,13 +7,13 @@ from torch import Tensor
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
     codes_of,
-    fingerprint_of,
     freeze,
     grid_of,
     in_dtype_of,
     latents_of,
     unit_range,
 )
+from cortex_fast.vqgm.checkpoints import digest
 from cortex_fast.vqgm.model import Model
 
 
@@ -37,7 +37,7 @@ def diffusers_vqmodel(model: Any, *, grid: int | None = None, unit_pixels: bool 
     found = Model(
         codes_of(model.quantize.embedding),
         grid_of(grid, config.sample_size >> (len(config.block_out_channels) - 1)),
-        fingerprint_of(model),
+        digest(model.state_dict()),
         latents=latents_of(model),
         pixels=pixels,
         reasons={"sampler": NO_PRIOR},

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cortex_fast.vqgm.adapters.checkpoints import autoencoder_of, read_state
-from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, fingerprint_of, freeze, grid_of, latents_of, pixels_of
+from cortex_fast.vqgm.adapters.shapes import autoencoder_of
+from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
+from cortex_fast.vqgm.checkpoints import digest, read_state
 from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256
@@ -31,18 +32,26 @@ def ibq(model: Any, *, grid: int | None = None) -> Model:
     return _model(model, grid_of(grid, encoder.resolution >> (encoder.num_resolutions - 1)))
 
 
-def load_ibq(path: Path | str, *, grid: int | None = None, averaged: bool = True) -> Model:
+def load_ibq(
+    path: Path | str,
+    *,
+    grid: int | None = None,
+    averaged: bool = True,
+    tensors_only: bool = False,
+    device: torch.device | str = "cpu",
+) -> Model:
     """A published checkpoint, imagenet256_262144.ckpt for instance, by our own modules; sizes are read off it.
 
     averaged: the moving average of the weights where the checkpoint has it, as in the published evaluation. grid: m, by
     default of 256 x 256 images.
-    Raises FileNotFoundError, and ValueError for a file that holds more than tensors or other ones.
+    tensors_only: for checkpoints that carry pickled objects, see `read_state`.
+    Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
     """
-    state = read_state(Path(path), ("state_dict",))
+    state = read_state(Path(path), tensors_only=tensors_only)
     mine = {name: tensor for name, tensor in state.items() if name.startswith(PARTS)}
     if averaged:  # its names are the parameters' own without the dots
         mine = {name: state.get(f"model_ema.{name.replace('.', '')}", tensor) for name, tensor in mine.items()}
-    model = autoencoder_of(Path(path), mine, IMAGE_SIZE)
+    model = autoencoder_of(Path(path), mine, IMAGE_SIZE, device)
     return _model(model, grid_of(grid, IMAGE_SIZE >> (len(model.encoder.down) - 1)))
 
 
@@ -52,7 +61,7 @@ def _model(model: Any, grid: int) -> Model:
     return Model(
         codes,
         grid,
-        fingerprint_of(model),
+        digest(model.state_dict()),
         latents=latents_of(model),
         quantise=lambda latents: largest_product(latents.permute(0, 2, 3, 1), codes),
         pixels=pixels_of(model),

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cortex_fast.vqgm.adapters.checkpoints import autoencoder_of, read_state
-from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, fingerprint_of, freeze, grid_of, latents_of, pixels_of
+from cortex_fast.vqgm.adapters.shapes import autoencoder_of
+from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
+from cortex_fast.vqgm.checkpoints import digest, read_state
 from cortex_fast.vqgm.model import Model
 
-IMAGE_SIZE = 256  # of the class-conditional models; the text-conditional ones came in 256 and 512
+IMAGE_SIZE = 256  # the smallest that it was published for
 MIDDLE = ("block_1", "attn_1", "block_2")
 
 
@@ -27,16 +29,24 @@ def llamagen(model: Any, *, grid: int | None = None) -> Model:
     return _model(model, grid, len(model.config.encoder_ch_mult), normalised=model.quantize.l2_norm)
 
 
-def load_llamagen(path: Path | str, *, grid: int | None = None, normalised: bool = True) -> Model:
+def load_llamagen(
+    path: Path | str,
+    *,
+    grid: int | None = None,
+    normalised: bool = True,
+    tensors_only: bool = False,
+    device: torch.device | str = "cpu",
+) -> Model:
     """A published checkpoint, vq_ds16_c2i.pt for instance, by our own modules; widths and depth are read off it.
 
     normalised: whether codes are looked up normalised (`codebook_l2_norm`), which the checkpoint does not say. grid: m,
     by default of 256 x 256 images.
-    Raises FileNotFoundError, and ValueError for a file that holds more than tensors or other ones.
+    tensors_only: for checkpoints that carry pickled objects, see `read_state`.
+    Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
     """
-    state = read_state(Path(path), ("ema", "model", "state_dict"))
+    state = read_state(Path(path), under=("ema", "model", "state_dict"), tensors_only=tensors_only)
     state.pop("quantize.codebook_used", None)  # a statistic of its training
-    model = autoencoder_of(Path(path), taming_names(state), IMAGE_SIZE)
+    model = autoencoder_of(Path(path), taming_names(state), IMAGE_SIZE, device)
     return _model(model, grid, len(model.encoder.down), normalised)
 
 
@@ -60,7 +70,7 @@ def _model(model: Any, grid: int | None, levels: int, normalised: bool) -> Model
     return Model(
         F.normalize(codes, dim=-1) if normalised else codes,
         grid_of(grid, IMAGE_SIZE >> (levels - 1)),
-        fingerprint_of(model),
+        digest(model.state_dict()),
         latents=(lambda images: F.normalize(latents(images), dim=1)) if normalised else latents,
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},

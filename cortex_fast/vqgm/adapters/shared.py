@@ -1,11 +1,9 @@
 """What the adapters have in common: the parts of an autoencoder in taming's manner, dtypes, pixel ranges."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
@@ -17,15 +15,6 @@ NO_PRIOR = "the model is an autoencoder; its prior is a separate model, whose to
 def freeze(module: nn.Module) -> None:
     """Into eval mode, without gradients of the parameters."""
     module.eval().requires_grad_(False)
-
-
-def fingerprint_of(module: nn.Module) -> str:
-    """The first 16 hex digits of the SHA-256 over the state dict: names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def codes_of(embedding: nn.Embedding) -> Tensor:

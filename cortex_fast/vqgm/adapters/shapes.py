@@ -1,41 +1,27 @@
-"""Autoencoders of taming's architecture from checkpoints alone, without a configuration."""
+"""Autoencoders of taming's architecture from their state alone, without a configuration."""
 
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cortex_fast.vqgm.autoencoder import VQModel
+from cortex_fast.vqgm.checkpoints import CheckpointError
 
 
-def read_state(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of a torch checkpoint, under the first of `keys` that it has.
-
-    Only tensors are read: a file that holds pickled objects is refused. Raises FileNotFoundError or ValueError.
-    """
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a checkpoint of tensors only ({error})") from error
-    for key in keys:
-        if isinstance(held, Mapping) and key in held:
-            return {name: value.detach() for name, value in held[key].items() if isinstance(value, Tensor)}
-    raise ValueError(f"{path}: expected one of {', '.join(keys)} in it")
-
-
-def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int) -> VQModel:
+def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int, device: torch.device | str) -> VQModel:
     """The model, in float32, whose widths and depths the shapes of `state`, in taming's names, tell.
 
-    Raises ValueError, naming `path`, where the state is not that of such a model.
+    Raises CheckpointError, naming `path`, where the state is not that of such a model.
     """
     try:
         with torch.device("meta"):
             model = VQModel(**_config(state, image_size))
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: not the state of an autoencoder like taming's ({error})") from error
+        model.to_empty(device=device)
+        model.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not the state of an autoencoder like taming's ({error})") from error
     return model
 
 

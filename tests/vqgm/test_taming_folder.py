@@ -1,0 +1,263 @@
+"""Folders of taming-transformers: loaded, they do what the package's own models do with the same weights."""
+
+import copy
+import re
+
+import pytest
+import torch
+import yaml
+
+from cortex_fast.vqgm import CheckpointError, UnsupportedError, load
+from cortex_fast.vqgm.autoencoder import F16_16384
+from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.transformer import GPT
+from tests.official.fill import fill_
+from tests.vqgm import real_taming
+
+SMALL = {
+    "n_embed": 20,
+    "embed_dim": 6,
+    "ddconfig": {
+        "double_z": False,
+        "z_channels": 8,
+        "resolution": 16,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [8],
+        "dropout": 0.0,
+    },
+}
+LOSS = {"lossconfig": {"target": "torch.nn.Identity"}}
+PRIOR = {"vocab_size": 20, "block_size": 64, "n_layer": 3, "n_head": 2, "n_embd": 16}
+
+
+def autoencoder_config(parameters=SMALL):
+    return {"target": "taming.models.vqgan.VQModel", "params": {**parameters, **LOSS}}
+
+
+def prior_config():
+    return {
+        "target": "taming.models.cond_transformer.Net2NetTransformer",
+        "params": {
+            "first_stage_key": "image",
+            "cond_stage_key": "class_label",
+            "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": dict(PRIOR)},
+            "first_stage_config": autoencoder_config(),
+            "cond_stage_config": {"target": "taming.modules.util.Labelator", "params": {"n_classes": 7}},
+        },
+    }
+
+
+def write(folder, config, state, name="2021-04-03T19-39-50-project.yaml", **beside):
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "configs" / name).write_text(yaml.safe_dump({"model": config, "data": {"target": "unused"}}))
+    torch.save({"state_dict": state, "epoch": 3, **beside}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taming():
+    with real_taming.taming() as found:
+        yield found
+
+
+def scattered(theirs):
+    """With codes among the latents, so that every code is somewhere the nearest, and attention that is not uniform."""
+    masks = {name: tensor.clone() for name, tensor in theirs.state_dict().items() if name.endswith("attn.mask")}
+    fill_(theirs).load_state_dict(masks, strict=False)
+    autoencoder = getattr(theirs, "first_stage_model", theirs)
+    with torch.no_grad():
+        latents = autoencoder.quant_conv(autoencoder.encoder(torch.rand(2, 3, *[16] * 2) * 2 - 1))
+        spread = torch.randn(autoencoder.quantize.embedding.weight.shape, generator=torch.Generator().manual_seed(0))
+        centre, scale = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+        autoencoder.quantize.embedding.weight.copy_(centre + scale * spread)
+    return theirs
+
+
+@pytest.fixture(scope="module")
+def autoencoder(taming):
+    return scattered(taming.VQModel(**SMALL, **LOSS))
+
+
+@pytest.fixture(scope="module")
+def transformer(taming):
+    return scattered(taming.Net2NetTransformer(**prior_config()["params"]))
+
+
+def assert_same_autoencoder(model, theirs, images):
+    """In the same pixels, latents and tokens, each compared where the tokens do not hang on rounding."""
+    with torch.no_grad():
+        latents = theirs.quant_conv(theirs.encoder(images * 2 - 1))
+        tokens = theirs.encode(images * 2 - 1)[2][2].view(len(images), model.grid, model.grid)
+        torch.testing.assert_close(model.latents(images * 2 - 1), latents, rtol=1e-5, atol=1e-5 * latents.abs().max())
+        assert torch.equal(model.codebook, theirs.quantize.embedding.weight)
+        assert torch.equal(model.encode(images), tokens)
+        assert len(tokens.unique()) > 2
+        shape = (*tokens.shape, model.codebook.shape[1])
+        pictures = theirs.decode(theirs.quantize.get_codebook_entry(tokens.flatten(), shape))
+        torch.testing.assert_close(
+            model.pixels(model.embed(tokens)), pictures, rtol=1e-5, atol=1e-5 * pictures.abs().max()
+        )
+    torch.testing.assert_close(model.decode(tokens), ((pictures + 1) / 2).clamp(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_an_autoencoder_is_tamings(tmp_path, autoencoder):
+    state = autoencoder.state_dict() | {"loss.discriminator.main.0.weight": torch.zeros(3), "colorize": torch.zeros(1)}
+    model = load("taming", write(tmp_path, autoencoder_config(), state))
+    assert_same_autoencoder(model, autoencoder, torch.rand(3, 3, 16, 16))
+    with pytest.raises(UnsupportedError, match="no prior"):
+        model.sample(0, 1)
+
+
+def test_a_class_conditional_transformer_is_tamings(tmp_path, transformer):
+    folder = write(tmp_path, prior_config(), transformer.state_dict())
+    assert any(name.endswith("attn.mask") for name in transformer.state_dict())
+    greedy = load("taming", folder, sampling={"top_k": 1})
+    assert_same_autoencoder(greedy, transformer.first_stage_model, torch.rand(2, 3, 16, 16))
+
+    labels, images = torch.tensor([0, 4, 6]), torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        logits, target = transformer(images * 2 - 1, labels)
+        prior = GPT(**PRIOR)
+        weights = {name.removeprefix("transformer."): t for name, t in transformer.state_dict().items()}
+        prior.load_state_dict({name: weights[name] for name in prior.state_dict()})
+        ours = prior.eval()(torch.cat([labels[:, None], target[:, :-1]], dim=1))
+        torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5 * logits.abs().max())
+        chosen = transformer.sample(target[:, :0], labels[:, None], steps=64, sample=False)  # the likeliest, always
+    assert torch.equal(greedy.sample(labels).flatten(1), chosen)
+    assert len(chosen.unique()) > 2
+    drawn = load("taming", folder).sample(labels, seed=5)
+    assert torch.equal(drawn.flatten(1), sample_tokens(prior, labels, 64, seed=5, item_ids=torch.arange(3)))
+    with pytest.raises(ValueError, match=r"^condition: .*\[0, 7\)"):
+        greedy.sample(7, 1)
+
+
+@pytest.mark.parametrize("stage", ["__is_unconditional__", {"target": "x.SOSProvider", "params": {"sos_token": 13}}])
+def test_one_constant_token_is_one_condition(tmp_path, transformer, stage):
+    config = prior_config()
+    config["params"] |= {"cond_stage_config": stage, "sos_token": 13}
+    model = load("taming", write(tmp_path, config, transformer.state_dict()), sampling={"top_k": 1})
+    chosen = transformer.sample(torch.empty(2, 0).long(), torch.full((2, 1), 13), steps=64, sample=False)
+    assert torch.equal(model.sample(0, 2).flatten(1), chosen)
+    with pytest.raises(ValueError, match=r"^condition: .*\[0, 1\)"):
+        model.sample(1, 1)
+
+
+def test_another_condition_leaves_the_autoencoder(tmp_path, transformer):
+    config = prior_config()
+    config["params"]["cond_stage_config"] = autoencoder_config()
+    state = transformer.state_dict() | {"cond_stage_model.encoder.conv_in.weight": torch.zeros(2)}
+    model = load("taming", write(tmp_path, config, state))
+    assert model.encode(torch.rand(1, 3, 16, 16)).shape == (1, 8, 8)
+    with pytest.raises(UnsupportedError, match="sample: the prior's condition is a VQModel"):
+        model.sample(0, 1)
+
+
+def test_gumbel_tokens_are_the_largest_logits(tmp_path, autoencoder):
+    """By the quantiser's definition: the release that is the oracle here has none."""
+    state = {name: t for name, t in autoencoder.state_dict().items() if not name.startswith("quantize.")}
+    # their projection takes z_channels, which must therefore be embed_dim
+    settings = copy.deepcopy(SMALL) | {"embed_dim": 8}
+    state |= {"quant_conv.weight": torch.randn(8, 8, 1, 1), "quant_conv.bias": torch.randn(8)}
+    state["post_quant_conv.weight"] = torch.randn(8, 8, 1, 1)
+    state |= {"quantize.proj.weight": torch.randn(20, 8, 1, 1), "quantize.proj.bias": torch.randn(20)}
+    state["quantize.embed.weight"] = torch.randn(20, 8)
+    config = {"target": "taming.models.vqgan.GumbelVQ", "params": {**settings, **LOSS, "kl_weight": 1e-8}}
+    model = load("taming", write(tmp_path, config, state))
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        latents = torch.nn.functional.conv2d(
+            autoencoder.encoder(images * 2 - 1), state["quant_conv.weight"], state["quant_conv.bias"]
+        )
+    logits = torch.einsum("kc,bchw->bkhw", state["quantize.proj.weight"][:, :, 0, 0], latents)
+    assert torch.equal(model.encode(images), (logits + state["quantize.proj.bias"][:, None, None]).argmax(dim=1))
+    assert torch.equal(model.codebook, state["quantize.embed.weight"])
+
+
+def test_the_newest_project_counts_and_model_yaml_where_there_is_none(tmp_path, autoencoder):
+    state = autoencoder.state_dict()
+    write(tmp_path, {**autoencoder_config(), "target": "x.Old"}, state, "2020-11-09T13-33-36-project.yaml")
+    write(tmp_path, autoencoder_config(), state)
+    assert load("taming", tmp_path).grid == 8
+    for file in (tmp_path / "configs").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="configs"):
+        load("taming", tmp_path)
+    write(tmp_path, autoencoder_config(), state, "model.yaml")
+    assert load("taming", tmp_path).grid == 8
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt"):
+        load("taming", tmp_path)
+
+
+def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
+    state = dict(autoencoder.state_dict())
+    state["encoder.nonsense"] = state.pop("encoder.conv_in.weight")
+    state["quant_conv.bias"] = torch.zeros(3)
+    write(tmp_path, autoencoder_config(), state)
+    told = r"last\.ckpt: .*missing: encoder\.conv_in\.weight; .*unknown: encoder\.nonsense; .*shape: quant_conv\.bias"
+    with pytest.raises(CheckpointError, match=told):
+        load("taming", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, GumbelVQ"),
+        ({"params": None}, "do not make a VQModel"),
+        ({"target": None}, "model: expected a target"),
+    ],
+)
+def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, told):
+    write(tmp_path, autoencoder_config() | change, autoencoder.state_dict())
+    with pytest.raises(CheckpointError, match=rf"project\.yaml: .*{told}"):
+        load("taming", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "told"),
+    [
+        ("transformer_config", {"block_size": 63}, "block_size: expected at least 64"),
+        ("transformer_config", {"vocab_size": 19}, "vocab_size: expected at least 20"),
+        ("transformer_config", {"n_unmasked": 5}, "n_unmasked: expected 0"),
+        ("cond_stage_config", {"n_classes": 21}, "tokens of the vocabulary, got 0 to 20"),
+    ],
+)
+def test_other_transformers_are_refused_by_name(tmp_path, transformer, part, change, told):
+    config = prior_config()
+    config["params"][part]["params"] |= change
+    write(tmp_path, config, transformer.state_dict())
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        load("taming", tmp_path)
+
+
+def test_the_fingerprint_is_that_of_the_weights_used_and_the_settings(tmp_path, transformer):
+    state = transformer.state_dict()
+    folder = write(tmp_path, prior_config(), state)
+    first = load("taming", folder)
+    assert re.fullmatch("[0-9a-f]{16}", first.fingerprint)
+    write(tmp_path, prior_config(), state | {"first_stage_model.loss.x": torch.ones(1)}, optimizer_states=[1])
+    assert load("taming", folder).fingerprint == first.fingerprint
+    assert load("taming", folder, sampling={"top_k": 5}).fingerprint != first.fingerprint
+    changed = state["transformer.head.weight"].clone()
+    changed[0, 0] += 1e-6
+    write(tmp_path, prior_config(), state | {"transformer.head.weight": changed})
+    assert load("taming", folder).fingerprint != first.fingerprint
+
+
+def test_unknown_kinds_are_named():
+    with pytest.raises(ValueError, match=r"^name: expected one of .*'taming'.*, got 'tame'"):
+        load("tame", "nowhere")
+
+
+@pytest.mark.slow
+def test_f16_16384_is_tamings(tmp_path, taming):
+    theirs = fill_(taming.VQModel(**F16_16384, **LOSS))
+    with torch.no_grad():
+        theirs.quantize.embedding.weight.normal_(generator=torch.Generator().manual_seed(0))
+    model = load("taming", write(tmp_path, autoencoder_config(F16_16384), theirs.state_dict()))
+    assert_same_autoencoder(model, theirs, torch.rand(1, 3, 256, 256))
