@@ -1,7 +1,7 @@
 """IBQ's tokenizers: the published layout, figures of the published code, and its quantiser's formula.
 
-The code is in no package. ibq_small.txt is its state dict at a small size, and the golden tokens and pixels were computed
-by it with the weights and the image of `published`.
+The code is in no package. ibq_small.txt is its state dict at a small size, and the golden tokens and pixels were
+computed by it with the weights and the image of `published`.
 """
 
 import pytest
