@@ -1,5 +1,6 @@
 """Vector-quantised generative models."""
 
+from cortex_fast.vqgm.adapters import adapt
 from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.checkpoints import CheckpointError
 from cortex_fast.vqgm.loading import load
@@ -16,6 +17,7 @@ __all__ = [
     "Sampler",
     "UnsupportedError",
     "VQModel",
+    "adapt",
     "load",
     "sample_store",
     "taming_model",

@@ -4,7 +4,7 @@ import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,8 @@ class CheckpointError(ValueError):
     """A checkpoint or its configuration cannot be used; the message names the file and what is wrong."""
 
 
-def read_state(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]:
-    """The tensors under a checkpoint's "state_dict", or of one that is a state dict itself, mapped from the file.
+def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_only: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, mapped from the file: under its first key of `under`, or of it where it has none.
 
     By default torch.load's `weights_only=True` reads it, which refuses pickled objects. With `tensors_only` they become
     inert placeholders: only functions of ours that put tensors together are ever called, whatever the file names.
@@ -46,9 +46,9 @@ def read_state(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    state = next((content[key] for key in under if key in content), content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: no tensors under 'state_dict'")
+        raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from cortex_fast import checks
+from cortex_fast.vqgm.adapters import load_ibq, load_llamagen
 from cortex_fast.vqgm.model import Model
 from cortex_fast.vqgm.taming_folder import load_taming
 
-LOADERS: dict[str, Callable[..., Model]] = {"taming": load_taming}
+LOADERS: dict[str, Callable[..., Model]] = {"taming": load_taming, "llamagen": load_llamagen, "ibq": load_ibq}
 
 
 def load(name: str, path: Path | str, **options: Any) -> Model:

@@ -52,9 +52,9 @@ class Model:
     """A VQGM made of functions, as the adapters build it.
 
     codebook C float [K,d]; grid m; fingerprint. latents: images [B,3,H,W] in [-1,1] -> [B,d,m,m] in the codebook's
-    space, of which the nearest code is the token. pixels: E [B,d,m,m] -> images [B,3,H,W], nominally in [-1,1].
-    sampler: of the prior. Each is None where the model has none, and `reasons` says why ("latents", "pixels",
-    "sampler").
+    space. quantise: latents [B,d,m,m] -> tokens int64 [B,m,m], of a model whose token is not the nearest code's.
+    pixels: E [B,d,m,m] -> images [B,3,H,W], nominally in [-1,1]. sampler: of the prior. Each is None where the model
+    has none, and `reasons` says why ("latents", "pixels", "sampler").
     """
 
     codebook: Tensor
@@ -64,6 +64,7 @@ class Model:
     pixels: Callable[[Tensor], Tensor] | None = None
     sampler: Sampler | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    quantise: Callable[[Tensor], Tensor] | None = None
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens int [B,m,m] -> E [B,d,m,m]."""
@@ -75,13 +76,14 @@ class Model:
         checks.rank("images", images, "[B, 3, H, W]")
         checks.floating("images", images)
         latents_of = self._part("encode", "latents", self.latents)
+        tokens_of = self.quantise or self._nearest
         parts = [torch.empty(0, self.grid, self.grid, dtype=torch.int64, device=images.device)]
         for part in images.split(max(1, batch_size)) if len(images) else ():
             latents = latents_of(part * 2 - 1)
             if latents.shape[2:] != (self.grid, self.grid):
                 got = f"{list(images.shape[2:])} (a grid of {list(latents.shape[2:])})"
                 raise ValueError(f"images: expected the size that gives a grid of {self.grid}, got {got}")
-            parts.append(nearest_code(latents.permute(0, 2, 3, 1), self.codebook))
+            parts.append(tokens_of(latents))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -125,6 +127,9 @@ class Model:
             checks.same_shape("item_ids", item_ids, "condition", labels.shape)
         items = torch.arange(len(labels), device=labels.device) if item_ids is None else item_ids
         return sampler.draw(labels.long(), items.long(), seed, tick).view(-1, self.grid, self.grid)
+
+    def _nearest(self, latents: Tensor) -> Tensor:
+        return nearest_code(latents.permute(0, 2, 3, 1), self.codebook)
 
     def _part(self, method: str, name: str, part):  # type: ignore[no-untyped-def]
         if part is None:

@@ -1,0 +1,28 @@
+"""min-dalle's detokenizer, the decoder half of DALL-E-mini's f16-16384 VQGAN."""
+
+from typing import Any
+
+from cortex_fast.vqgm.adapters.shared import (
+    NO_PRIOR,
+    codes_of,
+    freeze,
+    grid_of,
+    pixels_of,
+    unit_range,
+)
+from cortex_fast.vqgm.checkpoints import digest
+from cortex_fast.vqgm.model import Model
+
+
+def min_dalle(model: Any, *, grid: int | None = None) -> Model:
+    """A `VQGanDetokenizer`, put into eval mode, without gradients of its parameters. grid: m, by default 16."""
+    freeze(model)
+    return unit_range(
+        Model(
+            codes_of(model.embedding),
+            grid_of(grid, 16),
+            digest(model.state_dict()),
+            pixels=pixels_of(model),
+            reasons={"latents": "min-dalle's VQGanDetokenizer has no encoder", "sampler": NO_PRIOR},
+        )
+    )

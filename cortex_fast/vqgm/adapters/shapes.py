@@ -1,0 +1,54 @@
+"""Autoencoders of taming's architecture from their state alone, without a configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cortex_fast.vqgm.autoencoder import VQModel
+from cortex_fast.vqgm.checkpoints import CheckpointError
+
+
+def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int, device: torch.device | str) -> VQModel:
+    """The model, in float32, whose widths and depths the shapes of `state`, in taming's names, tell.
+
+    Raises CheckpointError, naming `path`, where the state is not that of such a model.
+    """
+    try:
+        with torch.device("meta"):
+            model = VQModel(**_config(state, image_size))
+        model.to_empty(device=device)
+        model.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not the state of an autoencoder like taming's ({error})") from error
+    return model
+
+
+def _config(state: Mapping[str, Tensor], image_size: int) -> dict:
+    def count(prefix: str, suffix: str) -> int:
+        number = 0
+        while f"{prefix}{number}{suffix}" in state:
+            number += 1
+        return number
+
+    levels = count("encoder.down.", ".block.0.conv1.weight")
+    width = len(state["encoder.conv_in.weight"])
+    z_channels = state["decoder.conv_in.weight"].shape[1]
+    codes, dimension = state["quantize.embedding.weight"].shape
+    attends = [level for level in range(levels) if f"encoder.down.{level}.attn.0.q.weight" in state]
+    return {
+        "n_embed": codes,
+        "embed_dim": dimension,
+        "ddconfig": {
+            "ch": width,
+            "ch_mult": [len(state[f"encoder.down.{level}.block.0.conv1.weight"]) // width for level in range(levels)],
+            "num_res_blocks": count("encoder.down.0.block.", ".conv1.weight"),
+            "attn_resolutions": [image_size >> level for level in attends],
+            "resolution": image_size,
+            "in_channels": state["encoder.conv_in.weight"].shape[1],
+            "out_ch": len(state["decoder.conv_out.weight"]),
+            "z_channels": z_channels,
+            "double_z": len(state["encoder.conv_out.weight"]) == 2 * z_channels,
+        },
+    }
