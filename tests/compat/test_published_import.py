@@ -15,7 +15,6 @@ from cortex_fast.compat.published_data import (
     import_embeddings,
     read_codebook,
 )
-
 from tests.compat.published_files import CHANNELS, CODES, SIDE, codebook, files, write_data
 
 C = torch.from_numpy(codebook())

@@ -16,7 +16,6 @@ from cortex_fast.compat.published_data import (
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.extractors import NAMES, build
 from cortex_fast.extractors.files import extractor_header, load_extractor
-
 from tests.compat.published_files import files
 
 SIZES = {"num_classes": 5, "in_channels": 6, "width": 16, "grid": 16}
