@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 FLOAT_ERROR = 1e-5  # of the codebook's largest value; straight-through sums z + (E - z) are exact to about 1e-6 of it
+_PAD = 8  # floats
 
 
 def header_of(shape: tuple[int, ...]) -> bytes:
@@ -57,21 +58,27 @@ class Files:
         return values.astype(np.float32)
 
 
+def padded(codebook: np.ndarray) -> np.ndarray:
+    """C float32 [K,d] -> [K,d+8]: a column of rows whose length is a power of two falls on few sets of the cache."""
+    return np.pad(np.asarray(codebook, np.float32), ((0, 0), (0, _PAD)))
+
+
 class Checker:
     """Largest |E - C[token]| of a row; for one thread.
 
-    codebook: C float32 [K,d], contiguous. A NaN in E gives NaN.
+    codebook: C as `padded` gives it. A NaN in E gives NaN.
     """
 
     def __init__(self, codebook: np.ndarray, positions: int) -> None:
         self._codebook = codebook
         self._gathered = np.empty((positions, codebook.shape[1]), np.float32)
-        self._difference = np.empty((codebook.shape[1], positions), np.float32)
+        self._transposed = self._gathered[:, :-_PAD].T
+        self._difference = np.empty(self._transposed.shape, np.float32)
 
     def error(self, embedding: np.ndarray, tokens: np.ndarray) -> float:
         """embedding float32 [d,m,m], tokens integer [m*m] within [0, K)."""
         np.take(self._codebook, tokens, axis=0, out=self._gathered, mode="clip")
-        np.subtract(embedding.reshape(self._difference.shape), self._gathered.T, out=self._difference)
+        np.subtract(embedding.reshape(self._difference.shape), self._transposed, out=self._difference)
         return float(np.abs(self._difference, out=self._difference).max())
 
 
@@ -80,10 +87,10 @@ def check(
 ) -> tuple[list[str | None], float]:
     """For each row the reason why its file is not C gathered at its tokens, or None; and the largest error of the good.
 
-    tokens: integer [n, m*m].
+    tokens: integer [n, m*m]. codebook: C as `padded` gives it.
     """
     side = round(tokens.shape[1] ** 0.5)
-    files, checker = Files(folder, (codebook.shape[1], side, side)), Checker(codebook, tokens.shape[1])
+    files, checker = Files(folder, (codebook.shape[1] - _PAD, side, side)), Checker(codebook, tokens.shape[1])
     reasons: list[str | None] = []
     largest = 0.0
     for name, row in zip(names, tokens, strict=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.compat.published_data.embeddings import FLOAT_ERROR, Files, Recovery, check
+from cortex_fast.compat.published_data.embeddings import FLOAT_ERROR, Files, Recovery, check, padded
 from cortex_fast.compat.published_data.layout import Split, find_split
 from cortex_fast.compat.published_data.pickles import read_token_lists
 from cortex_fast.compat.published_data.places import Bad, PublishedDataError, summary
@@ -160,6 +160,7 @@ def _read(
 ) -> _Found:
     bad: list[Bad] = []
     tolerance = FLOAT_ERROR * float(np.abs(codebook).max(initial=0))
+    held_against = padded(codebook)
     kept = _Chunk()
     largest = 0.0
     checked = 0
@@ -189,7 +190,9 @@ def _read(
         if sample:
             order = sorted(sample)
             picked = np.stack([whole.tokens[row] for row in order])
-            reasons, largest = check(place.embeddings, [whole.names[row] for row in order], picked, codebook, tolerance)
+            reasons, largest = check(
+                place.embeddings, [whole.names[row] for row in order], picked, held_against, tolerance
+            )
             wrong = dict(zip(order, reasons, strict=True))
         keep(whole, [wrong.get(row) for row in range(len(whole.names))])
     else:
@@ -207,7 +210,9 @@ def _read(
 
             for chunk in _chunks(stream):
                 table = chunk.table()
-                waiting.append((chunk, pool.submit(check, place.embeddings, chunk.names, table, codebook, tolerance)))
+                waiting.append(
+                    (chunk, pool.submit(check, place.embeddings, chunk.names, table, held_against, tolerance))
+                )
                 if len(waiting) > 4 * threads:
                     finish()
             while waiting:

@@ -1,9 +1,11 @@
 """What is wrong with a user's files, each told with its place."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # most names; what else there may be takes longer
 _SHOWN = 10  # problems written out in a message; the rest is counted
 
 
@@ -34,6 +36,8 @@ def summary(bad: Sequence[Bad], rows: int) -> str:
 
 def problem_of_name(name: str) -> str | None:
     """Why a file name out of a table is refused; None where it is printable, relative and without ".." parts."""
+    if _PLAIN.fullmatch(name):
+        return None
     path = PurePosixPath(name)
     if not name or not name.isprintable():
         return "expected a printable file name"
