@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cortex_fast.commands import extractors, published
 from cortex_fast.version import __version__
 
 
@@ -25,8 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune.add_argument("--rows", type=int, default=256, help="rows of logits that step together (default 256)")
     tune.add_argument("--codes", type=int, default=16384, help="K (default 16384)")
     tune.add_argument("--channels", type=int, default=256, help="d (default 256)")
+    published.add(commands)
+    extractors.add(commands)
     parsed = parser.parse_args(arguments)
     try:
+        if hasattr(parsed, "run"):
+            return parsed.run(parsed)
         if parsed.command == "info":
             return _info()
         if parsed.command == "tune":

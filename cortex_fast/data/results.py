@@ -19,7 +19,10 @@ class ResultFileError(ValueError):
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` and rename, so that `path` is never seen half-written."""
+    """Call `write(temporary)` and rename, so that `path` is never seen half-written.
+
+    An OSError of the writing, as of a full disk, names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid4().hex}.partial{path.suffix}")
     try:
@@ -28,6 +31,9 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.chmod(mode)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,7 +43,10 @@ def save_result(path: Path | str, kind: str, tensors: Mapping[str, Tensor], head
     path = Path(path)
     metadata = {"format": FORMAT, "kind": kind, "header": json.dumps(header, sort_keys=True)}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_whole(path, lambda file: save_file(whole, file, metadata))
+    try:
+        replace_whole(path, lambda file: save_file(whole, file, metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written ({error})") from error
 
 
 def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -53,7 +62,12 @@ def read_header(path: Path, kind: str) -> dict[str, Any]:
     return _load(path, kind, tensors=False)[1]
 
 
-def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def kind_of(path: Path) -> str | None:
+    """What kind of result a file is. Raises FileNotFoundError, or ResultFileError for a truncated or foreign file."""
+    return _read(path, tensors=False)[1].get("kind")
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no such result file: {path}")
     try:
@@ -64,6 +78,11 @@ def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], d
         raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise ResultFileError(f"{path}: not a result of cortex-fast")
+    return loaded, metadata
+
+
+def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    loaded, metadata = _read(path, tensors=tensors)
     if metadata.get("kind") != kind:
         raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {metadata.get('kind')!r}")
     try:

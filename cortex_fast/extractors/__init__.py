@@ -1,6 +1,18 @@
 """Information extractors f_Y: classifiers of token-based embeddings."""
 
 from cortex_fast.extractors.build import NAMES, build
-from cortex_fast.extractors.training import Recipe, accuracy, train_extractor
+from cortex_fast.extractors.files import load_extractor, save_extractor
+from cortex_fast.extractors.testing import TOP, accuracy, mean_loss
+from cortex_fast.extractors.training import Recipe, train_extractor
 
-__all__ = ["NAMES", "Recipe", "accuracy", "build", "train_extractor"]
+__all__ = [
+    "NAMES",
+    "TOP",
+    "Recipe",
+    "accuracy",
+    "build",
+    "load_extractor",
+    "mean_loss",
+    "save_extractor",
+    "train_extractor",
+]

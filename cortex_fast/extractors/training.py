@@ -1,7 +1,11 @@
-"""Training an extractor on token grids: the paper's recipe."""
+"""Training an extractor on token grids: the published recipe, resumable, in mixed precision, by several processes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +13,34 @@ from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.data.token_store import gather
+from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
+from cortex_fast.extractors.distributed import World
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Adam with weight decay, a step schedule and cross-entropy (the paper's section on training f_Y)."""
+    """Adam with weight decay, a step schedule and cross-entropy; the defaults are the published code's.
 
-    epochs: int
-    batch_size: int = 64
+    batch_size: of all processes together. The learning rate is multiplied by gamma every step_epochs epochs.
+    Raises TypeError or ValueError naming a setting out of range.
+    """
+
+    epochs: int = 80
+    batch_size: int = 512
     lr: float = 1e-3
     weight_decay: float = 1e-4
-    step_epochs: int = 10
+    step_epochs: int = 20
     gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        checks.whole("epochs", self.epochs, 0)
+        checks.whole("batch_size", self.batch_size, 2)
+        checks.whole("step_epochs", self.step_epochs, 1)
+        checks.positive("lr", self.lr)
+        checks.positive("gamma", self.gamma)
+        checks.non_negative("weight_decay", self.weight_decay)
 
 
 def train_extractor(
@@ -31,52 +51,144 @@ def train_extractor(
     recipe: Recipe,
     *,
     seed: int = 0,
+    precision: str = "float32",
+    checkpoint: Path | None = None,
+    every: int | None = None,
     after_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
+    tick: Callable[[int], object] = lambda images: None,
 ) -> None:
     """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,m,m] with `labels` int [n].
 
-    `after_epoch` gets the epoch's number and mean loss. The extractor is left in eval mode.
+    E is gathered on the codebook's device, where the extractor is and the tokens are brought at the beginning.
+    precision: "bfloat16" is autocast, for GPUs. checkpoint: a file written after every epoch, and after every `every`
+    steps; where it is there the run goes on from it, on a CPU to the same bits as one never interrupted. `after_epoch`
+    gets the epoch's number and mean loss, before that epoch's checkpoint; tick the number of images of each step.
+    In a torch.distributed process group every process trains on its part of each global batch, and the gradients are
+    those of the whole batch, but for BatchNorm: on GPUs it is made SyncBatchNorm; on CPUs each process normalises by
+    its own part, and the running statistics are the first process's.
+    The extractor is left in eval mode. Torch's global random state is neither used nor changed.
+    Raises TypeError or ValueError naming the argument, FloatingPointError where the loss is no longer finite,
+    ResultFileError for another run's checkpoint.
     """
     checks.rank("tokens", tokens, "[n, m, m]")
     checks.integral("tokens", tokens)
     checks.integral("labels", labels)
     checks.in_range("tokens", tokens, codebook.shape[0])
-    if len(tokens) < 2:
-        raise ValueError(f"tokens: expected at least two images, got {len(tokens)}")
-    codebook, device = codebook.detach(), codebook.device
+    checks.seed(seed)
+    checks.one_of("precision", precision, PRECISIONS)
+    if every is not None:
+        checks.whole("every", every, 1)
     checks.same_shape("labels", labels, "tokens' first dimension", tokens.shape[:1])
+    world = World.current()
+    if len(tokens) < 2 * world.size:
+        raise ValueError(f"tokens: expected at least two images a process, got {len(tokens)}")
+    if recipe.batch_size < 2 * world.size:
+        raise ValueError(f"batch_size: expected at least two images a process, got {recipe.batch_size}")
+    run = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
+    run["data"] = _digest(codebook, tokens, labels)
+    data = _Images(codebook, tokens, labels)
+    if world.size > 1 and data.device.type == "cuda":
+        extractor = nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
     optimizer = torch.optim.Adam(extractor.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs, recipe.gamma)
-    order = torch.Generator().manual_seed(seed)
-    for epoch in range(recipe.epochs):
-        extractor.train()
-        total = 0.0
-        batches = torch.randperm(len(tokens), generator=order).split(recipe.batch_size)
-        for rows in batches:
-            if len(rows) < 2:  # BatchNorm has no statistics of one image
-                continue
-            embedding = gather(tokens[rows].to(device), codebook)
-            if codebook.shape[1] % 8:  # torch 2.13 on CPUs: a strided 1 x 1 convolution's weight gradient is wrong
-                embedding = embedding.contiguous()  # in channels-last memory with such channel counts
-            loss = F.cross_entropy(extractor(embedding), labels[rows].to(device, torch.int64))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(rows)
-        schedule.step()
-        after_epoch(epoch, total / len(tokens))
+    at = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": torch.zeros((), dtype=torch.float64)}
+    if checkpoint is not None and checkpoint.exists():
+        at = load_checkpoint(checkpoint, run, extractor, optimizer)
+    first_epoch, first_step = int(at["epoch"]), int(at["step"])
+    parallel = world.wrap(extractor, data.device)
+    total = at["total"].to(data.device)  # of this process; the checkpoint has all processes' sum
+    if world.rank > 0:
+        total.zero_()
+
+    def keep(epoch: int, step: int, loss: Tensor) -> None:
+        if checkpoint is not None and world.rank == 0:
+            where = {"epoch": torch.tensor(epoch), "step": torch.tensor(step), "total": loss.cpu()}
+            save_checkpoint(checkpoint, run, extractor, optimizer, where)
+
+    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+        for epoch in range(first_epoch, recipe.epochs):
+            extractor.train()
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * recipe.gamma ** (epoch // recipe.step_epochs)
+            for step, rows in _batches(len(tokens), recipe.batch_size, seed, epoch, world, first_step):
+                torch.manual_seed(_seed(seed, "dropout", epoch, step, world.rank))
+                part = world.part(rows)
+                embedding, truth = data.take(part)
+                with _autocast(data.device, precision):
+                    loss = F.cross_entropy(parallel(embedding), truth, reduction="sum") / len(rows)
+                optimizer.zero_grad(set_to_none=True)
+                (loss * world.size).backward()  # the processes' gradients are averaged: so they are the batch's
+                optimizer.step()
+                total += loss.detach() * len(rows)
+                tick(len(rows))
+                if every is not None and (step + 1) % every == 0:
+                    so_far = world.total(total.clone())
+                    _finite(so_far, epoch)
+                    keep(epoch, step + 1, so_far)
+            first_step = 0
+            mean = _finite(world.total(total), epoch) / _used(len(tokens), recipe.batch_size, world)
+            total.zero_()
+            extractor.eval()
+            after_epoch(epoch, mean)
+            keep(epoch + 1, 0, total)
     extractor.eval()
 
 
-@torch.no_grad()
-def accuracy(
-    extractor: nn.Module, codebook: Tensor, tokens: Tensor, labels: Tensor, *, top: tuple[int, ...] = (1,)
-) -> dict[int, float]:
-    """Top-k accuracy in [0,1] for each k in `top`, on token grids int [n,m,m] with labels int [n]."""
-    hits = dict.fromkeys(top, 0)
-    for part, truth in zip(tokens.split(256), labels.split(256), strict=True):
-        logits = extractor(gather(part.to(codebook.device), codebook)).cpu()
-        order = logits.argsort(dim=1, descending=True)
-        for k in top:
-            hits[k] += int((order[:, :k] == truth.cpu()[:, None]).any(dim=1).sum())
-    return {k: count / max(1, len(tokens)) for k, count in hits.items()}
+def _used(images: int, size: int, world: World) -> int:
+    """How many images an epoch sees: BatchNorm has no statistics of one, so a last batch that leaves a process fewer
+    than two is left out."""
+    rest = images % size
+    return images - rest if rest < 2 * world.size else images
+
+
+def _batches(images: int, size: int, seed: int, epoch: int, world: World, first: int) -> Iterator[tuple[int, Tensor]]:
+    """The epoch's global batches of rows, from number `first` on."""
+    order = torch.Generator().manual_seed(_seed(seed, "order", epoch))
+    batches = torch.randperm(images, generator=order)[: _used(images, size, world)].split(size)
+    yield from enumerate(batches[first:], start=first)
+
+
+def _seed(*parts: object) -> int:
+    """63 bits that differ with any of the parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _finite(total: Tensor, epoch: int) -> float:
+    loss = total.item()
+    if not abs(loss) < float("inf"):
+        raise FloatingPointError(f"the loss of epoch {epoch + 1} is {loss}: a lower learning rate may help")
+    return loss
+
+
+def _digest(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
+    """16 hex digits of what is trained on."""
+    digest = hashlib.sha256()
+    for tensor in (codebook.detach().float(), tokens, labels.long()):
+        digest.update(repr(tuple(tensor.shape)).encode())
+        for part in tensor.cpu().split(4096):
+            digest.update(part.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+class _Images:
+    """Tokens and labels on the codebook's device; E is gathered there."""
+
+    def __init__(self, codebook: Tensor, tokens: Tensor, labels: Tensor) -> None:
+        self._codebook = codebook.detach()
+        self.device = codebook.device
+        self._small = tokens.dtype == torch.uint16
+        stored = tokens.view(torch.int16) if self._small else tokens  # CUDA indexes no uint16
+        self._tokens = stored.to(self.device)
+        self._labels = labels.to(self.device, torch.int64)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """E [B,d,m,m] and labels int64 [B] of some rows."""
+        rows = rows.to(self.device)
+        ids = self._tokens[rows].long()
+        embedding = gather(ids & 0xFFFF if self._small else ids, self._codebook)
+        if self._codebook.shape[1] % 8:  # torch 2.13 on CPUs: a strided 1 x 1 convolution's weight gradient is wrong
+            embedding = embedding.contiguous()  # in channels-last memory with such channel counts
+        return embedding, self._labels[rows]

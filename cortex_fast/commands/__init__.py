@@ -1,0 +1,1 @@
+"""The commands' arguments and output, a file a subject."""

@@ -1,0 +1,89 @@
+"""train-extractor and test-extractor: from a token store to an extractor and its accuracy table."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Both commands, each with `run` as what it does."""
+    trained = commands.add_parser("train-extractor", help="train an extractor on a token store; torchrun spreads it")
+    trained.add_argument("store", type=Path, help="token store (.safetensors)")
+    trained.add_argument("--extractor", default="ce", help="ce, ce_deep, re or te (default ce)")
+    trained.add_argument("--out", type=Path, required=True, help="the extractor file to write (.safetensors)")
+    trained.add_argument("--validation", type=Path, help="token store; the epoch of least loss on it is kept")
+    trained.add_argument("--epochs", type=int, default=80)
+    trained.add_argument("--batch-size", type=int, default=512, help="of all processes together (default 512)")
+    trained.add_argument("--lr", type=float, default=1e-3)
+    trained.add_argument("--weight-decay", type=float, default=1e-4)
+    trained.add_argument("--step-epochs", type=int, default=20, help="epochs between falls of the learning rate")
+    trained.add_argument("--gamma", type=float, default=0.1, help="factor of each fall (default 0.1)")
+    trained.add_argument("--width", type=int, default=512, help="hidden channels (default 512, the paper's)")
+    trained.add_argument("--seed", type=int, default=0)
+    trained.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    trained.add_argument("--every", type=int, help="a checkpoint every so many steps, besides every epoch")
+    trained.add_argument("--resume", action="store_true", help="go on from the checkpoint beside --out")
+    trained.set_defaults(run=_train)
+    tested = commands.add_parser("test-extractor", help="an extractor's top 1, 3, 5 and 10 accuracy on a token store")
+    tested.add_argument("store", type=Path, help="token store (.safetensors)")
+    tested.add_argument("extractor", type=Path, help="extractor file (.safetensors)")
+    tested.set_defaults(run=_test)
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    import torch
+
+    from cortex_fast.data import TokenStore
+    from cortex_fast.extractors import Recipe
+    from cortex_fast.extractors.distributed import joined
+    from cortex_fast.extractors.fitting import fit
+
+    recipe = Recipe(**{one.name: getattr(parsed, one.name) for one in dataclasses.fields(Recipe)})
+    store = TokenStore.load(parsed.store)
+    validation = None if parsed.validation is None else TokenStore.load(parsed.validation)
+    with joined() as (world, device):
+        precision = parsed.precision
+        if precision == "auto":
+            half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            precision = "bfloat16" if half else "float32"
+        with tqdm(total=recipe.epochs * len(store), unit=" images", disable=None if world.rank == 0 else True) as bar:
+            fit(
+                store,
+                parsed.out,
+                parsed.extractor,
+                recipe,
+                width=parsed.width,
+                validation=validation,
+                seed=parsed.seed,
+                precision=precision,
+                device=device,
+                every=parsed.every,
+                resume=parsed.resume,
+                report=lambda line: bar.write(line) if world.rank == 0 else None,
+                tick=bar.update,
+            )
+    return 0
+
+
+def _test(parsed: argparse.Namespace) -> int:
+    import torch
+
+    from cortex_fast.data import TokenStore
+    from cortex_fast.extractors import TOP, accuracy, load_extractor
+    from cortex_fast.extractors.files import extractor_header
+
+    store = TokenStore.load(parsed.store)
+    header = extractor_header(parsed.extractor)
+    sizes = header["sizes"] if header["name"] != "re" else {**header["sizes"], "grid": store.grid}  # re takes any
+    for name, got in (("in_channels", store.codebook.shape[1]), ("grid", store.grid)):
+        if sizes[name] != got:
+            raise ValueError(f"{parsed.extractor}: expected {name} {got} as in {parsed.store}, got {sizes[name]}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = load_extractor(parsed.extractor).to(device)
+    reached = accuracy(extractor, store.codebook.float().to(device), store.tokens, store.labels, top=TOP)
+    print(f"{len(store)} images of {len(store.names)} classes")
+    for k, part in reached.items():
+        print(f"top {k:<3} {part:.2%}")
+    return 0

@@ -1,0 +1,84 @@
+"""import-published and export-published: the published code's files into ours, and back."""
+
+import argparse
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Both commands, each with `run` as what it does."""
+    imported = commands.add_parser("import-published", help="the published CORTEX code's files into this package's")
+    imported.add_argument("source", type=Path, help="data folder, folder of label_<n>.csv scores, or .pth checkpoint")
+    imported.add_argument("--out", type=Path, required=True, help="the file to write (.safetensors)")
+    imported.add_argument("--codebook", type=Path, help=".npy, .safetensors, .pth or .ckpt; without it, recovered")
+    imported.add_argument("--codes", type=int, help="K of a codebook that is recovered from embeddings and tokens")
+    imported.add_argument("--split", choices=("train", "validation", "test"), help="where the folder has several")
+    imported.add_argument("--names", type=Path, help="text file of class names, a line each")
+    imported.add_argument("--trust-tokens", action="store_true", help="read the table, check 256 random embeddings")
+    imported.add_argument("--skip-bad", action="store_true", help="write without the rows that do not hold, named")
+    imported.set_defaults(run=_import)
+    exported = commands.add_parser("export-published", help="this package's files into the published CORTEX code's")
+    exported.add_argument("source", type=Path, help="token store, scores or extractor file (.safetensors)")
+    exported.add_argument("--out", type=Path, required=True, help="folder; for an extractor the .pth file")
+    exported.add_argument("--split", choices=("train", "validation", "test"), help="default: the one it came from")
+    exported.set_defaults(run=_export)
+
+
+def _import(parsed: argparse.Namespace) -> int:
+    from cortex_fast.compat import published_data
+
+    source, out = parsed.source, parsed.out
+    if source.suffix in (".pth", ".pt"):
+        name = published_data.import_checkpoint(source, out)
+        print(f"{out}: extractor {name!r}")
+        return 0
+    if source.is_dir() and any(source.glob("label_*.csv")):
+        scores = published_data.Scores.read(source)
+        scores.save(out)
+        print(f"{out}: scores of {len(scores.files)} images of {len(scores.labels.unique())} labels")
+        return 0
+    codebook = None if parsed.codebook is None else published_data.read_codebook(parsed.codebook)
+    names = None if parsed.names is None else tuple(parsed.names.read_text(encoding="utf-8").splitlines())
+    began = time.perf_counter()
+    with tqdm(unit=" rows", disable=None) as bar:
+        done = published_data.import_embeddings(
+            source,
+            out,
+            codebook=codebook,
+            codes=parsed.codes,
+            split=parsed.split,
+            class_names=names,
+            trust_tokens=parsed.trust_tokens,
+            skip_bad=parsed.skip_bad,
+            tick=bar.update,
+        )
+    seconds = time.perf_counter() - began
+    print(f"{out}: {done.written} of {done.rows} images, {done.checked} embeddings read, {seconds:.1f} s")
+    print(f"largest error against the codebook: {done.largest_error:.2g}")
+    for one in done.bad[:10]:
+        print(f"skipped {one}")
+    if len(done.bad) > 10:
+        print(f"... {len(done.bad)} skipped, all named in {out.name}.bad.txt")
+    if done.unseen:
+        print(f"codes that no row uses, so unknown and left 0: {len(done.unseen)}, in the store's fingerprint")
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from cortex_fast.compat import published_data
+    from cortex_fast.data.results import kind_of
+
+    kind = kind_of(parsed.source)
+    if kind == "Extractor":
+        published_data.export_checkpoint(parsed.source, parsed.out)
+    elif kind == "PublishedScores":
+        published_data.Scores.load(parsed.source).write(parsed.out)
+    elif kind == "TokenStore":
+        with tqdm(unit=" rows", disable=None) as bar:
+            published_data.export_embeddings(parsed.source, parsed.out, split=parsed.split, tick=bar.update)
+    else:
+        raise ValueError(f"{parsed.source}: expected a token store, scores or an extractor, got {kind!r}")
+    print(f"written: {parsed.out}")
+    return 0

@@ -1,0 +1,1 @@
+"""Drop-ins for other implementations: their names, their files."""

@@ -1,0 +1,62 @@
+"""Checkpoints of ClassificationNet1 to 4 (.pth state dicts) as extractor files, and back."""
+
+from collections.abc import Mapping
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cortex_fast.compat.published_data.codebooks import read_state
+from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.data.results import replace_whole
+from cortex_fast.extractors import build
+from cortex_fast.extractors.files import fill, load_extractor, save_extractor
+
+_PARALLEL = "module."  # what DataParallel puts before every name
+
+
+def import_checkpoint(path: Path | str, out: Path | str) -> str:
+    """Write the extractor file of a checkpoint and return the extractor's name ("ce", "ce_deep", "re" or "te").
+
+    Sizes are read off the weights' shapes. Raises FileNotFoundError, or PublishedDataError naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    state = read_state(path)
+    if all(name.startswith(_PARALLEL) for name in state):
+        state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
+    try:
+        name, sizes = _recognise(state)
+        extractor = build(name, **sizes)
+        fill(extractor, state)
+    except (KeyError, IndexError, ValueError) as error:
+        raise PublishedDataError(f"{path}: not a ClassificationNet1 to 4 of the published code ({error})") from error
+    save_extractor(out, extractor, name, sizes, {"made_by": "import-published", "checkpoint": path.name})
+    return name
+
+
+def export_checkpoint(extractor_file: Path | str, out: Path | str) -> None:
+    """Write an extractor file's weights as a state dict that the published code loads, whole or not at all."""
+    state = {name: value.contiguous() for name, value in load_extractor(extractor_file).state_dict().items()}
+    replace_whole(Path(out), lambda file: torch.save(state, file))
+
+
+def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+    """Name and sizes for `build`. Raises KeyError naming a weight that none of the four lacks."""
+    if "cls_token" in state:
+        width, channels = state["proj.0.weight"].shape
+        grid = isqrt(state["pos_embed"].shape[1] - 1)
+        return "te", _sizes(len(state["fc.weight"]), channels, width, grid)
+    if "layer1.0.conv1.weight" in state:
+        width, channels = state["layer1.0.conv1.weight"].shape[:2]
+        return "re", _sizes(len(state["fc2.weight"]), channels, width, 16)  # serves any grid
+    width, channels = state["conv1_1.weight"].shape[:2]
+    grid = 4 * isqrt(state["fc1.weight"].shape[1] // width)
+    name = "ce_deep" if "conv3_1.weight" in state else "ce"
+    return name, _sizes(len(state["fc3.weight"]), channels, width, grid)
+
+
+def _sizes(num_classes: int, in_channels: int, width: int, grid: int) -> dict[str, int]:
+    return {"num_classes": num_classes, "in_channels": in_channels, "width": width, "grid": grid}

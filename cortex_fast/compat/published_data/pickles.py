@@ -1,0 +1,31 @@
+"""The published code's dictionary of file names and token ids, a pickle, without executing any of it."""
+
+import pickle
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cortex_fast.compat.published_data.places import PublishedDataError
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, texts, lists and dictionaries only: everything else starts with a name to be looked up."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"refused to look up {module}.{name}")
+
+
+def read_token_lists(path: Path) -> dict[str, list[int]]:
+    """File name -> token ids. Raises FileNotFoundError, or PublishedDataError naming the file."""
+    with path.open("rb") as file:
+        try:
+            loaded: Any = _PlainUnpickler(file).load()
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise PublishedDataError(f"{path}: not a plain dictionary of token ids ({error})") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, list) for value in loaded.values()):
+        raise PublishedDataError(f"{path}: expected a dictionary of lists")
+    return loaded
+
+
+def write_token_lists(path: Path, lists: dict[str, list[int]]) -> None:
+    with path.open("wb") as file:
+        pickle.dump(lists, file)

@@ -1,0 +1,106 @@
+"""From a token store to an extractor file."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cortex_fast.data.token_store import TokenStore
+from cortex_fast.extractors.build import build
+from cortex_fast.extractors.distributed import World
+from cortex_fast.extractors.files import extractor_header, save_extractor
+from cortex_fast.extractors.testing import accuracy, mean_loss
+from cortex_fast.extractors.training import Recipe, train_extractor
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Where an unfinished run stands."""
+    return out.with_name(out.name + ".resume.pt")
+
+
+def best_of(out: Path) -> Path:
+    """The extractor of least validation loss so far; renamed to `out` at the end."""
+    return out.with_name(out.name + ".best")
+
+
+def fit(
+    store: TokenStore,
+    out: Path,
+    name: str,
+    recipe: Recipe,
+    *,
+    width: int = 512,
+    validation: TokenStore | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    every: int | None = None,
+    resume: bool = False,
+    report: Callable[[str], object] = lambda line: None,
+    tick: Callable[[int], object] = lambda images: None,
+) -> None:
+    """Train the extractor `name` on a store and write it to `out`: that of the last epoch, or with `validation` that of
+    the epoch with least validation loss, as the published code keeps it.
+
+    Settings are `train_extractor`'s. resume: goes on from the checkpoint beside `out`, or begins; does nothing where
+    `out` is there. Raises FileExistsError for a checkpoint or an `out` that is there without `resume`.
+    """
+    checkpoint, best = checkpoint_of(out), best_of(out)
+    there = next((path for path in (out, checkpoint) if path.exists()), None)
+    if there is not None and not resume:
+        raise FileExistsError(f"{there}: is there already; resume goes on from it")
+    if out.exists():
+        report(f"{out}: is trained already")
+        return
+    world = World.current()
+    codebook = store.codebook.float().to(device)
+    sizes = {"num_classes": len(store.names), "in_channels": codebook.shape[1], "width": width, "grid": store.grid}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        extractor = build(name, **sizes).to(device)
+    if codebook.shape[1] % 8 == 0:
+        extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    made = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
+    least = float("inf")
+    if checkpoint.exists() and best.exists():
+        least = extractor_header(best)["fingerprint"]["validation_loss"]
+    elif world.rank == 0:
+        best.unlink(missing_ok=True)  # of a run whose checkpoint is gone
+
+    def after_epoch(epoch: int, loss: float) -> None:
+        nonlocal least
+        if world.rank > 0:
+            return
+        line = f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}"
+        if validation is not None:
+            judged = (extractor, codebook, validation.tokens, validation.labels)
+            reached, top = mean_loss(*judged), accuracy(*judged)[1]
+            line += f", validation loss {reached:.4f}, top 1 {top:.2%}"
+            if reached < least:
+                least = reached
+                kept = {**made, "epoch": epoch + 1, "loss": loss, "validation_loss": reached, "validation_top1": top}
+                save_extractor(best, extractor, name, sizes, kept)
+        made["loss"] = loss
+        report(line)
+
+    train_extractor(
+        extractor,
+        codebook,
+        store.tokens,
+        store.labels,
+        recipe,
+        seed=seed,
+        precision=precision,
+        checkpoint=checkpoint,
+        every=every,
+        after_epoch=after_epoch,
+        tick=tick,
+    )
+    if world.rank > 0:
+        return
+    if best.exists():
+        best.replace(out)
+    else:
+        save_extractor(out, extractor, name, sizes, made)
+    checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,242 @@
+"""The published code's embeddings into a token store and back; everything wrong with them is told with its place."""
+
+import errno
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from cortex_fast import TokenStore
+from cortex_fast.compat.published_data import (
+    PublishedDataError,
+    export_embeddings,
+    import_embeddings,
+    read_codebook,
+)
+from tests.compat.published_files import CHANNELS, CODES, SIDE, codebook, files, write_data
+
+C = torch.from_numpy(codebook())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_data(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def replace(path, old: str, new: str) -> None:
+    text = path.read_bytes().decode()
+    assert old in text
+    path.write_bytes(text.replace(old, new, 1).encode())
+
+
+def test_tokens_labels_and_names_are_the_tables(folder, tmp_path):
+    tokens = write_data(tmp_path / "other", images=200)
+    ticks = []
+    done = import_embeddings(tmp_path / "other", tmp_path / "s", codebook=C, threads=2, tick=ticks.append)
+    store = TokenStore.load(tmp_path / "s")
+    assert (done.rows, done.written, done.checked, done.bad, done.largest_error) == (200, 200, 200, (), 0.0)
+    assert sum(ticks) == 200
+    assert np.array_equal(store.tokens.long().numpy().reshape(200, -1), tokens)
+    assert store.labels.tolist() == [row % 3 for row in range(200)] and store.names == ("0", "1", "2")
+    assert store.fingerprint["checked"] == "every row" and store.fingerprint["rows"] == 200
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_round_trip_is_the_same_bytes(split, tmp_path):
+    write_data(tmp_path / "data", split)
+    import_embeddings(tmp_path / "data", tmp_path / "s", codebook=C)
+    export_embeddings(tmp_path / "s", tmp_path / "back")
+    again = files(tmp_path / "back")
+    lists = again.pop("test_token_indices.pkl", None)
+    assert again == files(tmp_path / "data")
+    assert (lists is not None) == (split == "test")
+    if lists is not None:
+        assert len(pickle.loads(lists)) == 7  # our own file
+
+
+def test_a_paper_scale_image_takes_512_bytes(tmp_path):
+    sizes = []
+    for images in (10, 110):
+        tokens = torch.zeros(images, 16, 16, dtype=torch.int64)
+        TokenStore(tokens, torch.zeros(images).long(), torch.zeros(16384, 2), ("a",)).save(tmp_path / "s")
+        sizes.append((tmp_path / "s").stat().st_size)
+    assert 512 * 100 <= sizes[1] - sizes[0] <= (512 + 8 + 1) * 100  # and a label
+
+
+BREAK = {
+    "label": (lambda f: replace(f / "train_embeddings.csv", "1_4.npy,1", "1_4.npy,x"), 6, "label"),
+    "negative label": (lambda f: replace(f / "train_embeddings.csv", "1_4.npy,1", "1_4.npy,-1"), 6, "label"),
+    "upwards": (lambda f: replace(f / "train_embeddings.csv", "1_4.npy", "../1_4.npy"), 6, "out of its folder"),
+    "absolute": (lambda f: replace(f / "train_embeddings.csv", "1_4.npy", "/etc/passwd"), 6, "out of its folder"),
+    "no name": (lambda f: replace(f / "train_embeddings.csv", "1_4.npy", ""), 6, "file name"),
+    "twice": (lambda f: replace(f / "train_embeddings.csv", "1_4.npy", "0_0.npy"), 6, "line 2"),
+    "no number": (lambda f: replace(f / "train_embeddings.csv", '1_4.npy,1,"[', '1_4.npy,1,"[x'), 6, "number"),
+    "fraction": (lambda f: replace(f / "train_embeddings.csv", '1_4.npy,1,"[', '1_4.npy,1,"[1.5, '), 6, "number"),
+    "one more": (lambda f: replace(f / "train_embeddings.csv", '1_4.npy,1,"[', '1_4.npy,1,"[1, '), 6, "got 17"),
+    "range": (lambda f: replace(f / "train_embeddings.csv", '1_4.npy,1,"[', '1_4.npy,1,"[40'), 6, "got 0|got 1|to 40"),
+    "no bracket": (lambda f: replace(f / "train_embeddings.csv", '1_4.npy,1,"[', '1_4.npy,1,"'), 6, "bracket"),
+    "cut off": (
+        lambda f: cut(f / "train_embeddings.csv", 4),
+        8,
+        "cut off",
+    ),
+    "missing": (lambda f: (f / "train" / "1_4.npy").unlink(), 6, "1_4.npy: No such file"),
+    "truncated": (lambda f: os.truncate(f / "train" / "1_4.npy", 200), 6, "whole .npy"),
+    "empty": (lambda f: os.truncate(f / "train" / "1_4.npy", 0), 6, "whole .npy"),
+    "integers": (lambda f: np.save(f / "train" / "1_4.npy", np.zeros((CHANNELS, SIDE, SIDE), int)), 6, "float32"),
+    "shape": (lambda f: np.save(f / "train" / "1_4.npy", np.zeros((CHANNELS, SIDE), np.float32)), 6, "shape"),
+    "objects": (lambda f: np.save(f / "train" / "1_4.npy", np.array([{}]), allow_pickle=True), 6, "pickle"),
+    "nan": (lambda f: change(f / "train" / "1_4.npy", np.nan), 6, "off the codebook .* nan"),
+    "other": (lambda f: change(f / "train" / "1_4.npy", 1e-3), 6, "off the codebook"),
+}
+
+
+def cut(path, by: int) -> None:
+    os.truncate(path, path.stat().st_size - by)
+
+
+def change(path, by: float) -> None:
+    array = np.load(path)
+    array[CHANNELS - 1, SIDE - 1, SIDE - 1] += by
+    np.save(path, array)
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_a_bad_row_is_told_with_its_place_and_skipped_only_when_asked(how, folder, tmp_path):
+    breaking, line, reason = BREAK[how]
+    breaking(folder)
+    out = tmp_path / "out" / "s"
+    with pytest.raises(PublishedDataError, match=rf"(?s)^1 of 7 rows .*train_embeddings\.csv:{line}: .*({reason})"):
+        import_embeddings(folder, out, codebook=C)
+    assert not out.parent.exists()
+    done = import_embeddings(folder, out, codebook=C, skip_bad=True)
+    assert done.written == 6 and [one.line for one in done.bad] == [line]
+    store = TokenStore.load(out)
+    assert len(store) == 6 and store.fingerprint["skipped"] == 1
+    assert store.fingerprint["skipped_rows"][0].startswith(f"line {line}: ")
+    assert f"train_embeddings.csv:{line}: " in out.with_name("s.bad.txt").read_text()
+    export_embeddings(out, tmp_path / "back")
+    assert len(list((tmp_path / "back" / "train").iterdir())) == 6
+
+
+def test_float_error_is_forgiven_and_other_floats_are_read(folder, tmp_path):
+    change(folder / "train" / "1_4.npy", 1e-6)
+    path = folder / "train" / "0_3.npy"
+    np.save(path, np.asfortranarray(np.load(path).astype(np.float64)))
+    done = import_embeddings(folder, tmp_path / "s", codebook=C)
+    assert done.written == 7 and 1e-7 < done.largest_error < 2e-6
+
+
+def test_trusted_tokens_are_checked_in_a_sample(tmp_path):
+    write_data(tmp_path / "data", images=300)
+    done = import_embeddings(tmp_path / "data", tmp_path / "s", codebook=C, trust_tokens=True)
+    assert (done.written, done.checked) == (300, 256)
+    assert "256 rows at random" in TokenStore.load(tmp_path / "s").fingerprint["checked"]
+    for path in (tmp_path / "data" / "train").iterdir():
+        change(path, 1.0)
+    with pytest.raises(PublishedDataError, match=r"^256 of 300 rows are bad"):
+        import_embeddings(tmp_path / "data", tmp_path / "s", codebook=C, trust_tokens=True)
+
+
+def test_a_codebook_is_recovered_from_the_rows(folder, tmp_path):
+    tokens = np.unique(TokenStore.load(_imported(folder, tmp_path)).tokens.long())
+    done = import_embeddings(folder, tmp_path / "r", codes=CODES)
+    store = TokenStore.load(tmp_path / "r")
+    assert set(done.unseen) == set(range(CODES)) - set(tokens.tolist()) == set(store.fingerprint["unseen_codes"])
+    assert torch.equal(store.codebook[tokens], C[tokens]) and not store.codebook[list(done.unseen)].any()
+    change(folder / "train" / "0_6.npy", 1.0)
+    with pytest.raises(PublishedDataError, match="rows are bad"):
+        import_embeddings(folder, tmp_path / "r", codes=CODES)
+    with pytest.raises(PublishedDataError, match="need a codebook"):
+        import_embeddings(folder, tmp_path / "r", skip_bad=True)
+
+
+def _imported(folder, tmp_path):
+    import_embeddings(folder, tmp_path / "s", codebook=C)
+    return tmp_path / "s"
+
+
+def test_tokens_may_stand_in_the_published_pickle_of_which_nothing_is_executed(folder, tmp_path):
+    table = folder / "train_embeddings.csv"
+    lines = table.read_text().splitlines()
+    lists = {line.split(",")[0]: [int(i) for i in line.split('"')[1][1:-1].split(",")] for line in lines[1:]}
+    table.write_text("\n".join(",".join(line.split(",")[:2]) for line in lines) + "\n")
+    with pytest.raises(PublishedDataError, match=r"csv:2: .*train_token_indices\.pkl"):
+        import_embeddings(folder, tmp_path / "s", codebook=C)
+    (folder / "train_token_indices.pkl").write_bytes(pickle.dumps(lists))
+    assert import_embeddings(folder, tmp_path / "s", codebook=C).written == 7
+    (folder / "train_token_indices.pkl").write_bytes(
+        b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "x") + b"'\ntR."
+    )
+    with pytest.raises(PublishedDataError, match="refused to look up"):
+        import_embeddings(folder, tmp_path / "s", codebook=C)
+    assert not (tmp_path / "x").exists()
+
+
+def test_which_split(folder, tmp_path):
+    write_data(folder, "test", images=3)
+    with pytest.raises(PublishedDataError, match="train, test"):
+        import_embeddings(folder, tmp_path / "s", codebook=C)
+    assert import_embeddings(folder, tmp_path / "s", codebook=C, split="test").written == 3
+    with pytest.raises(FileNotFoundError, match="validation_embeddings"):
+        import_embeddings(folder, tmp_path / "s", codebook=C, split="validation")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        import_embeddings(tmp_path / "nowhere", tmp_path / "s", codebook=C)
+
+
+def test_codebook_files(tmp_path):
+    from safetensors.torch import save_file
+
+    np.save(tmp_path / "c.npy", codebook())
+    save_file({"quantize.embedding.weight": C, "other": C[:2].clone()}, tmp_path / "c.safetensors")
+    state = {"first_stage_model.quantize.embedding.weight": C, "transformer.weight": torch.zeros(3)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.ckpt")
+    torch.save(C, tmp_path / "c.pth")
+    for name in ("c.npy", "c.safetensors", "c.ckpt", "c.pth"):
+        assert torch.equal(read_codebook(tmp_path / name), C)
+    torch.save({"a": C, "b": C}, tmp_path / "two.pth")
+    torch.save({"a": CHANNELS.__class__}, tmp_path / "objects.pth")
+    np.save(tmp_path / "flat.npy", codebook()[0])
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "c.npy").read_bytes()[:200])
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "c.ckpt").read_bytes()[:200])
+    for name in ("two.pth", "objects.pth", "flat.npy", "cut.npy", "cut.ckpt"):
+        with pytest.raises(PublishedDataError, match=name):
+            read_codebook(tmp_path / name)
+
+
+def test_a_full_disk_is_told_with_its_place_and_nothing_counts(folder, tmp_path, monkeypatch):
+    store = _imported(folder, tmp_path)
+    save = np.save
+
+    def full(path, array):
+        if path.name == "2_5.npy":
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*2_5\.npy"):
+        export_embeddings(store, tmp_path / "back")
+    assert files(tmp_path / "back") == {}
+    monkeypatch.undo()
+    export_embeddings(store, tmp_path / "back")
+    with pytest.raises(FileExistsError, match="train_embeddings"):
+        export_embeddings(store, tmp_path / "back")
+
+
+def test_names_of_another_store_are_refused(folder, tmp_path):
+    store = _imported(folder, tmp_path)
+    (tmp_path / "s.files.txt").write_text("../../x.npy\n")
+    with pytest.raises(PublishedDataError, match=r"s\.files\.txt"):
+        export_embeddings(store, tmp_path / "back")
+
+
+def test_a_store_of_our_own_is_exported_and_read_back(tmp_path):
+    tokens = torch.randint(CODES, (5, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    TokenStore(tokens, torch.arange(5) % 2, C, ("a", "b")).save(tmp_path / "s")
+    export_embeddings(tmp_path / "s", tmp_path / "data", split="test")
+    import_embeddings(tmp_path / "data", tmp_path / "t", codebook=C)
+    assert torch.equal(TokenStore.load(tmp_path / "t").tokens.long(), tokens)
