@@ -32,10 +32,10 @@ def with_replacements(source: str | bytes, filename: str) -> ast.Module:
 class _Hooking(ast.NodeTransformer):
     """Looks at what stands in the module itself, also within an if or a try there."""
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> Any:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
         return self._hooked(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         return self._hooked(node)
 
     def _hooked(self, node: ast.ClassDef | ast.FunctionDef) -> Any:
@@ -189,22 +189,24 @@ def _search(theirs: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _network(name: str, theirs: type, ours: type[nn.Module], replacer: Replacer) -> type:
-    """A class that is built as theirs, with their first weights, and then is ours where both compute the same."""
+    """Their class still, whose models are built as ever, with their first weights, and then are of our class where both
+    compute the same. (Another class of that name would be what their super(NAME, self) looks for.)"""
+    initialise = theirs.__init__  # type: ignore[misc]
 
-    def build(cls: type, *arguments: Any, **named: Any) -> Any:
-        if cls is not network:  # a subclass of the script's
-            return theirs.__new__(cls)
-        model = theirs(*arguments, **named)
+    def __init__(self: nn.Module, *arguments: Any, **named: Any) -> None:  # noqa: N807
+        initialise(self, *arguments, **named)
+        if type(self) is not theirs:  # a subclass of the script's
+            return
         try:
-            twin = _twin(model, ours, arguments, named)
+            twin = _twin(self, ours, arguments, named)
         except Exception as error:  # the script's forward runs in it, and may raise anything
             replacer.keep(name, error)
-            return model
+            return
+        self.__class__, self.__dict__ = ours, twin.__dict__
         replacer.took(name, theirs)
-        return twin
 
-    network = type(theirs)(name, (theirs,), {"__new__": build, "__module__": theirs.__module__})
-    return network
+    theirs.__init__ = __init__  # type: ignore[misc]
+    return theirs
 
 
 @torch.no_grad()
@@ -229,9 +231,7 @@ def _twin(model: nn.Module, ours: type[nn.Module], arguments: tuple[Any, ...], n
     return twin.train(model.training)
 
 
-def _sharing(
-    model: nn.Module, ours: type[nn.Module], arguments: tuple[Any, ...], named: dict[str, Any]
-) -> nn.Module:
+def _sharing(model: nn.Module, ours: type[nn.Module], arguments: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
     """Ours, made of the model's parameters and buffers themselves."""
     with torch.device("meta"):
         twin = ours(*arguments, **named)

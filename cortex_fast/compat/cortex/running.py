@@ -18,9 +18,8 @@ from torch.overrides import TorchFunctionMode
 from cortex_fast.compat.cortex.replacing import HOOK, Replacer, with_replacements
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_INSTALLED = tuple(
-    Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
-) + (_PACKAGE,)
+_SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
+_INSTALLED = (_PACKAGE, *(Path(sysconfig.get_path(name)).resolve() for name in _SCHEMES))
 
 
 def run(script: Path, arguments: Sequence[str] = ()) -> int:
