@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cortex_fast import ops
-from cortex_fast.compat.cortex.preparing import own_gradients, prepared_of
+from cortex_fast.compat.cortex.saliency import gradients_of
 from cortex_fast.compat.cortex.tokens import decode_input_embedding
 
 _JUDGED_EVERY = 500
@@ -140,9 +140,7 @@ def _free_rows(mask: Tensor, logits: Tensor) -> Tensor:
 def _loss_gradient(model: nn.Module, x: Tensor, target: int, reg: float) -> Tensor:
     """The gradient of -f_Y(x)[target] + reg mean(x^2), [1,d,m,m]."""
     targets = torch.tensor([target], device=x.device)
-    prepared = prepared_of(model, x)
-    gradient = own_gradients(model, x, targets) if prepared is None else prepared.value_and_grad(x, targets)[1]
-    return reg * 2 / x.numel() * x - gradient
+    return reg * 2 / x.numel() * x - gradients_of(model, x, targets)
 
 
 class _Judges:

@@ -1,11 +1,12 @@
 """SmoothGrad as the published code offers it."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cortex_fast.compat.cortex.preparing import own_gradients, prepared_of
+from cortex_fast.compat.preparing import prepared_of
 from cortex_fast.engine import Noise
 
 
@@ -25,10 +26,7 @@ class AverageSaliency:
         input_images is left as it is; the published code turns its requires_grad on.
         """
         targets = _targets(input_images, target_indices)
-        prepared = prepared_of(self.model, input_images)
-        if prepared is None:
-            return own_gradients(self.model, input_images, targets)
-        return prepared.value_and_grad(input_images, targets)[1].to(input_images.dtype)
+        return gradients_of(self.model, input_images, targets)
 
     def get_average_grad(
         self,
@@ -47,8 +45,8 @@ class AverageSaliency:
         images = input_images.detach()
         spread = stdev_spread * (images.max() - images.min())
         own = type(self).get_grad is not AverageSaliency.get_grad  # a subclass's, which then is what is averaged
-        prepared = None if own else prepared_of(self.model, images)
-        if prepared is None:
+        prepared = "" if own else prepared_of(self.model, images)
+        if isinstance(prepared, str):
             return self._average(images, targets, spread, nsamples)
         noise = Noise(
             sigma=spread.to(torch.promote_types(images.dtype, torch.float32)).expand(len(images)),
@@ -70,6 +68,22 @@ class AverageSaliency:
 
 class SingleSaliency(AverageSaliency):
     """The name that the published scripts use; the same."""
+
+
+def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    """d logit[target] / dx of each image of x [B,d,m,m], in its dtype."""
+    prepared = prepared_of(model, x)
+    if not isinstance(prepared, str):
+        return prepared.value_and_grad(x, targets)[1].to(x.dtype)
+    warnings.warn(f"a backward pass for each image, as in the published code: {prepared}", stacklevel=3)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_(True)
+        outputs = model(x)
+        gradients = []
+        for image, target in enumerate(targets.tolist()):
+            (gradient,) = torch.autograd.grad(outputs[image, target].sum(), x, retain_graph=True)
+            gradients.append(gradient[image])
+    return torch.stack(gradients)
 
 
 def _targets(images: Tensor, target_indices: Tensor | Sequence[int]) -> Tensor:
