@@ -1,1 +1,1 @@
-"""Drop-ins for other implementations: their names, their files."""
+"""Drop-ins: the published CORTEX code's names and files, and Captum's names."""

@@ -1,0 +1,62 @@
+"""The published code's extractors by its names: `cortex_fast.extractors`, built with its arguments.
+
+Checkpoints of the published code load into them. The sizes that it fixes are arguments here.
+"""
+
+import math
+
+from cortex_fast.extractors.ce import CE
+from cortex_fast.extractors.ce_deep import CEDeep
+from cortex_fast.extractors.re import RE
+from cortex_fast.extractors.te import DROPOUT, LAYERS, TE
+
+
+class ClassificationNet1(CE):
+    """E [B,256,16,16] -> logits [B,num_classes]: convolutional, the paper's CE."""
+
+    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: int = 16) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
+
+
+class ClassificationNet2(CEDeep):
+    """E [B,256,16,16] -> logits [B,num_classes]: convolutional, two more convolutions after the second pooling."""
+
+    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: int = 16) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
+
+
+class ClassificationNet3(RE):
+    """E [B,256,m,m] -> logits [B,num_classes]: residual, with squeeze and excitation, the paper's RE."""
+
+    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, width=width)
+
+
+class ClassificationNet4(TE):
+    """E [B,256,16,16] -> logits [B,num_classes]: a transformer encoder.
+
+    Raises ValueError for heads, an MLP, layers or dropout other than the published ones at that embed_dim.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dim: int = 512,
+        num_heads: int = 8,
+        mlp_dim: int = 2048,
+        num_layers: int = LAYERS,
+        dropout: float = DROPOUT,
+        *,
+        in_channels: int = 256,
+        grid: int = 16,
+    ) -> None:
+        expected = {
+            "num_heads": (num_heads, embed_dim // math.gcd(embed_dim, 64)),
+            "mlp_dim": (mlp_dim, 4 * embed_dim),
+            "num_layers": (num_layers, LAYERS),
+            "dropout": (dropout, DROPOUT),
+        }
+        for name, (got, only) in expected.items():
+            if got != only:
+                raise ValueError(f"{name}: expected {only} for embed_dim {embed_dim}, got {got}")
+        super().__init__(num_classes=num_classes, in_channels=in_channels, width=embed_dim, grid=grid)

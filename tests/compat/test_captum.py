@@ -1,0 +1,112 @@
+"""Captum's interface against Captum itself, handed the same noise."""
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients, Saliency
+from captum.attr import NoiseTunnel as CaptumNoiseTunnel
+from torch import nn
+
+from cortex_fast.compat.captum import NoiseTunnel, TokenSaliency
+from tests.known_extractors import Cubic, tiny
+
+B, N = 3, 7
+
+
+def embedding():
+    return torch.randn(B, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def normals():
+    return torch.randn(B, N, 5, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def captums_noise(monkeypatch):
+    """Captum draws all samples in order: of each pass, image by image."""
+
+    def hand(batch_size):
+        parts = iter(normals().split(batch_size, dim=1))
+        monkeypatch.setattr(torch, "normal", lambda mean, stdev: mean + stdev * next(parts).flatten(0, 1))
+
+    return hand
+
+
+@pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_equal_to_captums_own_with_the_same_noise(captums_noise, nt_type, absolute, batch_size):
+    model, x, target = tiny("ce"), embedding(), torch.tensor([2, 0, 3])
+    settings = {"nt_type": nt_type, "nt_samples": N, "nt_samples_batch_size": batch_size, "stdevs": 0.4}
+    captums_noise(batch_size or N)
+    wanted = CaptumNoiseTunnel(Saliency(model)).attribute(x, target=target, abs=absolute, **settings)
+    tunnel = NoiseTunnel(Saliency(model))
+    got = tunnel.attribute(x, target=target, abs=absolute, noise=normals(), **settings)
+    assert tunnel.not_served is None
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("target", [1, [1, 1, 1], torch.tensor([1]), torch.tensor(1)])
+def test_targets_as_captum_takes_them_and_a_tuple_of_one(target):
+    model, x = tiny("ce"), embedding()
+    (wanted,) = CaptumNoiseTunnel(Saliency(model)).attribute((x,), stdevs=0.0, target=target)
+    tunnel = NoiseTunnel(Saliency(model))
+    (got,) = tunnel.attribute((x,), stdevs=0.0, target=target)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+    assert tunnel.not_served is None
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_its_own_noise_has_the_stdev_that_was_asked_for(absolute):
+    model, x = Cubic(2, 3).eval(), embedding()[:2, :2, :4, :4]
+    got = NoiseTunnel(Saliency(model)).attribute(x, target=1, stdevs=0.5, nt_samples=2000, abs=absolute)
+    a, s = model.a.detach()[1].view(1, 2, 1, 1), 0.5
+    bound = 5 * a * s * (4 * x**2 + 2 * s**2).sqrt() / 2000**0.5
+    assert ((got - a * (x**2 + s**2)).abs() <= bound).all()
+
+
+def test_torchs_seed_decides():
+    tunnel, x, got = NoiseTunnel(Saliency(tiny("ce"))), embedding(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        got.append(tunnel.attribute(x, target=1))
+    assert got[0].equal(got[1]) and not got[0].equal(got[2])
+
+
+def test_what_the_engine_cannot_serve_is_captums_own():
+    model, x = tiny("ce"), embedding()
+    torch.manual_seed(0)
+    wanted = CaptumNoiseTunnel(IntegratedGradients(model)).attribute(x, target=1, nt_samples=2, n_steps=3)
+    tunnel = NoiseTunnel(IntegratedGradients(model))
+    torch.manual_seed(0)
+    assert tunnel.attribute(x, target=1, nt_samples=2, n_steps=3).equal(wanted)
+    assert tunnel.not_served == "the engine computes gradients, not IntegratedGradients"
+    function = NoiseTunnel(Saliency(lambda x: model(x)))
+    assert function.attribute(x, target=1, nt_samples=2).shape == x.shape
+    assert function.not_served == "forward_func: the engine takes an nn.Module"
+    training = NoiseTunnel(Saliency(nn.Sequential(model, nn.Dropout(0.1)).train()))
+    assert training.attribute(x, target=1, nt_samples=2).shape == x.shape
+    assert training.not_served == "the model is in training mode"
+    with pytest.raises(ValueError, match="noise: expected None where Captum's own serves"):
+        tunnel.attribute(x, target=1, noise=normals())
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_token_saliency_is_the_channels_largest_absolute_mean(batch_size):
+    model, x = Cubic(2, 3).eval(), embedding()[:2, :2, :4, :4]
+    got = TokenSaliency(model).attribute(x, 1, nt_samples=2000, stdevs=0.5, nt_samples_batch_size=batch_size)
+    a = model.a.detach()[1].view(1, 2, 1, 1)
+    wanted = (a * (x**2 + 0.25)).amax(dim=1)
+    assert got.shape == (2, 4, 4)
+    torch.testing.assert_close(got, wanted, rtol=0.2, atol=0.2)
+    whole = TokenSaliency(model).attribute(x, 1, nt_samples=2000)  # sigma of each image's range
+    sigma = 0.2 * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(2, 1, 1, 1)
+    torch.testing.assert_close(whole, (a * (x**2 + sigma**2)).amax(dim=1), rtol=0.2, atol=0.2)
+
+
+def test_token_saliency_says_what_it_needs():
+    with pytest.raises(TypeError, match="forward_func: expected a torch.nn.Module, got function"):
+        TokenSaliency(lambda x: x)
+    with pytest.raises(ValueError, match="target: expected a class, or one for each image"):
+        TokenSaliency(tiny("ce")).attribute(embedding(), None)
+    with pytest.raises(ValueError, match="forward_func: the model is in training mode"):
+        TokenSaliency(tiny("ce").train()).attribute(embedding(), 1)
