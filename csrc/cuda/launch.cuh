@@ -25,9 +25,9 @@ struct Shape {
   unsigned cluster = 1;          // blocks, along x; the grid is a multiple of it
 };
 
-constexpr std::int64_t kMostBlocks = 2147483647;  // along x
-
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+inline Status status_of(const char* kernel, int code) { return {code, code == 0 ? nullptr : kernel}; }
 
 #if defined(__CUDACC__)
 
@@ -106,12 +106,12 @@ Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shap
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
   }
   if (error != cudaSuccess) (void)cudaGetLastError();  // told here; not again to whoever asks next
-  return {name, static_cast<int>(error)};
+  return status_of(name, error);
 }
 
 // Zeros; a node of its own in a graph.
 inline Status clear(const char* name, void* memory, std::size_t bytes, Stream stream) {
-  return {name, static_cast<int>(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)))};
+  return status_of(name, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
 // An attribute of the current device, or `otherwise` where it cannot be asked.
@@ -146,13 +146,13 @@ T* map_shared_rank(T* mine, unsigned rank) {
 
 template <typename... Parameters, typename... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, Stream, Arguments&&... arguments) {
-  return {name, cuda_on_host::run(shape.grid, shape.block, shape.shared_bytes, shape.cluster,
-                                  [&] { kernel(static_cast<Parameters>(arguments)...); })};
+  return status_of(name, cuda_on_host::run(shape.grid, shape.block, shape.shared_bytes, shape.cluster,
+                                           [&] { kernel(static_cast<Parameters>(arguments)...); }));
 }
 
 inline Status clear(const char* name, void* memory, std::size_t bytes, Stream) {
   std::memset(memory, 0, bytes);
-  return {name, 0};
+  return status_of(name, cudaSuccess);
 }
 
 inline int multiprocessors() { return cuda_on_host::kMultiprocessors; }

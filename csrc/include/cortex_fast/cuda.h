@@ -8,20 +8,18 @@ namespace cuda {
 
 using Stream = void*;  // cudaStream_t; null is the default stream
 
-// What a launch came to: `error` is a cudaError_t, 0 where all went well, and `kernel` the name of what was launched.
-// What goes wrong on the device later is told by the next synchronisation, as with any kernel.
+// What a call that launches kernels says of them. What goes wrong on the device later is told by the next
+// synchronisation, as with any kernel.
 struct Status {
-  const char* kernel;
-  int error;
+  int code = 0;                  // a cudaError_t; 0 is success
+  const char* kernel = nullptr;  // the one whose launch failed
 };
 
-constexpr Status kLaunched{nullptr, 0};
-
 // CUDA's own words for an error.
-const char* error_text(int error);
+const char* error_text(int code);
 
-// Devices that the driver offers; 0 with `error` set where there is no driver or none of them.
-int device_count(int* error);
+// Of the driver's devices, in `count`; a cudaError_t where there is no driver, or none of them.
+int device_count(int* count);
 
 }  // namespace cuda
 }  // namespace cortex_fast

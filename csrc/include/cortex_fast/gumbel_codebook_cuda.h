@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cortex_fast/cuda.h"
 #include "cortex_fast/gumbel_codebook.h"
-#include "cortex_fast/status.h"
 
 namespace cortex_fast {
 namespace cuda {

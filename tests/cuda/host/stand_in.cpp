@@ -73,19 +73,19 @@ extern "C" {
 void set_order(int backwards) { cuda_on_host::set_order(backwards != 0); }
 int block_sums_of(const int* in, int* out, int blocks, int threads) {
   return cc::launch("block_sums", block_sums, {dim3(blocks), dim3(threads), threads * sizeof(int)}, nullptr, in, out)
-      .error;
+      .code;
 }
 int warp_functions_of(int* out) {
-  return cc::launch("warp_functions", warp_functions, {dim3(1), dim3(32)}, nullptr, out).error;
+  return cc::launch("warp_functions", warp_functions, {dim3(1), dim3(32)}, nullptr, out).code;
 }
 int cluster_ring_of(int* out, int blocks, int cluster) {
   return cc::launch("cluster_ring", cluster_ring, {dim3(blocks), dim3(64), sizeof(int), static_cast<unsigned>(cluster)},
                     nullptr, out)
-      .error;
+      .code;
 }
-int stuck_of(int* out) { return cc::launch("stuck", stuck, {dim3(1), dim3(64)}, nullptr, out).error; }
+int stuck_of(int* out) { return cc::launch("stuck", stuck, {dim3(1), dim3(64)}, nullptr, out).code; }
 int beyond_shared_of(int* out) {
-  return cc::launch("beyond_shared", beyond_shared, {dim3(1), dim3(32), 32}, nullptr, out).error;
+  return cc::launch("beyond_shared", beyond_shared, {dim3(1), dim3(32), 32}, nullptr, out).code;
 }
 
 }  // extern "C"
