@@ -80,7 +80,7 @@ __device__ __forceinline__ T* map_shared_rank(T* mine, unsigned rank) {
 }
 
 template <typename... Parameters, typename... Arguments>
-Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, Stream stream,
+Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, void* stream,
               Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
@@ -110,7 +110,7 @@ Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shap
 }
 
 // Zeros; a node of its own in a graph.
-inline Status clear(const char* name, void* memory, std::size_t bytes, Stream stream) {
+inline Status clear(const char* name, void* memory, std::size_t bytes, void* stream) {
   return status_of(name, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
@@ -145,12 +145,12 @@ T* map_shared_rank(T* mine, unsigned rank) {
 }
 
 template <typename... Parameters, typename... Arguments>
-Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, Stream, Arguments&&... arguments) {
+Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, void*, Arguments&&... arguments) {
   return status_of(name, cuda_on_host::run(shape.grid, shape.block, shape.shared_bytes, shape.cluster,
                                            [&] { kernel(static_cast<Parameters>(arguments)...); }));
 }
 
-inline Status clear(const char* name, void* memory, std::size_t bytes, Stream) {
+inline Status clear(const char* name, void* memory, std::size_t bytes, void*) {
   std::memset(memory, 0, bytes);
   return status_of(name, cudaSuccess);
 }
@@ -159,6 +159,16 @@ inline int multiprocessors() { return cuda_on_host::kMultiprocessors; }
 inline int capability() { return cuda_on_host::kCapability; }
 
 #endif
+
+// Blocks along x, as many as 2^31 - 1; of none there is nothing to launch.
+template <typename... Parameters, typename... Arguments>
+Status launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks, int threads, void* stream,
+              Arguments&&... arguments) {
+  if (blocks == 0) return {};
+  if (blocks < 0 || blocks > 2147483647) return status_of(name, cudaErrorInvalidConfiguration);
+  const Shape shape{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads))};
+  return launch(name, kernel, shape, stream, std::forward<Arguments>(arguments)...);
+}
 
 }  // namespace cuda
 }  // namespace cortex_fast

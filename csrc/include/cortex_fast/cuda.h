@@ -1,12 +1,10 @@
 // What the operators' CUDA entry points share. They take addresses on the current device and a stream, launch there and
 // return at once: no synchronisation and no allocation, so that they can be captured in a CUDA graph. Scratch memory is
-// the caller's.
+// the caller's. A stream is a cudaStream_t; null is the default stream.
 #pragma once
 
 namespace cortex_fast {
 namespace cuda {
-
-using Stream = void*;  // cudaStream_t; null is the default stream
 
 // What a call that launches kernels says of them. What goes wrong on the device later is told by the next
 // synchronisation, as with any kernel.
