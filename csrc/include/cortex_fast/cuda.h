@@ -16,8 +16,8 @@ struct Status {
 // CUDA's own words for an error.
 const char* error_text(int code);
 
-// Of the driver's devices, in `count`; a cudaError_t where there is no driver, or none of them.
-int device_count(int* count);
+// How many devices the driver offers; where it is 0, `why` says why.
+int device_count(const char** why);
 
 }  // namespace cuda
 }  // namespace cortex_fast
