@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TypedDict
 
 class BuildInfo(TypedDict):
@@ -7,6 +8,8 @@ class BuildInfo(TypedDict):
     flags: str
     build_type: str
     openmp: bool
+    cuda: str | None  # the compiler and what it built for
+    why_no_cuda: str | None
 
 class GumbelCodebook:
     def __init__(
@@ -21,6 +24,8 @@ class GumbelCodebook:
         seed: int,
         draw: int,
     ) -> None: ...
+
+cuda: ModuleType  # where build_info has it
 
 def build_info() -> BuildInfo: ...
 def levels() -> list[str]: ...

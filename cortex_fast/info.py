@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
-from cortex_fast.kernels import native, triton
+from cortex_fast.kernels import cuda, native, triton
 from cortex_fast.ops.backends import IMPL_VARIABLE, Verdict, verdicts
 
 if native.UNAVAILABLE is None:
@@ -32,13 +32,14 @@ class Info:
     versions: dict[str, str]
     devices: dict[str, str]
     native: dict[str, str]
+    cuda: dict[str, str]
     triton: dict[str, str]
     operators: dict[str, dict[str, list[Verdict]]]  # operator -> device -> each backend's answer
 
 
 def info() -> Info:
     """Everything, read now. Works without the native core, without a GPU and without an installed package."""
-    return Info(_versions(), _devices(), _native_core(), _triton_kernels(), _operators())
+    return Info(_versions(), _devices(), _native_core(), _cuda_kernels(), _triton_kernels(), _operators())
 
 
 def describe() -> str:
@@ -47,6 +48,7 @@ def describe() -> str:
     forced = os.environ.get(IMPL_VARIABLE)
     lines = [*_section("versions", facts.versions), *_section("devices", facts.devices)]
     lines += _section("native core", facts.native)
+    lines += _section("CUDA kernels", facts.cuda)
     lines += _section("Triton kernels", facts.triton)
     if forced is not None:
         lines += _section("environment", {IMPL_VARIABLE: f"{forced!r} stands for impl='auto' in every operator"})
@@ -113,6 +115,16 @@ def _native_core() -> dict[str, str]:
         "vectors": f"{native.LEVEL}, of those that this processor has: {', '.join(_native.levels())}",
         "OpenMP": _openmp() if build["openmp"] else "no: built without it, so the native core runs on one thread",
         "self-test": _self_test(),
+    }
+
+
+def _cuda_kernels() -> dict[str, str]:
+    if cuda.NOT_BUILT is not None:
+        return {"missing": cuda.NOT_BUILT}
+    reason = cuda.unavailable()
+    return {
+        "built": str(_native.build_info()["cuda"]),
+        "run": "where they are forced: not yet measured against Triton on a GPU" if reason is None else f"no: {reason}",
     }
 
 

@@ -1,6 +1,7 @@
 // cortex_fast._native: the core's functions with addresses as integers. The adaptors in cortex_fast/kernels/native own
 // the tensors, and check them; this file turns names into enumerators and lets other Python threads run meanwhile.
-#include <pybind11/pybind11.h>
+#include "module.h"
+
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -23,13 +24,6 @@
 namespace py = pybind11;
 
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 const char* name_of(cortex_fast::Level level) {
   switch (level) {
@@ -55,19 +49,6 @@ cortex_fast::Run run_of(int threads, const std::string& name) {
     if (name == name_of(level)) return {threads, level};
   }
   throw std::invalid_argument("level: expected one that this processor has, got '" + name + "'");
-}
-
-cortex_fast::Reduction reduction_of(const std::string& name) {
-  if (name == "absmax") return cortex_fast::Reduction::kAbsMax;
-  if (name == "max") return cortex_fast::Reduction::kMax;
-  if (name == "mean") return cortex_fast::Reduction::kMean;
-  throw std::invalid_argument("reduction: expected 'absmax', 'max' or 'mean', got '" + name + "'");
-}
-
-cortex_fast::Per per_of(const std::string& name) {
-  if (name == "occurrence") return cortex_fast::Per::kOccurrence;
-  if (name == "image") return cortex_fast::Per::kImage;
-  throw std::invalid_argument("per: expected 'occurrence' or 'image', got '" + name + "'");
 }
 
 template <typename T>
@@ -280,6 +261,13 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
+#ifdef CORTEX_FAST_CUDA_BUILD
+  info["cuda"] = CORTEX_FAST_CUDA_BUILD;
+  info["why_no_cuda"] = py::none();
+#else
+  info["cuda"] = py::none();
+  info["why_no_cuda"] = CORTEX_FAST_WHY_NO_CUDA;
+#endif
   return info;
 }
 
@@ -314,4 +302,8 @@ PYBIND11_MODULE(_native, module) {
   define_concept_counts<std::uint16_t>(module, "concept_counts_uint16");
   define_concept_counts<std::int32_t>(module, "concept_counts_int32");
   define_concept_counts<std::int64_t>(module, "concept_counts_int64");
+#ifdef CORTEX_FAST_CUDA_BUILD
+  auto cuda = module.def_submodule("cuda", "The CUDA kernels: addresses on the current device, and a stream.");
+  define_cuda(cuda);
+#endif
 }

@@ -1,1 +1,1 @@
-"""Implementations of the operators: reference (the definition), native (csrc/), triton."""
+"""Implementations of the operators: reference (the definition), native (csrc/cpu), cuda (csrc/cuda), triton."""

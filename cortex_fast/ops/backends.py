@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels import native, triton
+from cortex_fast.kernels import cuda, native, triton
 
 IMPL_VARIABLE = "CORTEX_FAST_IMPL"
 NAMES = ("cuda", "triton", "native", "reference")
@@ -110,6 +110,27 @@ def triton_on_gpu(*dtypes: torch.dtype) -> Reason:
         if triton.INTERPRETED:
             return UnlessForced("Triton's interpreter (TRITON_INTERPRET) would run it: only where it is forced")
         return _too_old(tensor)
+
+    return against
+
+
+def cuda_on_gpu(*dtypes: torch.dtype) -> Reason:
+    """The reason function of a CUDA kernel that takes these dtypes (none named: any)."""
+
+    def against(tensor: Tensor) -> str | None:
+        if cuda.unavailable() is not None:
+            return cuda.unavailable()
+        if tensor.device.type != "cuda":
+            return f"the CUDA kernel runs on a GPU, the tensor is on {tensor.device}"
+        if dtypes and tensor.dtype not in dtypes:
+            return f"the CUDA kernel takes {', '.join(map(str, dtypes))}, not {tensor.dtype}"
+        if torch.version.hip is not None:
+            return "the CUDA kernel runs on NVIDIA's GPUs, torch is built for AMD's"
+        had = torch.cuda.get_device_capability(tensor.device)
+        if had < cuda.OLDEST:
+            needed = ".".join(map(str, cuda.OLDEST))
+            return f"the CUDA kernel needs compute capability {needed}, this GPU has {'.'.join(map(str, had))}"
+        return UnlessForced("not yet measured against Triton on a GPU: only where it is forced")
 
     return against
 

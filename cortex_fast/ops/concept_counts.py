@@ -6,7 +6,7 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import concept_counts as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import concept_counts as native_kernel
@@ -14,6 +14,7 @@ if native.UNAVAILABLE is None:
 PER = ("occurrence", "image")
 top_positions = reference.top_positions
 BACKENDS = {
+    "cuda": cuda_on_gpu(torch.float32, *HALVES),
     "triton": triton_on_gpu(torch.float32, *HALVES),
     "native": native_on_cpu(torch.float32),
     "reference": never,
@@ -61,6 +62,10 @@ def _concept_counts(
     if bool(tsv.isnan().any()):
         raise ValueError("tsv: expected numbers, got NaN")
     backend = choose("concept_counts", BACKENDS, impl, tsv)
+    if backend == "cuda":
+        from cortex_fast.kernels.cuda import concept_counts as cuda_kernel
+
+        return cuda_kernel.concept_counts(tsv, tokens, labels, top_n, num_concepts, codebook_size, per)
     if backend == "triton":
         from cortex_fast.kernels.triton import concept_counts as triton_kernel
 

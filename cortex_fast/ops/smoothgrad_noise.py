@@ -6,13 +6,18 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import smoothgrad_noise as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import smoothgrad_noise as native_kernel
 
 DTYPES = (torch.float32, *HALVES)
-BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
+BACKENDS = {
+    "cuda": cuda_on_gpu(*DTYPES),
+    "triton": triton_on_gpu(*DTYPES),
+    "native": native_on_cpu(*DTYPES),
+    "reference": never,
+}
 
 
 def smoothgrad_noise(
@@ -74,6 +79,10 @@ def _smoothgrad_noise(
     checks.in_range("item_ids", item_ids, 2**32)
     wide = [x] if noise is None else [x, noise]  # float64 noise is not for a float32 kernel
     backend = choose("smoothgrad_noise", BACKENDS, impl, *wide)
+    if backend == "cuda":
+        from cortex_fast.kernels.cuda import smoothgrad_noise as cuda_kernel
+
+        return cuda_kernel.smoothgrad_noise(x, sigma, item_ids, noise, num_samples, first_sample, seed, antithetic)
     if backend == "triton":
         from cortex_fast.kernels.triton import smoothgrad_noise as triton_kernel
 

@@ -8,14 +8,19 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import token_saliency as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import token_saliency as native_kernel
 
 REDUCTIONS = ("absmax", "max", "mean")
 DTYPES = (torch.float32, *HALVES)
-BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
+BACKENDS = {
+    "cuda": cuda_on_gpu(*DTYPES),
+    "triton": triton_on_gpu(*DTYPES),
+    "native": native_on_cpu(*DTYPES),
+    "reference": never,
+}
 
 
 def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "auto") -> Tensor:
@@ -36,6 +41,10 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
 @torch.library.custom_op("cortex_fast::token_saliency", mutates_args=())
 def _token_saliency(grads: Tensor, reduction: str, impl: str) -> Tensor:
     backend = choose("token_saliency", BACKENDS, impl, grads)
+    if backend == "cuda":
+        from cortex_fast.kernels.cuda import token_saliency as cuda_kernel
+
+        return cuda_kernel.token_saliency(grads, reduction)
     if backend == "triton":
         from cortex_fast.kernels.triton import token_saliency as triton_kernel
 

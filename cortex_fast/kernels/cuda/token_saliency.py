@@ -1,0 +1,37 @@
+"""TSV from noisy gradients, alone or with the counts of its top tokens, by csrc/cuda/token_saliency.cu."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cortex_fast.kernels import cuda
+
+KERNELS = {
+    torch.float32: "token_saliency_float32",
+    torch.bfloat16: "token_saliency_bfloat16",
+    torch.float16: "token_saliency_float16",
+}
+
+
+def token_saliency(grads: Tensor, reduction: str, counting: Any = None) -> Tensor:
+    """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function.
+
+    counting: of `concept_counts.counting`, to count the top tokens in the same pass.
+    """
+    grads = grads.resolve_neg()
+    batch, _, _, height, width = grads.shape
+    out = torch.empty((batch, height, width), device=grads.device)
+    where = {"grads": grads.data_ptr(), "sizes": grads.shape, "strides": grads.stride()}
+    kernel = KERNELS[grads.dtype]
+    scratch = cuda.scratch(getattr(cuda.LIBRARY, f"{kernel}_scratch")(**where), grads)
+    cuda.call(
+        kernel,
+        grads,
+        **where,
+        reduction=reduction,
+        out=out.data_ptr(),
+        counting=counting,
+        scratch=scratch.data_ptr(),
+    )
+    return out

@@ -1,0 +1,427 @@
+// The backward pass of gumbel_codebook, dP = y (D - <y, D>) / tau with D = dE C^T, and it fused with a step on P.
+//
+// Bound. An Adam step reads and writes P, m and v, with the read for the forward pass 28 bytes an element. D costs 2 d
+// operations an element, each as six products of bfloat16: at d = 256 and 16,000 rows of 16,384 codes 0.8 TFLOP, at two
+// thirds of an H100's rate by mma.sync 1.3 ms, where the step's own 24 bytes take 2.1 ms; beside them stand some 130
+// instructions an element for the noise, the softmax and Adam, and 6 GB of blocks that come from the L2 cache.
+// Predicted, not measured: 2.5 to 3.2 ms; with the forward pass's scan 4 to 5 ms, half of what copying the bytes takes.
+//
+// One pass: the row's term <y, D> is dE . (y C), which the forward pass has kept, so that a tile of dE C^T is all that
+// a tile of dP needs. The tile goes through shared memory, from the matrix units' order to rows, in which a thread has
+// four neighbouring codes: one Philox block, and 16 bytes of each array. Two blocks share a multiprocessor, so that
+// one's products run beside the other's reads and writes. Nothing of size R x K is written but dP, in a step not even
+// that.
+//
+// Both D and its mean are taken relative to the selected code w: D_k - D_w, 0 for w itself, and dE . (y C - C_w). Where
+// a row has settled on w its gradient is then 0, as it is in the formula; the difference of two large sums would leave
+// their rounding, which Adam makes a step of full length from. A price `stay` for leaving a row's own code comes off D
+// there, and off the mean.
+#include <cmath>
+
+#include "gumbel_tiles.cuh"
+
+namespace cortex_fast {
+namespace cuda {
+namespace {
+
+constexpr int kCodes = 128;             // of a tile
+constexpr int kPitch = kCodes + 8;      // floats of a tile's row in shared memory
+constexpr std::int64_t kFewRows = 512;  // up to here tiles have 32 rows, so that there are more of them
+constexpr int kStages = 3;
+
+enum Rule { kGradient, kDescent, kAdam };
+
+// What the update needs of a row, from `row_terms`.
+struct alignas(16) Row {
+  float score, log_denominator;  // y = exp((s - score) / tau - log_denominator)
+  float highest, term;           // D_w, and <y, D> - D_w
+  int selected, own;             // own: -1 where there is no price
+  std::uint32_t item, place;
+};
+
+// How far the optimiser goes; and tau and draw.
+struct alignas(16) Numbers {
+  float rate;          // lr, of Adam over its first correction
+  float inverse_root;  // of Adam's second correction
+  float inverse_tau;
+  std::uint32_t draw;
+};
+
+struct Optimiser {
+  Rule rule;
+  float* out;  // dP, or P itself
+  float *first_moment, *second_moment;
+  double lr, log_beta1, log_beta2, step;
+  float rest1, beta2, rest2, eps;  // rest: 1 - beta, which a float32 beta would not give
+  const std::int64_t* own;         // or null
+  float stay;
+  bool vector;
+};
+
+__device__ __forceinline__ Numbers numbers_of(const Field& field, const Optimiser& optimiser) {
+  const double lr = field.clock == nullptr ? optimiser.lr : field.clock[2];
+  const double step = field.clock == nullptr ? optimiser.step : field.clock[3];
+  Numbers numbers{static_cast<float>(lr), 1.0f, inverse_tau(field), draw_of(field)};
+  if (optimiser.rule == kAdam) {
+    numbers.rate = static_cast<float>(lr / -expm1(step * optimiser.log_beta1));
+    numbers.inverse_root = static_cast<float>(1.0 / sqrt(-expm1(step * optimiser.log_beta2)));
+  }
+  return numbers;
+}
+
+// A warp a row: D_w = dE . C_w, and <y, D> - D_w = dE . (y C - C_w), less stay y[own].
+__global__ void __launch_bounds__(kThreads)
+    row_terms(Field field, Optimiser optimiser, const float* codebook, const float* upstream, const float* kept,
+              Row* rows, Numbers* numbers_out) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *numbers_out = numbers_of(field, optimiser);
+  if (row >= field.count) return;
+  const float* of_row = kept + row * (kKept + field.channels);
+  const int selected = static_cast<int>(bits_of(of_row[2]));
+  const float* code = codebook + static_cast<std::int64_t>(selected) * field.channels;
+  float highest = 0.0f, term = 0.0f;
+  for (int channel = lane; channel < field.channels; channel += 32) {
+    const float left = upstream[row * field.channels + channel];
+    highest = multiply_add(left, code[channel], highest);
+    term = multiply_add(left, of_row[kKept + channel] - code[channel], term);
+  }
+  highest = sum_of_lanes<32>(highest);
+  term = sum_of_lanes<32>(term);
+  if (lane != 0) return;
+  Row out{of_row[0], of_row[1], highest, term, selected, -1, 0, 0};
+  out.item = static_cast<std::uint32_t>(field.item_ids[row / field.rows]);
+  out.place = static_cast<std::uint32_t>(row % field.rows);
+  if (optimiser.own != nullptr) {
+    out.own = static_cast<int>(optimiser.own[row]);
+    const std::int64_t at = row * field.codes + out.own;
+    float noise;
+    if (field.gumbel != nullptr) {
+      noise = field.gumbel[at];
+    } else {
+      const auto words = words_of(field, draw_of(field), out.item, out.place, out.own);
+      const std::uint32_t even = out.own % 4 < 2 ? words.words[0] : words.words[2];
+      const std::uint32_t odd = out.own % 4 < 2 ? words.words[1] : words.words[3];
+      noise = gumbel_of(out.own % 2 == 0 ? even : odd);
+    }
+    const float y = exp_of((field.logits[at] + noise - out.score) * inverse_tau(field) - out.log_denominator);
+    out.term = multiply_add(-optimiser.stay, y, out.term);
+  }
+  rows[row] = out;
+}
+
+// Four codes of a row: dP from D, and what the rule makes of it.
+__device__ __forceinline__ void follow(const Field& field, const Optimiser& optimiser, const Numbers& numbers,
+                                       const Row& of_row, std::int64_t row, int code, Quad d) {
+  const Quad scores = scores_of(field, numbers.draw, of_row.item, of_row.place, row, code);
+  const std::int64_t from = row * field.codes;
+  Quad gradient;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float y = exp_of((scores.of[i] - of_row.score) * numbers.inverse_tau - of_row.log_denominator);
+    float relative = code + i == of_row.selected ? 0.0f : d.of[i] - of_row.highest;
+    if (code + i == of_row.own) relative -= optimiser.stay;
+    gradient.of[i] = y * (relative - of_row.term) * numbers.inverse_tau;
+  }
+  if (optimiser.rule == kGradient) {
+    store_quad(optimiser.out + from, code, field.codes, optimiser.vector, gradient);
+    return;
+  }
+  Quad p = load_quad(field.logits + from, code, field.codes, optimiser.vector, 0.0f);
+  if (optimiser.rule == kDescent) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p.of[i] = multiply_add(-numbers.rate, gradient.of[i], p.of[i]);
+  } else {
+    Quad m = load_quad(optimiser.first_moment + from, code, field.codes, optimiser.vector, 0.0f);
+    Quad v = load_quad(optimiser.second_moment + from, code, field.codes, optimiser.vector, 0.0f);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float g = gradient.of[i];
+      m.of[i] = multiply_add(g - m.of[i], optimiser.rest1, m.of[i]);
+      v.of[i] = multiply_add(g * g, optimiser.rest2, v.of[i] * optimiser.beta2);
+      const float size = multiply_add(root(v.of[i]), numbers.inverse_root, optimiser.eps);
+      p.of[i] = multiply_add(-numbers.rate, m.of[i] / size, p.of[i]);
+    }
+    store_quad(optimiser.first_moment + from, code, field.codes, optimiser.vector, m);
+    store_quad(optimiser.second_moment + from, code, field.codes, optimiser.vector, v);
+  }
+  store_quad(optimiser.out + from, code, field.codes, optimiser.vector, p);
+}
+
+// A tile of 16 kRowBlocks rows and 128 codes; tiles side by side in the launch's order share their codes.
+template <int kRowBlocks>
+struct Tile {
+  using Slices = Ring<kStages, kRowBlocks + kCodes / 16>;
+  static constexpr int kRows = 16 * kRowBlocks;
+  static constexpr int kShared = Slices::kBytes > kRows * kPitch * 4 ? Slices::kBytes : kRows * kPitch * 4;
+  static constexpr int kAcross = kRowBlocks / 2;                 // warps one below the other, 32 rows each
+  static constexpr int kCodeBlocks = kCodes / 16 * kAcross / 8;  // of 16 codes, of a warp
+};
+
+template <int kRowBlocks, int kProducts>
+__global__ void __launch_bounds__(kThreads, 2)
+    update(Field field, Optimiser optimiser, const unsigned char* codes, const unsigned char* upstream, const Row* rows,
+           const Numbers* numbers_in, unsigned row_tiles) {
+  using Shape = Tile<kRowBlocks>;
+  auto* shared = dynamic_shared<unsigned char>();
+  const typename Shape::Slices ring{shared};
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x % row_tiles) * Shape::kRows;
+  const int first_code = static_cast<int>(blockIdx.x / row_tiles) * kCodes;
+  const int slices = (field.channels + 15) / 16;
+
+  const unsigned char* left_from = upstream + first_row / 16 * slices * kBlock;
+  const unsigned char* right_from = codes + static_cast<std::int64_t>(first_code / 16) * slices * kBlock;
+  const auto copy_slice = [&](int slice) {
+    ring.copy(slice, slice < slices ? kRowBlocks + kCodes / 16 : 0, [=](int piece) {
+      const bool left = piece < kRowBlocks;
+      const std::int64_t block = left ? piece : piece - kRowBlocks;
+      return (left ? left_from : right_from) + (block * slices + slice) * kBlock;
+    });
+  };
+
+  const int rows_from = warp % Shape::kAcross * 2;  // blocks
+  const int codes_from = warp / Shape::kAcross * Shape::kCodeBlocks;
+  const bool busy = first_row + 16 * rows_from < field.count;
+  float sums[2][2 * Shape::kCodeBlocks][4] = {};
+  ring.begin();
+  __syncthreads();
+  copy_slice(0);
+  copy_slice(1);
+  for (int slice = 0; slice < slices; ++slice) {
+    ring.wait(slice);
+    __syncthreads();
+    copy_slice(slice + 2);
+    if (!busy) continue;
+    const unsigned char* stage = ring.stage(slice);
+    const Left left[2] = {load_left(stage + rows_from * kBlock), load_left(stage + (rows_from + 1) * kBlock)};
+#pragma unroll
+    for (int j = 0; j < Shape::kCodeBlocks; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Right right = load_right(stage + (kRowBlocks + codes_from + j) * kBlock, half);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          float product[4];
+          multiply<kProducts>(left[m], right, product);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[m][2 * j + half][i] += product[i];
+        }
+      }
+    }
+  }
+
+  // D by rows, in the place of the slices, which all have been read
+  __syncthreads();
+  auto* d = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int n = 0; n < 2 * Shape::kCodeBlocks; ++n) {
+      float* to = d + (16 * (rows_from + m) + lane / 4) * kPitch + 16 * codes_from + 8 * n + lane % 4 * 2;
+      *reinterpret_cast<float2*>(to) = make_float2(sums[m][n][0], sums[m][n][1]);
+      *reinterpret_cast<float2*>(to + 8 * kPitch) = make_float2(sums[m][n][2], sums[m][n][3]);
+    }
+  }
+  __syncthreads();
+  const Numbers numbers = *numbers_in;
+  const int code = first_code + 4 * lane;
+  if (code >= field.codes) return;
+  const int rows_here = static_cast<int>(min(static_cast<std::int64_t>(Shape::kRows), field.count - first_row));
+#pragma unroll 2
+  for (int r = warp; r < rows_here; r += kThreads / 32) {
+    const float4 of_d = *reinterpret_cast<const float4*>(d + r * kPitch + 4 * lane);
+    follow(field, optimiser, numbers, rows[first_row + r], first_row + r, code, {{of_d.x, of_d.y, of_d.z, of_d.w}});
+  }
+}
+
+constexpr int kOuterCodes = 64, kOuterChannels = 256, kOuterRows = 16;
+
+// dC = y^T dE of 64 codes and 256 channels, the codebook's gradient of a soft selection: over all rows in their order.
+using Upstream = Ring<2, kOuterChannels / 16>;
+
+struct OuterShared {
+  unsigned char upstream[Upstream::kBytes];
+  unsigned char weights[2][kOuterCodes / 16 * kBlock];
+};
+
+template <int kProducts>
+__global__ void __launch_bounds__(kThreads, 2)
+    outer(Field field, const unsigned char* upstream, const Row* rows, const Numbers* numbers_in, float* out) {
+  OuterShared& shared = *dynamic_shared<OuterShared>();
+  const Upstream ring{shared.upstream};
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int first_code = static_cast<int>(blockIdx.x) * kOuterCodes;
+  const int slices = (field.channels + 15) / 16, column = static_cast<int>(blockIdx.y) * (kOuterChannels / 16);
+  const int here = min(slices - column, kOuterChannels / 16);
+  const int tiles = static_cast<int>((field.count + kOuterRows - 1) / kOuterRows);
+  const auto copy_tile = [&](int tile) {
+    const unsigned char* from = upstream + (static_cast<std::int64_t>(tile) * slices + column) * kBlock;
+    ring.copy(tile, here, [from](int piece) { return from + piece * kBlock; });
+  };
+  // four codes of a row are a thread's
+  const int row_here = thread / 16, quad = thread % 16;
+  const auto soften = [&](int tile) {
+    const std::int64_t row = static_cast<std::int64_t>(tile) * kOuterRows + row_here;
+    Quad y{};
+    if (row < field.count) {
+      const Row of_row = rows[row];
+      y = scores_of(field, numbers_in->draw, of_row.item, of_row.place, row, first_code + 4 * quad);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        y.of[i] = exp_of((y.of[i] - of_row.score) * numbers_in->inverse_tau - of_row.log_denominator);
+      }
+    }
+    unsigned char* to = shared.weights[tile % 2] + quad / 4 * kBlock + place_in_plane(row_here, quad % 4 * 4);
+    const Parts first = split_pair(y.of[0], y.of[1]), second = split_pair(y.of[2], y.of[3]);
+#pragma unroll
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      *reinterpret_cast<uint2*>(to + plane * kPlane) = make_uint2(first.of[plane], second.of[plane]);
+    }
+  };
+  // a warp has 32 codes, and every fourth block of 16 channels
+  const int codes_from = warp % 2 * 32, slice_from = warp / 2;
+  float sums[2][8][4] = {};
+  ring.begin();
+  __syncthreads();
+  copy_tile(0);
+  soften(0);
+  for (int tile = 0; tile < tiles; ++tile) {
+    ring.wait(tile);
+    __syncthreads();
+    if (tile + 1 < tiles) {
+      copy_tile(tile + 1);
+      soften(tile + 1);
+    }
+    const unsigned char* weights = shared.weights[tile % 2] + codes_from / 16 * kBlock;
+    const Left left[2] = {load_left_transposed(weights), load_left_transposed(weights + kBlock)};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (slice_from + 4 * j >= here) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Right right = load_right_transposed(ring.stage(tile) + (slice_from + 4 * j) * kBlock, half);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          float product[4];
+          multiply<kProducts>(left[m], right, product);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[m][2 * j + half][i] += product[i];
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int channel = (column + slice_from + 4 * (n / 2)) * 16 + n % 2 * 8 + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int64_t code = first_code + codes_from + 16 * m + i / 2 * 8 + lane / 4;
+        if (code < field.codes && channel + i % 2 < field.channels) {
+          out[code * field.channels + channel + i % 2] = sums[m][n][i];
+        }
+      }
+    }
+  }
+}
+
+struct Scratch {
+  Numbers* numbers;
+  Row* rows;
+  unsigned char *codes, *upstream;
+  std::size_t bytes;
+};
+
+Scratch scratch_of(std::int64_t count, std::int64_t codes, std::int64_t channels, void* base) {
+  Pieces pieces{static_cast<unsigned char*>(base)};
+  Scratch scratch{};
+  scratch.numbers = pieces.take<Numbers>(1);
+  scratch.rows = pieces.take<Row>(count);
+  scratch.codes = pieces.take<unsigned char>(plane_bytes(codes, channels));
+  scratch.upstream = pieces.take<unsigned char>(plane_bytes(count, channels));
+  scratch.bytes = pieces.used;
+  return scratch;
+}
+
+template <int kRowBlocks>
+Status launch_update(const Field& field, const Optimiser& optimiser, const Scratch& scratch, const Launch& launching) {
+  const std::int64_t row_tiles = ceil_div(field.count, Tile<kRowBlocks>::kRows);
+  const std::int64_t tiles = row_tiles * ceil_div(field.codes, kCodes);
+  if (tiles > kMostBlocks) return {cudaErrorInvalidConfiguration, "gumbel_codebook update"};
+  const Shape shape{dim3(static_cast<unsigned>(tiles)), dim3(kThreads), Tile<kRowBlocks>::kShared};
+  return launch("gumbel_codebook update",
+                launching.products == Products::kExact ? update<kRowBlocks, 6> : update<kRowBlocks, 3>, shape,
+                launching.stream, field, optimiser, scratch.codes, scratch.upstream, scratch.rows, scratch.numbers,
+                static_cast<unsigned>(row_tiles));
+}
+
+// What both entry points do, up to the update.
+Status run(const GumbelCodebook& args, const float* upstream, const float* kept, const Optimiser& optimiser,
+           const Launch& launching, float* grad_codebook) {
+  const Field field = field_of(args, launching);
+  if (field.count == 0) {
+    const auto bytes = static_cast<std::size_t>(args.codes * args.channels) * sizeof(float);
+    return grad_codebook == nullptr ? Status{} : clear("gumbel_codebook clear", grad_codebook, bytes, launching.stream);
+  }
+  const Scratch scratch = scratch_of(field.count, args.codes, args.channels, launching.scratch);
+  Status status = split(args.codebook, args.codes, args.channels, scratch.codes, launching.stream);
+  if (status.code != 0) return status;
+  status = split(upstream, field.count, args.channels, scratch.upstream, launching.stream);
+  if (status.code != 0) return status;
+  status = launch("gumbel_codebook row_terms", row_terms, ceil_div(field.count, kThreads / 32), kThreads,
+                  launching.stream, field, optimiser, args.codebook, upstream, kept, scratch.rows, scratch.numbers);
+  if (status.code != 0) return status;
+  if (grad_codebook != nullptr && args.channels != 0) {
+    const Shape shape{dim3(static_cast<unsigned>(ceil_div(args.codes, kOuterCodes)),
+                           static_cast<unsigned>(ceil_div(args.channels, kOuterChannels))),
+                      dim3(kThreads), sizeof(OuterShared)};
+    status = launch("gumbel_codebook outer", launching.products == Products::kExact ? outer<6> : outer<3>, shape,
+                    launching.stream, field, scratch.upstream, scratch.rows, scratch.numbers, grad_codebook);
+    if (status.code != 0) return status;
+  }
+  return field.count <= kFewRows ? launch_update<2>(field, optimiser, scratch, launching)
+                                 : launch_update<8>(field, optimiser, scratch, launching);
+}
+
+}  // namespace
+
+std::size_t gumbel_codebook_backward_scratch(std::int64_t problems, std::int64_t rows, std::int64_t codes,
+                                             std::int64_t channels) {
+  return scratch_of(problems * rows, codes, channels, nullptr).bytes;
+}
+
+Status gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const float* kept,
+                                const Launch& launching, float* grad_logits, float* grad_codebook) {
+  Optimiser optimiser{};
+  optimiser.rule = kGradient;
+  optimiser.out = grad_logits;
+  optimiser.vector = args.codes % 4 == 0 && aligned(grad_logits);
+  return run(args, upstream, kept, optimiser, launching, grad_codebook);
+}
+
+Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const float* kept, const Update& update,
+                            const Launch& launching, float* logits) {
+  Optimiser optimiser{};
+  optimiser.rule = update.first_moment == nullptr ? kDescent : kAdam;
+  optimiser.out = logits;
+  optimiser.first_moment = update.first_moment;
+  optimiser.second_moment = update.second_moment;
+  optimiser.lr = update.lr;
+  optimiser.log_beta1 = std::log(update.beta1);  // -inf of 0: a correction of 1
+  optimiser.log_beta2 = std::log(update.beta2);
+  optimiser.step = static_cast<double>(update.step);
+  optimiser.rest1 = static_cast<float>(1.0 - update.beta1);
+  optimiser.beta2 = static_cast<float>(update.beta2);
+  optimiser.rest2 = static_cast<float>(1.0 - update.beta2);
+  optimiser.eps = static_cast<float>(update.eps);
+  optimiser.own = update.own;
+  optimiser.stay = update.stay;
+  optimiser.vector =
+      args.codes % 4 == 0 && aligned(logits) && aligned(update.first_moment) && aligned(update.second_moment);
+  return run(args, upstream, kept, optimiser, launching, nullptr);
+}
+
+}  // namespace cuda
+}  // namespace cortex_fast

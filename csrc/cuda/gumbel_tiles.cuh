@@ -1,0 +1,175 @@
+// What the Gumbel-Softmax kernels share: scores of four neighbouring codes, whose noise is one Philox block, and the
+// split of a matrix into planes for the matrix units.
+#pragma once
+
+#include <limits>
+
+#include "cortex_fast/gumbel_codebook_cuda.h"
+#include "cortex_fast/philox.h"
+#include "cortex_fast/transforms.h"
+#include "tiles.cuh"
+
+namespace cortex_fast {
+namespace cuda {
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr float kHighest = std::numeric_limits<float>::infinity();
+constexpr double kLeastTau = std::numeric_limits<float>::min(), kMostTau = std::numeric_limits<float>::max();
+constexpr int kThreads = 256;
+constexpr std::int64_t kMostBlocks = 2147483647;  // of a launch, along x
+
+// What every kernel knows of P and its noise.
+struct Field {
+  const float* logits;  // [count, codes]
+  const float* gumbel;  // the same, or null
+  const std::int64_t* item_ids;
+  const double* clock;  // or null
+  std::int64_t count, rows, codes;
+  int channels;
+  float tau;
+  Key key;
+  std::uint32_t draw;
+  bool vector;  // rows of float32 [count, codes] are aligned to 16 bytes
+};
+
+inline bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
+
+inline Field field_of(const GumbelCodebook& args, const Launch& launch) {
+  return {args.logits,
+          args.gumbel,
+          args.item_ids,
+          launch.clock,
+          args.problems * args.rows,
+          args.rows,
+          args.codes,
+          static_cast<int>(args.channels),
+          args.tau,
+          stream_key(args.seed, Stream::kGumbel),
+          static_cast<std::uint32_t>(args.draw),
+          args.codes % 4 == 0 && aligned(args.logits) && aligned(args.gumbel)};
+}
+
+// 1 / tau, of a temperature within the normal floats. The scan and the update multiply by the same number, so that the
+// selected code's own weight is 1 in both.
+__device__ __forceinline__ float inverse_tau(const Field& field) {
+  const double tau = field.clock == nullptr ? static_cast<double>(field.tau) : field.clock[0];
+  return static_cast<float>(1.0 / (tau < kLeastTau ? kLeastTau : tau > kMostTau ? kMostTau : tau));
+}
+
+__device__ __forceinline__ std::uint32_t draw_of(const Field& field) {
+  return field.clock == nullptr ? field.draw : static_cast<std::uint32_t>(static_cast<std::int64_t>(field.clock[1]));
+}
+
+struct Quad {
+  float of[4];
+};
+
+// Four floats of a row from `code` on, a multiple of 4; `filler` past the last.
+__device__ __forceinline__ Quad load_quad(const float* row, std::int64_t code, std::int64_t codes, bool vector,
+                                          float filler) {
+  Quad quad;
+  if (vector) {
+    float4 all = make_float4(filler, filler, filler, filler);
+    if (code < codes) all = *reinterpret_cast<const float4*>(row + code);
+    quad.of[0] = all.x, quad.of[1] = all.y, quad.of[2] = all.z, quad.of[3] = all.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) quad.of[i] = code + i < codes ? row[code + i] : filler;
+  }
+  return quad;
+}
+
+__device__ __forceinline__ void store_quad(float* row, std::int64_t code, std::int64_t codes, bool vector,
+                                           const Quad& quad) {
+  if (vector) {
+    if (code < codes) {
+      *reinterpret_cast<float4*>(row + code) = make_float4(quad.of[0], quad.of[1], quad.of[2], quad.of[3]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (code + i < codes) row[code + i] = quad.of[i];
+    }
+  }
+}
+
+// The random words of four codes of a row, which is row `place` of problem `item`.
+__device__ __forceinline__ Counter<std::uint32_t> words_of(const Field& field, std::uint32_t draw, std::uint32_t item,
+                                                           std::uint32_t place, std::int64_t code) {
+  const Counter<std::uint32_t> counter{{static_cast<std::uint32_t>(code / 4), place, item, draw}};
+  return philox4x32(counter, field.key);
+}
+
+// P + g of four codes of row `row`; -inf past the last code.
+__device__ __forceinline__ Quad scores_of(const Field& field, std::uint32_t draw, std::uint32_t item,
+                                          std::uint32_t place, std::int64_t row, std::int64_t code) {
+  Quad scores = load_quad(field.logits + row * field.codes, code, field.codes, field.vector, kLowest);
+  if (field.gumbel != nullptr) {
+    const Quad noise = load_quad(field.gumbel + row * field.codes, code, field.codes, field.vector, 0.0f);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores.of[i] += noise.of[i];
+  } else {
+    const Counter<std::uint32_t> words = words_of(field, draw, item, place, code);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores.of[i] += gumbel_of(words.words[i]);
+  }
+  return scores;
+}
+
+// A score and its code: the larger score, and of equal ones the lower code.
+struct Best {
+  float score;
+  int code;
+};
+
+__device__ __forceinline__ Best better(const Best& a, const Best& b) {
+  return b.score > a.score || (b.score == a.score && b.code < a.code) ? b : a;
+}
+
+// Among `width` lanes side by side; every one of them gets it.
+template <int width>
+__device__ __forceinline__ Best best_of_lanes(Best best) {
+#pragma unroll
+  for (int lanes = 1; lanes < width; lanes *= 2) {
+    best = better(
+        best, Best{__shfl_xor_sync(0xFFFFFFFFu, best.score, lanes), __shfl_xor_sync(0xFFFFFFFFu, best.code, lanes)});
+  }
+  return best;
+}
+
+template <int width>
+__device__ __forceinline__ float sum_of_lanes(float value) {
+#pragma unroll
+  for (int lanes = 1; lanes < width; lanes *= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
+  return value;
+}
+
+// NaN is the largest score of all.
+__device__ __forceinline__ float ranked(float score) { return score != score ? kHighest : score; }
+
+constexpr int kPadded = 128;  // rows of planes are made up to a multiple of it, with zeros
+
+inline std::int64_t plane_rows(std::int64_t rows) { return ceil_div(rows, kPadded) * kPadded; }
+inline std::int64_t slices_of(std::int64_t channels) { return ceil_div(channels, 16); }
+inline std::int64_t plane_bytes(std::int64_t rows, std::int64_t channels) {
+  return plane_rows(rows) / 16 * slices_of(channels) * kBlock;
+}
+
+// from [rows, channels] as blocks, zero beyond.
+Status split(const float* from, std::int64_t rows, std::int64_t channels, unsigned char* to, void* stream);
+
+// Scratch memory, handed out piece by piece; with a null base it only counts.
+struct Pieces {
+  unsigned char* base;
+  std::size_t used = 0;
+
+  template <typename T>
+  T* take(std::int64_t count) {
+    T* piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+    used += static_cast<std::size_t>(ceil_div(count * static_cast<std::int64_t>(sizeof(T)), 256) * 256);
+    return piece;
+  }
+};
+
+}  // namespace cuda
+}  // namespace cortex_fast

@@ -1,0 +1,40 @@
+// token_saliency.h's and concept_counts.h's operators on a GPU, alone or in one pass over the gradients.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cortex_fast/concept_counts.h"
+#include "cortex_fast/cuda.h"
+#include "cortex_fast/token_saliency.h"
+
+namespace cortex_fast {
+namespace cuda {
+
+enum class Token { kUint8, kInt16, kUint16, kInt32, kInt64 };
+
+// What is counted of each image's TSV: the tokens at its top_n positions; ties go to the lower position, a NaN is the
+// largest. A token or a label out of range is not counted. Every pointer is the device's.
+struct Counting {
+  const void* tokens;  // [batch, height, width], strides in elements
+  Token type;
+  std::int64_t strides[3];
+  const std::int64_t* labels;  // [batch]
+  std::int64_t top_n, num_concepts, codebook_size;
+  Per per;
+  std::int64_t* counts;  // [num_concepts, codebook_size], added to; null: nothing is counted
+};
+
+// out [batch, height, width], contiguous. Sums are in double, and the same bits come out each time. Scratch of as many
+// bytes as the second function says, aligned to 8.
+template <typename T>
+Status token_saliency(const Gradients<T>& grads, Reduction reduction, float* out, const Counting& counting,
+                      void* scratch, void* stream);
+template <typename T>
+std::size_t token_saliency_scratch(const Gradients<T>& grads);
+
+Status concept_counts(const Grids<float>& tsv, std::int64_t batch, std::int64_t height, std::int64_t width,
+                      const Counting& counting, void* stream);
+
+}  // namespace cuda
+}  // namespace cortex_fast

@@ -1,0 +1,142 @@
+// cortex_fast._native.cuda: the core's CUDA functions. The caller has made the tensors' device the current one, and
+// keeps their memory until the stream has come so far.
+#include "cortex_fast/cuda.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "cortex_fast/smoothgrad_noise_cuda.h"
+#include "cortex_fast/token_saliency_cuda.h"
+#include "module.h"
+
+namespace py = pybind11;
+namespace cuda = cortex_fast::cuda;
+
+namespace {
+
+void check(const cuda::Status& status) {
+  if (status.code == 0) return;
+  throw std::runtime_error(std::string("the CUDA kernel ") + status.kernel +
+                           " was not launched: " + cuda::error_text(status.code));
+}
+
+// How many devices there are, and why there are none.
+std::pair<int, std::string> devices() {
+  const char* why = "";
+  const int count = cuda::device_count(&why);
+  return {count, why};
+}
+
+// sizes are batch, samples, channels, positions; noise 0: drawn.
+template <typename T>
+void smoothgrad_noise(Address x, Address sigma, Address noise, Address items, const std::array<std::int64_t, 4>& sizes,
+                      std::int64_t first_sample, std::uint64_t seed, bool antithetic, Address out, Address stream) {
+  const cuda::NoisyCopies<T> args{pointer<const T>(x),
+                                  pointer<const float>(sigma),
+                                  pointer<const float>(noise),
+                                  pointer<const std::int64_t>(items),
+                                  sizes[0],
+                                  sizes[1],
+                                  sizes[2],
+                                  sizes[3],
+                                  first_sample,
+                                  seed,
+                                  antithetic};
+  check(cuda::smoothgrad_noise(args, pointer<T>(out), pointer<void>(stream)));
+}
+
+template <typename T>
+void define_smoothgrad_noise(py::module_& module, const char* name) {
+  module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("noise"),
+             py::arg("items"), py::arg("sizes"), py::arg("first_sample"), py::arg("seed"), py::arg("antithetic"),
+             py::arg("out"), py::arg("stream"));
+}
+
+cuda::Token token_of(const std::string& name) {
+  if (name == "uint8") return cuda::Token::kUint8;
+  if (name == "int16") return cuda::Token::kInt16;
+  if (name == "uint16") return cuda::Token::kUint16;
+  if (name == "int32") return cuda::Token::kInt32;
+  if (name == "int64") return cuda::Token::kInt64;
+  throw std::invalid_argument("type: expected an integer's name, got '" + name + "'");
+}
+
+cuda::Counting counting(Address tokens, const std::string& type, const std::array<std::int64_t, 3>& strides,
+                        Address labels, std::int64_t top_n, std::int64_t num_concepts, std::int64_t codebook_size,
+                        const std::string& per, Address counts) {
+  return {pointer<const void>(tokens),
+          token_of(type),
+          {strides[0], strides[1], strides[2]},
+          pointer<const std::int64_t>(labels),
+          top_n,
+          num_concepts,
+          codebook_size,
+          per_of(per),
+          pointer<std::int64_t>(counts)};
+}
+
+template <typename T>
+cortex_fast::Gradients<T> gradients(Address grads, const std::array<std::int64_t, 5>& sizes,
+                                    const std::array<std::int64_t, 5>& strides) {
+  cortex_fast::Gradients<T> all{pointer<const T>(grads), {}, {}};
+  for (int i = 0; i < 5; ++i) {
+    all.sizes[i] = sizes[i];
+    all.strides[i] = strides[i];
+  }
+  return all;
+}
+
+// counting None: nothing is counted.
+template <typename T>
+void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
+                    const std::string& reduction, Address out, const cuda::Counting* counting, Address scratch,
+                    Address stream) {
+  check(cuda::token_saliency(gradients<T>(grads, sizes, strides), reduction_of(reduction), pointer<float>(out),
+                             counting == nullptr ? cuda::Counting{} : *counting, pointer<void>(scratch),
+                             pointer<void>(stream)));
+}
+
+template <typename T>
+std::size_t token_saliency_scratch(Address grads, const std::array<std::int64_t, 5>& sizes,
+                                   const std::array<std::int64_t, 5>& strides) {
+  return cuda::token_saliency_scratch(gradients<T>(grads, sizes, strides));
+}
+
+template <typename T>
+void define_token_saliency(py::module_& module, const std::string& name) {
+  module.def(name.c_str(), &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"), py::arg("strides"),
+             py::arg("reduction"), py::arg("out"), py::arg("counting").none(true), py::arg("scratch"),
+             py::arg("stream"));
+  module.def((name + "_scratch").c_str(), &token_saliency_scratch<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"),
+             py::arg("strides"));
+}
+
+// sizes are batch, height, width.
+void concept_counts(Address tsv, const std::array<std::int64_t, 3>& strides, const std::array<std::int64_t, 3>& sizes,
+                    const cuda::Counting& counting, Address stream) {
+  check(cuda::concept_counts({pointer<const float>(tsv), {strides[0], strides[1], strides[2]}}, sizes[0], sizes[1],
+                             sizes[2], counting, pointer<void>(stream)));
+}
+
+}  // namespace
+
+void define_cuda(py::module_& module) {
+  module.def("devices", &devices);
+  define_smoothgrad_noise<float>(module, "smoothgrad_noise_float32");
+  define_smoothgrad_noise<cortex_fast::BFloat16>(module, "smoothgrad_noise_bfloat16");
+  define_smoothgrad_noise<cortex_fast::Float16>(module, "smoothgrad_noise_float16");
+  py::class_<cuda::Counting>(module, "Counting")
+      .def(py::init(&counting), py::kw_only(), py::arg("tokens"), py::arg("type"), py::arg("strides"),
+           py::arg("labels"), py::arg("top_n"), py::arg("num_concepts"), py::arg("codebook_size"), py::arg("per"),
+           py::arg("counts"));
+  define_token_saliency<float>(module, "token_saliency_float32");
+  define_token_saliency<cortex_fast::BFloat16>(module, "token_saliency_bfloat16");
+  define_token_saliency<cortex_fast::Float16>(module, "token_saliency_float16");
+  module.def("concept_counts", &concept_counts, py::kw_only(), py::arg("tsv"), py::arg("strides"), py::arg("sizes"),
+             py::arg("counting"), py::arg("stream"));
+}
