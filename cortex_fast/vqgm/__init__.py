@@ -5,6 +5,7 @@ from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.checkpoints import CheckpointError
 from cortex_fast.vqgm.loading import load
 from cortex_fast.vqgm.model import VQGM, Model, Sampler, UnsupportedError
+from cortex_fast.vqgm.sampling_store import sample_store
 from cortex_fast.vqgm.taming import taming_model
 from cortex_fast.vqgm.transformer import GPT
 
@@ -18,5 +19,6 @@ __all__ = [
     "VQModel",
     "adapt",
     "load",
+    "sample_store",
     "taming_model",
 ]

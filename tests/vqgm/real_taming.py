@@ -35,7 +35,7 @@ def _instantiate(config):
 
 @contextmanager
 def taming() -> Iterator[SimpleNamespace]:
-    """`VQModel` and `Net2NetTransformer`. Skips the test where the package is not installed."""
+    """`VQModel`, `Net2NetTransformer` and `GPT`. Skips the test where the package is not installed."""
     pytest.importorskip("taming", reason="needs taming-transformers, installed with --no-deps")
     lightning, main = ModuleType("pytorch_lightning"), ModuleType("taming.main")
     lightning.LightningModule = nn.Module
@@ -45,6 +45,7 @@ def taming() -> Iterator[SimpleNamespace]:
         patch.setitem(sys.modules, "taming.main", main)
         vqgan = importlib.import_module("taming.models.vqgan")
         transformer = importlib.import_module("taming.models.cond_transformer")
-        yield SimpleNamespace(VQModel=vqgan.VQModel, Net2NetTransformer=transformer.Net2NetTransformer)
+        gpt = importlib.import_module("taming.modules.transformer.mingpt").GPT
+        yield SimpleNamespace(VQModel=vqgan.VQModel, Net2NetTransformer=transformer.Net2NetTransformer, GPT=gpt)
     for name in [name for name in sys.modules if name == "taming" or name.startswith("taming.")]:
         del sys.modules[name]  # made with the stand-ins

@@ -74,14 +74,12 @@ def test_lightnings_objects_are_named_then_left_out(tmp_path, state):
     path = tmp_path / "last.ckpt"
     beside = {"callbacks": {Callback: Callback()}, "hyper_parameters": Hyperparameters(a=1, b=torch.float16)}
     torch.save({**beside, "state_dict": state}, path)
-    with pytest.raises(
-        CheckpointError, match=r"last\.ckpt: carries .*Callback, .*Hyperparameters\).*tensors_only=True"
-    ):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: carries .*Callback, .*Hyperparameters\).*tensors_only"):
         read_state(path)
     assert_same(read_state(path, tensors_only=True), state)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_nothing_in_a_file_is_executed(tmp_path, state, protocol):
     path, proof = tmp_path / "last.ckpt", tmp_path / "proof"
     code = f"open({str(proof)!r}, 'w')"

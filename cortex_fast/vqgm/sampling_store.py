@@ -1,0 +1,113 @@
+"""Images sampled straight into a token store, batch by batch, so that a run that was stopped goes on."""
+
+import json
+import os
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cortex_fast import checks
+from cortex_fast.data.results import replace_whole
+from cortex_fast.data.token_store import TokenStore
+from cortex_fast.vqgm.model import VQGM
+
+
+def sample_store(
+    model: VQGM,
+    labels: Tensor,
+    path: Path | str,
+    *,
+    names: Sequence[str],
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> TokenStore:
+    """Sample an image for each of `labels` int [n], number i as item i, and write them as a TokenStore to `path`.
+
+    The tokens go to a file of their final size beside it, `path` with .tokens added, and how many images are done to
+    one with .done; at the end they become the store, whole, and these files go. Called again after it was stopped it
+    goes on, to the same tokens; called again when it is done it reads the store. names: the classes'. progress: a
+    progress bar's title; None: no bar.
+    Raises ValueError, naming them, where a file there is of another model, seed, labels or names, and OSError where the
+    disk is full, before anything is sampled.
+    """
+    checks.rank("labels", labels, "[n]")
+    checks.integral("labels", labels)
+    checks.in_range("labels", labels, len(names))
+    checks.seed(seed)
+    checks.whole("batch_size", batch_size, 1)
+    path = Path(path)
+    made = {
+        "model": model.fingerprint,
+        "seed": seed,
+        "labels": sha256(labels.long().cpu().numpy().tobytes()).hexdigest()[:16],
+        "names": sha256(json.dumps(list(names)).encode()).hexdigest()[:16],
+    }
+    if path.exists():
+        store = TokenStore.load(path)
+        _require_same(path, store.fingerprint, made)
+        return store
+    working, counter = path.with_name(path.name + ".tokens"), path.with_name(path.name + ".done")
+    shape = (len(labels), model.grid, model.grid)
+    dtype = torch.uint16 if len(model.codebook) <= 2**16 else torch.int32
+    size = dtype.itemsize * torch.Size(shape).numel()
+    done = _done(working, counter, made, size)
+    labels = labels.long().to(model.codebook.device)
+    with (
+        working.open("r+b") as file,
+        tqdm(total=len(labels), initial=done, desc=progress or "", unit="image", disable=progress is None) as bar,
+    ):
+        for start in range(done, len(labels), batch_size):
+            items = torch.arange(start, min(start + batch_size, len(labels)), device=labels.device)
+            tokens = model.sample(labels[items], seed=seed, item_ids=items).to(dtype).cpu()
+            file.seek(start * size // len(labels))
+            file.write(tokens.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # before it counts
+            _write_counter(counter, made, start + len(items))
+            bar.update(len(items))
+    stored = torch.from_file(str(working), size=torch.Size(shape).numel(), dtype=dtype) if size else torch.empty(0)
+    store = TokenStore(stored.to(dtype).view(shape), labels.cpu(), model.codebook.cpu(), names, made)
+    store.save(path)
+    del store, stored  # of the file that goes
+    working.unlink()
+    counter.unlink()
+    return TokenStore.load(path)
+
+
+def _done(working: Path, counter: Path, made: dict[str, Any], size: int) -> int:
+    """How many images are in the working file, which is made where there is none, with its whole space on the disk."""
+    if counter.exists():
+        kept = json.loads(counter.read_text())
+        _require_same(counter, kept["fingerprint"], made)
+        if working.stat().st_size != size:
+            raise ValueError(f"{working}: expected {size} bytes, got {working.stat().st_size}")
+        return kept["done"]
+    working.parent.mkdir(parents=True, exist_ok=True)
+    with working.open("wb") as file:
+        try:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+        except OSError as error:
+            working.unlink()
+            raise OSError(error.errno, f"{error.strerror} ({size} bytes for the tokens)", str(working)) from error
+    _write_counter(counter, made, 0)
+    return 0
+
+
+def _write_counter(counter: Path, made: dict[str, Any], done: int) -> None:
+    replace_whole(counter, lambda file: file.write_text(json.dumps({"fingerprint": made, "done": done})))
+
+
+def _require_same(path: Path, got: dict[str, Any], made: dict[str, Any]) -> None:
+    different = [
+        f"{name}: expected {value}, got {got.get(name)}" for name, value in made.items() if got.get(name) != value
+    ]
+    if different:
+        raise ValueError(f"{path}: made by other settings ({'; '.join(different)})")

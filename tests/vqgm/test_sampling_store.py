@@ -1,0 +1,98 @@
+"""Sampling into a token store: the model's own samples, whole or not at all, and the same after a stop."""
+
+import json
+
+import pytest
+import torch
+
+from cortex_fast import TokenStore
+from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
+from tests.vqgm.test_autoencoder import SMALL
+
+NAMES = ("a", "b", "c")
+LABELS = torch.arange(11) % 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    prior = GPT(vocab_size=20, block_size=64, n_layer=1, n_head=2, n_embd=8)
+    return taming_model(VQModel(**SMALL), prior, grid=8, fingerprint="test", num_classes=3)
+
+
+class Stopping:
+    """The model, killed in its `calls`-th batch."""
+
+    def __init__(self, model, calls):
+        self.model, self.calls = model, calls
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def sample(self, labels, *, seed, item_ids):
+        self.asked += item_ids.tolist()
+        self.calls -= 1
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        return self.model.sample(labels, seed=seed, item_ids=item_ids)
+
+
+def test_it_is_the_models_own_samples(tmp_path, model):
+    path = tmp_path / "deep" / "tokens.safetensors"
+    store = sample_store(model, LABELS, path, names=NAMES, seed=3, batch_size=4)
+    assert torch.equal(store.tokens.long(), model.sample(LABELS, seed=3))
+    assert torch.equal(store.labels, LABELS) and store.names == NAMES and torch.equal(store.codebook, model.codebook)
+    assert store.tokens.dtype == torch.uint16 and store.fingerprint["model"] == "test"
+    assert [file.name for file in path.parent.iterdir()] == ["tokens.safetensors"]
+    assert torch.equal(TokenStore.load(path).tokens.long(), store.tokens.long())
+    again = Stopping(model, 1)
+    assert len(sample_store(again, LABELS, path, names=NAMES, seed=3)) == 11 and again.asked == []
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, model):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    sample_store(model, LABELS, whole, names=NAMES, batch_size=11)
+    working = stopped.with_name("stopped.tokens")
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(Stopping(model, 3), LABELS, stopped, names=NAMES, batch_size=2)
+    assert not stopped.exists() and working.stat().st_size == 11 * 64 * 2
+    with working.open("r+b") as file:  # what a kill in the middle of the third batch's write leaves
+        file.seek(4 * 128)
+        file.write(b"\xff" * 100)
+    resumed = Stopping(model, 100)
+    sample_store(resumed, LABELS, stopped, names=NAMES, batch_size=3)
+    assert resumed.asked == list(range(4, 11))
+    body = 11 * 64 * 2 + 11 * 8 + 20 * 6 * 4  # what follows the header, whose entries safetensors puts in any order
+    assert stopped.read_bytes()[-body:] == whole.read_bytes()[-body:]
+    assert TokenStore.load(stopped).fingerprint == TokenStore.load(whole).fingerprint
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["stopped", "whole"]
+
+
+def test_files_of_other_settings_are_refused(tmp_path, model):
+    path = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(Stopping(model, 2), LABELS, path, names=NAMES, seed=1, batch_size=4)
+    kept = path.with_name("store.tokens").read_bytes()
+    with pytest.raises(ValueError, match=r"store\.done: .*seed: expected 2, got 1"):
+        sample_store(model, LABELS, path, names=NAMES, seed=2)
+    with pytest.raises(ValueError, match=r"store\.done: .*labels: "):
+        sample_store(model, LABELS[:5], path, names=NAMES, seed=1)
+    assert path.with_name("store.tokens").read_bytes() == kept
+    assert json.loads(path.with_name("store.done").read_text())["done"] == 4
+    sample_store(model, LABELS, path, names=NAMES, seed=1)
+    with pytest.raises(ValueError, match=r"store: .*seed: expected 2, got 1"):
+        sample_store(model, LABELS, path, names=NAMES, seed=2)
+
+
+def test_no_images_and_bad_arguments(tmp_path, model):
+    assert len(sample_store(model, LABELS[:0], tmp_path / "none", names=NAMES)) == 0
+    for labels, options, told in (
+        (LABELS + 1, {}, "labels"),
+        (LABELS.float(), {}, "labels"),
+        (LABELS, {"batch_size": 0}, "batch_size"),
+        (LABELS, {"seed": -1}, "seed"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^{told}:"):
+            sample_store(model, labels, tmp_path / "bad", names=NAMES, **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["none"]
