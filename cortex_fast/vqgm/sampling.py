@@ -80,7 +80,8 @@ def decode_tokens(
 
     Each token is argmax(logits / temperature + Gumbel), the logits limited to the `top_k` largest and the smallest set
     of probability `top_p`, with the noise fixed by (seed, item id, position), so an image does not depend on its batch
-    mates. `tick` is called after each position. Raises TypeError or ValueError for settings outside their range.
+    mates, but for a lead so small that the rounding of products of another shape turns it over. `tick` is called after
+    each position. Raises TypeError or ValueError for settings outside their range.
     """
     checks.positive("temperature", temperature)
     if top_k is not None:

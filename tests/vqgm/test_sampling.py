@@ -85,3 +85,33 @@ def test_tokens_stay_below_the_codebook(prior):
         prior, torch.arange(10), 12, seed=0, item_ids=torch.arange(10), codebook_size=4, temperature=5.0
     )
     assert tokens.max() < 4
+
+
+@pytest.mark.parametrize("scale", [0.1, 5.0])  # the set is beyond the first look, and within it
+@pytest.mark.parametrize("top_k", [None, 300])
+def test_top_p_is_the_smallest_set_that_suffices(scale, top_k):
+    logits = scale * torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
+    for row, kept in zip(logits.double(), _keep_top(logits, top_k, 0.7) > -torch.inf, strict=True):
+        order = row.argsort(descending=True)[: top_k or 1000]
+        probability = row[order].softmax(dim=0)
+        count = 1
+        while probability[:count].sum() < 0.7:
+            count += 1
+        assert set(order[:count].tolist()) == set(kept.nonzero()[:, 0].tolist())
+
+
+def test_another_dtype_gives_float32_logits_near_its_own(prior):
+    decoder = prepare_decoder(prior, dtype=torch.bfloat16)
+    logits = step(decoder, new_cache(decoder, 2, 12), torch.tensor([3, 4]), torch.tensor([0]), 1)
+    assert logits.dtype == torch.float32 and decoder.tokens.dtype == torch.bfloat16
+    torch.testing.assert_close(logits, prior(torch.tensor([[3], [4]]))[:, 0], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"temperature": 0.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({}, "length")],
+)
+def test_settings_outside_their_range_are_named(prior, settings, named):
+    length = 12 if settings else 13
+    with pytest.raises(ValueError, match=rf"^{named}:"):
+        sample_tokens(prior, torch.zeros(1).long(), length, seed=0, item_ids=torch.zeros(1).long(), **settings)
