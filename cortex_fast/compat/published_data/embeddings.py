@@ -55,7 +55,7 @@ class Files:
             raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")
         if values.shape != self._shape:
             raise ValueError(f"expected shape {list(self._shape)}, got {list(values.shape)}")
-        return values.astype(np.float32)
+        return values.astype(np.float32, order="C")
 
 
 def padded(codebook: np.ndarray) -> np.ndarray:
@@ -73,13 +73,13 @@ class Checker:
         self._codebook = codebook
         self._gathered = np.empty((positions, codebook.shape[1]), np.float32)
         self._transposed = self._gathered[:, :-_PAD].T
-        self._difference = np.empty(self._transposed.shape, np.float32)
 
     def error(self, embedding: np.ndarray, tokens: np.ndarray) -> float:
-        """embedding float32 [d,m,m], tokens integer [m*m] within [0, K)."""
+        """embedding float32 [d,m,m], overwritten; tokens integer [m*m] within [0, K)."""
         np.take(self._codebook, tokens, axis=0, out=self._gathered, mode="clip")
-        np.subtract(embedding.reshape(self._difference.shape), self._transposed, out=self._difference)
-        return float(np.abs(self._difference, out=self._difference).max())
+        difference = embedding.reshape(self._transposed.shape)
+        np.subtract(difference, self._transposed, out=difference)
+        return float(np.abs(difference, out=difference).max())
 
 
 def check(
