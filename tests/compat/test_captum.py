@@ -104,7 +104,7 @@ def test_token_saliency_is_the_channels_largest_absolute_mean(batch_size):
 
 
 def test_token_saliency_says_what_it_needs():
-    with pytest.raises(TypeError, match="forward_func: expected a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"forward_func: expected a torch\.nn\.Module, got function"):
         TokenSaliency(lambda x: x)
     with pytest.raises(ValueError, match="target: expected a class, or one for each image"):
         TokenSaliency(tiny("ce")).attribute(embedding(), None)
