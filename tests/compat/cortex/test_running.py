@@ -248,7 +248,7 @@ def test_exit_status_arguments_and_exceptions_are_the_scripts(project, capfd):
         "KeyError: 'here'",
     ]
     assert [part for part in wanted if part not in err] == [] and "cortex_fast/compat" not in err
-    assert "left SingleSaliency as it is: it has no SingleSaliency.get_grad" in err
+    assert "left SingleSaliency as it is: SingleSaliency.__init__ has other arguments" in err
     assert run(write(project, "x = (")) == 1
     assert "SyntaxError" in capfd.readouterr().err
 
