@@ -58,9 +58,9 @@ def test_targets_as_captum_takes_them_and_a_tuple_of_one(target):
 @pytest.mark.parametrize("absolute", [True, False])
 def test_its_own_noise_has_the_stdev_that_was_asked_for(absolute):
     model, x = Cubic(2, 3).eval(), embedding()[:2, :2, :4, :4]
-    got = NoiseTunnel(Saliency(model)).attribute(x, target=1, stdevs=0.5, nt_samples=2000, abs=absolute)
+    got = NoiseTunnel(Saliency(model)).attribute(x, target=1, stdevs=0.5, nt_samples=600, abs=absolute)
     a, s = model.a.detach()[1].view(1, 2, 1, 1), 0.5
-    bound = 5 * a * s * (4 * x**2 + 2 * s**2).sqrt() / 2000**0.5
+    bound = 5 * a * s * (4 * x**2 + 2 * s**2).sqrt() / 600**0.5
     assert ((got - a * (x**2 + s**2)).abs() <= bound).all()
 
 
@@ -90,21 +90,21 @@ def test_what_the_engine_cannot_serve_is_captums_own():
         tunnel.attribute(x, target=1, noise=normals())
 
 
-@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("batch_size", [None, 50])
 def test_token_saliency_is_the_channels_largest_absolute_mean(batch_size):
     model, x = Cubic(2, 3).eval(), embedding()[:2, :2, :4, :4]
-    got = TokenSaliency(model).attribute(x, 1, nt_samples=2000, stdevs=0.5, nt_samples_batch_size=batch_size)
+    got = TokenSaliency(model).attribute(x, 1, nt_samples=600, stdevs=0.5, nt_samples_batch_size=batch_size)
     a = model.a.detach()[1].view(1, 2, 1, 1)
     wanted = (a * (x**2 + 0.25)).amax(dim=1)
     assert got.shape == (2, 4, 4)
-    torch.testing.assert_close(got, wanted, rtol=0.2, atol=0.2)
-    whole = TokenSaliency(model).attribute(x, 1, nt_samples=2000)  # sigma of each image's range
+    torch.testing.assert_close(got, wanted, rtol=0.3, atol=0.3)
+    whole = TokenSaliency(model).attribute(x, 1, nt_samples=600)  # sigma of each image's range
     sigma = 0.2 * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(2, 1, 1, 1)
-    torch.testing.assert_close(whole, (a * (x**2 + sigma**2)).amax(dim=1), rtol=0.2, atol=0.2)
+    torch.testing.assert_close(whole, (a * (x**2 + sigma**2)).amax(dim=1), rtol=0.3, atol=0.3)
 
 
 def test_token_saliency_says_what_it_needs():
-    with pytest.raises(TypeError, match=r"forward_func: expected a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"forward_func: expected a torch\.nn\.Module, got function"):
         TokenSaliency(lambda x: x)
     with pytest.raises(ValueError, match=r"target: expected a class, or one for each image"):
         TokenSaliency(tiny("ce")).attribute(embedding(), None)

@@ -116,7 +116,7 @@ def _try_saliency(theirs: type, ours: type) -> None:
     x[1] *= 4  # sigma is of the batch
     factors = (targets + 1).view(-1, 1, 1, 1)
     for kind in (theirs, ours):
-        saliency = kind(_Squares())
+        saliency = kind(_Squares().eval())
         calm = saliency.get_average_grad(x.clone(), targets, stdev_spread=0.0)
         if calm.dtype != torch.float64 or not _alike(calm.detach().float(), x * factors):
             raise DifferentError("its gradients differ from the published one's")
