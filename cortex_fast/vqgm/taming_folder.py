@@ -69,7 +69,7 @@ def _newest_config(folder: Path) -> tuple[Path, Config]:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError('taming\'s configurations need PyYAML: pip install "cortex-fast[taming]"') from error
+        raise ImportError("taming's configurations need PyYAML: pip install pyyaml") from error
     configs = folder / "configs"
     file = max(configs.glob("*-project.yaml"), default=configs / "model.yaml")  # their names begin with the date
     if not file.is_file():
