@@ -18,7 +18,7 @@ PUBLISHED = {
     "re": "ClassificationNet3",
     "te": "ClassificationNet4",
 }
-EPOCHS = {"ce": 8, "ce_deep": 4, "re": 8, "te": 2}  # enough to learn the task below; an epoch of te takes long
+EPOCHS = {"ce": 8, "ce_deep": 12, "re": 8, "te": 2}  # enough to learn the task below; an epoch of te takes long
 
 
 def test_every_extractor_is_tested():
