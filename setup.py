@@ -1,6 +1,7 @@
 """Builds cortex_fast._native with CMake and Ninja, both from the build environment; everything else is pyproject.toml.
 
-The build needs a C++17 compiler and no torch. The package itself is never imported here.
+The build needs a C++17 compiler and no torch. The package itself is never imported here. The environment variable
+CORTEX_FAST_CUDA is auto (CUDA kernels where nvcc is found, the default), on (or it fails) or off.
 """
 
 import os
@@ -54,6 +55,7 @@ class CMakeBuild(build_ext):
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": folder / "out",
+            "CORTEX_FAST_CUDA": os.environ.get("CORTEX_FAST_CUDA", "auto"),
             "CORTEX_FAST_VERSION": self.distribution.get_version(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),

@@ -6,10 +6,12 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "cortex_fast/gumbel_codebook_cuda.h"
 #include "cortex_fast/smoothgrad_noise_cuda.h"
 #include "cortex_fast/token_saliency_cuda.h"
 #include "module.h"
@@ -94,11 +96,10 @@ cortex_fast::Gradients<T> gradients(Address grads, const std::array<std::int64_t
 // counting None: nothing is counted.
 template <typename T>
 void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
-                    const std::string& reduction, Address out, const cuda::Counting* counting, Address scratch,
-                    Address stream) {
+                    const std::string& reduction, Address out, const std::optional<cuda::Counting>& counting,
+                    Address scratch, Address stream) {
   check(cuda::token_saliency(gradients<T>(grads, sizes, strides), reduction_of(reduction), pointer<float>(out),
-                             counting == nullptr ? cuda::Counting{} : *counting, pointer<void>(scratch),
-                             pointer<void>(stream)));
+                             counting.value_or(cuda::Counting{}), pointer<void>(scratch), pointer<void>(stream)));
 }
 
 template <typename T>
@@ -110,8 +111,7 @@ std::size_t token_saliency_scratch(Address grads, const std::array<std::int64_t,
 template <typename T>
 void define_token_saliency(py::module_& module, const std::string& name) {
   module.def(name.c_str(), &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"), py::arg("strides"),
-             py::arg("reduction"), py::arg("out"), py::arg("counting").none(true), py::arg("scratch"),
-             py::arg("stream"));
+             py::arg("reduction"), py::arg("out"), py::arg("counting"), py::arg("scratch"), py::arg("stream"));
   module.def((name + "_scratch").c_str(), &token_saliency_scratch<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"),
              py::arg("strides"));
 }
@@ -123,14 +123,69 @@ void concept_counts(Address tsv, const std::array<std::int64_t, 3>& strides, con
                              sizes[2], counting, pointer<void>(stream)));
 }
 
+cuda::Launch launch(Address clock, bool exact, Address scratch, Address stream) {
+  return {pointer<const double>(clock), exact ? cuda::Products::kExact : cuda::Products::kHigh, pointer<void>(scratch),
+          pointer<void>(stream)};
+}
+
+// clock 0: the numbers stand; kept 0: nothing is kept.
+void gumbel_codebook(const cortex_fast::GumbelCodebook& args, bool hard, Address clock, bool exact, Address scratch,
+                     Address embedding, Address index, Address kept, Address stream) {
+  check(cuda::gumbel_codebook(args, hard, launch(clock, exact, scratch, stream), pointer<float>(embedding),
+                              pointer<std::int64_t>(index), pointer<float>(kept)));
+}
+
+void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address clock,
+                              bool exact, Address scratch, Address grad_logits, Address grad_codebook, Address stream) {
+  check(cuda::gumbel_codebook_backward(args, pointer<const float>(upstream), pointer<const float>(kept),
+                                       launch(clock, exact, scratch, stream), pointer<float>(grad_logits),
+                                       pointer<float>(grad_codebook)));
+}
+
+// Moments 0, 0: plain gradient descent.
+void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address clock,
+                          bool exact, Address scratch, Address logits, const std::array<Address, 2>& moments, double lr,
+                          const std::array<double, 2>& betas, double eps, std::int64_t step, Address own, float stay,
+                          Address stream) {
+  const cortex_fast::Update update{pointer<float>(moments[0]),
+                                   pointer<float>(moments[1]),
+                                   lr,
+                                   betas[0],
+                                   betas[1],
+                                   eps,
+                                   step,
+                                   pointer<const std::int64_t>(own),
+                                   stay};
+  check(cuda::gumbel_codebook_step(args, pointer<const float>(upstream), pointer<const float>(kept), update,
+                                   launch(clock, exact, scratch, stream), pointer<float>(logits)));
+}
+
+void define_gumbel_codebook(py::module_& module) {
+  module.def("gumbel_codebook_scratch", &cuda::gumbel_codebook_scratch, py::kw_only(), py::arg("problems"),
+             py::arg("rows"), py::arg("codes"), py::arg("channels"), py::arg("keep"));
+  module.def("gumbel_codebook_backward_scratch", &cuda::gumbel_codebook_backward_scratch, py::kw_only(),
+             py::arg("problems"), py::arg("rows"), py::arg("codes"), py::arg("channels"));
+  module.def("gumbel_codebook", &gumbel_codebook, py::kw_only(), py::arg("args"), py::arg("hard"), py::arg("clock"),
+             py::arg("exact"), py::arg("scratch"), py::arg("embedding"), py::arg("index"), py::arg("kept"),
+             py::arg("stream"));
+  module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::kw_only(), py::arg("args"), py::arg("upstream"),
+             py::arg("kept"), py::arg("clock"), py::arg("exact"), py::arg("scratch"), py::arg("grad_logits"),
+             py::arg("grad_codebook"), py::arg("stream"));
+  module.def("gumbel_codebook_step", &gumbel_codebook_step, py::kw_only(), py::arg("args"), py::arg("upstream"),
+             py::arg("kept"), py::arg("clock"), py::arg("exact"), py::arg("scratch"), py::arg("logits"),
+             py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"), py::arg("own"),
+             py::arg("stay"), py::arg("stream"));
+}
+
 }  // namespace
 
 void define_cuda(py::module_& module) {
   module.def("devices", &devices);
+  define_gumbel_codebook(module);
   define_smoothgrad_noise<float>(module, "smoothgrad_noise_float32");
   define_smoothgrad_noise<cortex_fast::BFloat16>(module, "smoothgrad_noise_bfloat16");
   define_smoothgrad_noise<cortex_fast::Float16>(module, "smoothgrad_noise_float16");
-  py::class_<cuda::Counting>(module, "Counting")
+  py::class_<cuda::Counting>(module, "Counting", py::module_local())
       .def(py::init(&counting), py::kw_only(), py::arg("tokens"), py::arg("type"), py::arg("strides"),
            py::arg("labels"), py::arg("top_n"), py::arg("num_concepts"), py::arg("codebook_size"), py::arg("per"),
            py::arg("counts"));

@@ -9,13 +9,18 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
 
 DTYPES = (torch.float32, *HALVES)
-BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
+BACKENDS = {
+    "cuda": cuda_on_gpu(*DTYPES),
+    "triton": triton_on_gpu(*DTYPES),
+    "native": native_on_cpu(*DTYPES),
+    "reference": never,
+}
 
 
 def gumbel_codebook(
@@ -166,6 +171,10 @@ def _gumbel_codebook(
         checks.in_range("item_ids", item_ids, 2**32)
     item_ids = problem_ids(logits, item_ids)
     backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    if backend == "cuda":
+        from cortex_fast.kernels.cuda import gumbel_codebook as cuda_kernel
+
+        return cuda_kernel.forward(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep)
     if backend == "triton":
         from cortex_fast.kernels.triton import gumbel_codebook as triton_kernel
 
@@ -185,7 +194,7 @@ def _(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep, im
     embedding = codebook.new_empty((problems, rows, codebook.shape[1]))
     index = logits.new_empty((problems, rows), dtype=torch.int64)
     backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
-    shape = (problems, rows, 3 + codebook.shape[1]) if backend == "triton" and (keep or not hard) else (0,)
+    shape = (problems, rows, 3 + codebook.shape[1]) if backend in ("cuda", "triton") and (keep or not hard) else (0,)
     return embedding, index, logits.new_empty(shape, dtype=torch.float32)
 
 
@@ -208,6 +217,12 @@ def _gumbel_codebook_backward(
 ) -> tuple[Tensor, Tensor]:
     item_ids = problem_ids(logits, item_ids)
     backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    if backend == "cuda":
+        from cortex_fast.kernels.cuda import gumbel_codebook as cuda_kernel
+
+        return cuda_kernel.backward(
+            upstream, logits, codebook, item_ids, gumbel, clock, index, kept, tau, seed, draw, hard, codebook_needed
+        )
     if backend == "triton":
         from cortex_fast.kernels.triton import gumbel_codebook_backward as triton_kernel
 

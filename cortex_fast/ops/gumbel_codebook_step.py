@@ -6,13 +6,18 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.gumbel_codebook import DTYPES, check_arguments, floats, numbers, problem_ids
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
 
-BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
+BACKENDS = {
+    "cuda": cuda_on_gpu(*DTYPES),
+    "triton": triton_on_gpu(*DTYPES),
+    "native": native_on_cpu(*DTYPES),
+    "reference": never,
+}
 
 
 def gumbel_codebook_step(
@@ -147,6 +152,14 @@ def _gumbel_codebook_step(
     moments = None if first is None or second is None else (first, second)
     pair = (betas[0], betas[1])
     backend = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    if backend == "cuda":
+        from cortex_fast.kernels.cuda import gumbel_codebook as cuda_kernel
+
+        cuda_kernel.step(
+            logits, codebook, upstream, item_ids, gumbel, clock, kept, tau, seed, draw, moments, lr, pair, eps, step,
+            own, stay,
+        )  # fmt: skip
+        return
     if backend == "triton":
         from cortex_fast.kernels.triton import gumbel_codebook_backward as triton_kernel
 

@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto soften = [&](int tile) {
     State& state = shared.states[thread];
     const int code = begin + tile * kScanCodes + 4 * quad;
-    Quad scores = scores_of(field, state.draw, state.item, state.place, state.row, code);
+    Quad scores =
+        scores_of(field, state.draw, state.item, state.place, state.row, code, logits_of(field, state.row, code));
     Best largest{ranked(scores.of[0]), code};
 #pragma unroll
     for (int i = 1; i < 4; ++i) {
@@ -373,6 +374,22 @@ Status split(const float* from, std::int64_t rows, std::int64_t channels, unsign
                 eights, to);
 }
 
+std::size_t gumbel_codebook_blocks_bytes(std::int64_t codes, std::int64_t channels) {
+  return static_cast<std::size_t>(plane_bytes(codes, channels));
+}
+
+Status gumbel_codebook_blocks(const float* codebook, std::int64_t codes, std::int64_t channels, void* blocks,
+                              void* stream) {
+  return split(codebook, codes, channels, static_cast<unsigned char*>(blocks), stream);
+}
+
+Status codebook_blocks(const GumbelCodebook& args, const Launch& launching, unsigned char* scratch,
+                       const unsigned char** blocks) {
+  *blocks = launching.blocks == nullptr ? scratch : static_cast<const unsigned char*>(launching.blocks);
+  if (launching.blocks != nullptr) return {};
+  return split(args.codebook, args.codes, args.channels, scratch, launching.stream);
+}
+
 std::size_t gumbel_codebook_scratch(std::int64_t problems, std::int64_t rows, std::int64_t codes, std::int64_t channels,
                                     bool keep) {
   return scratch_of(problems * rows, codes, channels, keep, nullptr).bytes;
@@ -389,14 +406,14 @@ Status gumbel_codebook(const GumbelCodebook& args, bool hard, const Launch& laun
   const Split parts = keep ? scan_split(field.count, args.codes, args.channels) : select_split(field.count, args.codes);
   Status status;
   if (keep) {
-    status = split(args.codebook, args.codes, args.channels, scratch.planes, launching.stream);
+    const unsigned char* blocks = nullptr;
+    status = codebook_blocks(args, launching, scratch.planes, &blocks);
     if (status.code != 0) return status;
     const std::int64_t columns = args.channels == 0 ? 1 : ceil_div(args.channels, kScanChannels);
     const Shape shape{dim3(number(ceil_div(field.count, kScanRows)), number(parts.parts), number(columns)),
                       dim3(kThreads), sizeof(ScanShared)};
-    status =
-        launch("gumbel_codebook scan", launching.products == Products::kExact ? scan<6> : scan<3>, shape,
-               launching.stream, field, scratch.planes, static_cast<int>(parts.codes), scratch.found, scratch.soft);
+    status = launch("gumbel_codebook scan", launching.products == Products::kExact ? scan<6> : scan<3>, shape,
+                    launching.stream, field, blocks, static_cast<int>(parts.codes), scratch.found, scratch.soft);
   } else {
     status = launch("gumbel_codebook select", select, {dim3(number(field.count), number(parts.parts)), dim3(kThreads)},
                     launching.stream, field, parts.codes, scratch.found);

@@ -110,11 +110,17 @@ __global__ void __launch_bounds__(kThreads)
   rows[row] = out;
 }
 
-// Four codes of a row: dP from D, and what the rule makes of it.
+// Four codes of a row: dP from D, and what the rule makes of it. All that it reads is asked for before the arithmetic.
+template <bool kOnce>
 __device__ __forceinline__ void follow(const Field& field, const Optimiser& optimiser, const Numbers& numbers,
-                                       const Row& of_row, std::int64_t row, int code, Quad d) {
-  const Quad scores = scores_of(field, numbers.draw, of_row.item, of_row.place, row, code);
+                                       const Row& of_row, std::int64_t row, int code, const Quad& d) {
   const std::int64_t from = row * field.codes;
+  Quad p = logits_of<kOnce>(field, row, code), m{}, v{};
+  if (optimiser.rule == kAdam) {
+    m = load_quad<kOnce>(optimiser.first_moment + from, code, field.codes, optimiser.vector, 0.0f);
+    v = load_quad<kOnce>(optimiser.second_moment + from, code, field.codes, optimiser.vector, 0.0f);
+  }
+  const Quad scores = scores_of(field, numbers.draw, of_row.item, of_row.place, row, code, p);
   Quad gradient;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -124,16 +130,11 @@ __device__ __forceinline__ void follow(const Field& field, const Optimiser& opti
     gradient.of[i] = y * (relative - of_row.term) * numbers.inverse_tau;
   }
   if (optimiser.rule == kGradient) {
-    store_quad(optimiser.out + from, code, field.codes, optimiser.vector, gradient);
-    return;
-  }
-  Quad p = load_quad(field.logits + from, code, field.codes, optimiser.vector, 0.0f);
-  if (optimiser.rule == kDescent) {
+    p = gradient;
+  } else if (optimiser.rule == kDescent) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) p.of[i] = multiply_add(-numbers.rate, gradient.of[i], p.of[i]);
   } else {
-    Quad m = load_quad(optimiser.first_moment + from, code, field.codes, optimiser.vector, 0.0f);
-    Quad v = load_quad(optimiser.second_moment + from, code, field.codes, optimiser.vector, 0.0f);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float g = gradient.of[i];
@@ -142,10 +143,10 @@ __device__ __forceinline__ void follow(const Field& field, const Optimiser& opti
       const float size = multiply_add(root(v.of[i]), numbers.inverse_root, optimiser.eps);
       p.of[i] = multiply_add(-numbers.rate, m.of[i] / size, p.of[i]);
     }
-    store_quad(optimiser.first_moment + from, code, field.codes, optimiser.vector, m);
-    store_quad(optimiser.second_moment + from, code, field.codes, optimiser.vector, v);
+    store_quad<kOnce>(optimiser.first_moment + from, code, field.codes, optimiser.vector, m);
+    store_quad<kOnce>(optimiser.second_moment + from, code, field.codes, optimiser.vector, v);
   }
-  store_quad(optimiser.out + from, code, field.codes, optimiser.vector, p);
+  store_quad<kOnce>(optimiser.out + from, code, field.codes, optimiser.vector, p);
 }
 
 // A tile of 16 kRowBlocks rows and 128 codes; tiles side by side in the launch's order share their codes.
@@ -231,7 +232,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll 2
   for (int r = warp; r < rows_here; r += kThreads / 32) {
     const float4 of_d = *reinterpret_cast<const float4*>(d + r * kPitch + 4 * lane);
-    follow(field, optimiser, numbers, rows[first_row + r], first_row + r, code, {{of_d.x, of_d.y, of_d.z, of_d.w}});
+    // with many rows nothing of P stays in the L2 cache until the next step, and the blocks should
+    follow<(kRowBlocks > 2)>(field, optimiser, numbers, rows[first_row + r], first_row + r, code,
+                             {{of_d.x, of_d.y, of_d.z, of_d.w}});
   }
 }
 
@@ -266,7 +269,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     Quad y{};
     if (row < field.count) {
       const Row of_row = rows[row];
-      y = scores_of(field, numbers_in->draw, of_row.item, of_row.place, row, first_code + 4 * quad);
+      const std::int64_t code = first_code + 4 * quad;
+      y = scores_of(field, numbers_in->draw, of_row.item, of_row.place, row, code, logits_of(field, row, code));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         y.of[i] = exp_of((y.of[i] - of_row.score) * numbers_in->inverse_tau - of_row.log_denominator);
@@ -346,14 +350,15 @@ Scratch scratch_of(std::int64_t count, std::int64_t codes, std::int64_t channels
 }
 
 template <int kRowBlocks>
-Status launch_update(const Field& field, const Optimiser& optimiser, const Scratch& scratch, const Launch& launching) {
+Status launch_update(const Field& field, const Optimiser& optimiser, const unsigned char* codes, const Scratch& scratch,
+                     const Launch& launching) {
   const std::int64_t row_tiles = ceil_div(field.count, Tile<kRowBlocks>::kRows);
   const std::int64_t tiles = row_tiles * ceil_div(field.codes, kCodes);
   if (tiles > kMostBlocks) return {cudaErrorInvalidConfiguration, "gumbel_codebook update"};
   const Shape shape{dim3(static_cast<unsigned>(tiles)), dim3(kThreads), Tile<kRowBlocks>::kShared};
   return launch("gumbel_codebook update",
                 launching.products == Products::kExact ? update<kRowBlocks, 6> : update<kRowBlocks, 3>, shape,
-                launching.stream, field, optimiser, scratch.codes, scratch.upstream, scratch.rows, scratch.numbers,
+                launching.stream, field, optimiser, codes, scratch.upstream, scratch.rows, scratch.numbers,
                 static_cast<unsigned>(row_tiles));
 }
 
@@ -366,7 +371,8 @@ Status run(const GumbelCodebook& args, const float* upstream, const float* kept,
     return grad_codebook == nullptr ? Status{} : clear("gumbel_codebook clear", grad_codebook, bytes, launching.stream);
   }
   const Scratch scratch = scratch_of(field.count, args.codes, args.channels, launching.scratch);
-  Status status = split(args.codebook, args.codes, args.channels, scratch.codes, launching.stream);
+  const unsigned char* codes = nullptr;
+  Status status = codebook_blocks(args, launching, scratch.codes, &codes);
   if (status.code != 0) return status;
   status = split(upstream, field.count, args.channels, scratch.upstream, launching.stream);
   if (status.code != 0) return status;
@@ -381,8 +387,8 @@ Status run(const GumbelCodebook& args, const float* upstream, const float* kept,
                     launching.stream, field, scratch.upstream, scratch.rows, scratch.numbers, grad_codebook);
     if (status.code != 0) return status;
   }
-  return field.count <= kFewRows ? launch_update<2>(field, optimiser, scratch, launching)
-                                 : launch_update<8>(field, optimiser, scratch, launching);
+  return field.count <= kFewRows ? launch_update<2>(field, optimiser, codes, scratch, launching)
+                                 : launch_update<8>(field, optimiser, codes, scratch, launching);
 }
 
 }  // namespace

@@ -64,13 +64,16 @@ struct Quad {
   float of[4];
 };
 
-// Four floats of a row from `code` on, a multiple of 4; `filler` past the last.
+// Four floats of a row from `code` on, a multiple of 4; `filler` past the last. kOnce: they will not be asked for again
+// soon, and are the first to leave the caches.
+template <bool kOnce = false>
 __device__ __forceinline__ Quad load_quad(const float* row, std::int64_t code, std::int64_t codes, bool vector,
                                           float filler) {
   Quad quad;
   if (vector) {
     float4 all = make_float4(filler, filler, filler, filler);
-    if (code < codes) all = *reinterpret_cast<const float4*>(row + code);
+    const auto* at = reinterpret_cast<const float4*>(row + code);
+    if (code < codes) all = kOnce ? __ldcs(at) : *at;
     quad.of[0] = all.x, quad.of[1] = all.y, quad.of[2] = all.z, quad.of[3] = all.w;
   } else {
 #pragma unroll
@@ -79,11 +82,17 @@ __device__ __forceinline__ Quad load_quad(const float* row, std::int64_t code, s
   return quad;
 }
 
+template <bool kOnce = false>
 __device__ __forceinline__ void store_quad(float* row, std::int64_t code, std::int64_t codes, bool vector,
                                            const Quad& quad) {
   if (vector) {
-    if (code < codes) {
-      *reinterpret_cast<float4*>(row + code) = make_float4(quad.of[0], quad.of[1], quad.of[2], quad.of[3]);
+    if (code >= codes) return;
+    const float4 all = make_float4(quad.of[0], quad.of[1], quad.of[2], quad.of[3]);
+    auto* at = reinterpret_cast<float4*>(row + code);
+    if (kOnce) {
+      __stcs(at, all);
+    } else {
+      *at = all;
     }
   } else {
 #pragma unroll
@@ -100,20 +109,25 @@ __device__ __forceinline__ Counter<std::uint32_t> words_of(const Field& field, s
   return philox4x32(counter, field.key);
 }
 
-// P + g of four codes of row `row`; -inf past the last code.
+// Four logits of row `row`; -inf past the last code.
+template <bool kOnce = false>
+__device__ __forceinline__ Quad logits_of(const Field& field, std::int64_t row, std::int64_t code) {
+  return load_quad<kOnce>(field.logits + row * field.codes, code, field.codes, field.vector, kLowest);
+}
+
+// P + g of four codes, whose logits are given.
 __device__ __forceinline__ Quad scores_of(const Field& field, std::uint32_t draw, std::uint32_t item,
-                                          std::uint32_t place, std::int64_t row, std::int64_t code) {
-  Quad scores = load_quad(field.logits + row * field.codes, code, field.codes, field.vector, kLowest);
+                                          std::uint32_t place, std::int64_t row, std::int64_t code, Quad logits) {
   if (field.gumbel != nullptr) {
     const Quad noise = load_quad(field.gumbel + row * field.codes, code, field.codes, field.vector, 0.0f);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scores.of[i] += noise.of[i];
+    for (int i = 0; i < 4; ++i) logits.of[i] += noise.of[i];
   } else {
     const Counter<std::uint32_t> words = words_of(field, draw, item, place, code);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scores.of[i] += gumbel_of(words.words[i]);
+    for (int i = 0; i < 4; ++i) logits.of[i] += gumbel_of(words.words[i]);
   }
-  return scores;
+  return logits;
 }
 
 // A score and its code: the larger score, and of equal ones the lower code.
@@ -157,6 +171,10 @@ inline std::int64_t plane_bytes(std::int64_t rows, std::int64_t channels) {
 
 // from [rows, channels] as blocks, zero beyond.
 Status split(const float* from, std::int64_t rows, std::int64_t channels, unsigned char* to, void* stream);
+
+// The codebook's blocks: the caller's, or made in scratch memory.
+Status codebook_blocks(const GumbelCodebook& args, const Launch& launching, unsigned char* scratch,
+                       const unsigned char** blocks);
 
 // Scratch memory, handed out piece by piece; with a null base it only counts.
 struct Pieces {

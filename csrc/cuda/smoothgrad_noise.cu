@@ -29,8 +29,8 @@ __device__ __forceinline__ void draw_normals(Key key, std::uint32_t quad, std::u
                                              std::uint32_t draw, Normals<N>& normals) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const auto words = philox4x32(Counter<std::uint32_t>{{quad, position + i, item, draw}}, key).words;
-    const auto low = normals_of(words[0], words[1]), high = normals_of(words[2], words[3]);
+    const auto drawn = philox4x32(Counter<std::uint32_t>{{quad, position + i, item, draw}}, key);
+    const auto low = normals_of(drawn.words[0], drawn.words[1]), high = normals_of(drawn.words[2], drawn.words[3]);
     normals.of_channel[0][i] = low.first;
     normals.of_channel[1][i] = low.second;
     normals.of_channel[2][i] = high.first;
@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(kThreads)
   const bool paired = args.antithetic && sample + 1 < args.samples;
   const std::int64_t size = args.channels * args.positions;
   Normals<N> normals{};
-  std::int64_t drawn = -1;  // no item
+  std::int64_t last_item = -1;  // none
   for (std::int64_t image = first_image; image < last_image; ++image) {
     const std::int64_t item = args.items[image];
-    if (item != drawn) {
+    if (item != last_item) {
       draw_normals(key, static_cast<std::uint32_t>(quad), static_cast<std::uint32_t>(position),
                    static_cast<std::uint32_t>(item), static_cast<std::uint32_t>(number), normals);
-      drawn = item;
+      last_item = item;
     }
     const float scale = args.sigma[image];
 #pragma unroll

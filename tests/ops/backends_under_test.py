@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels import native, triton
+from cortex_fast.kernels import cuda, native, triton
+from tests.cuda import stand_in
 
 if native.UNAVAILABLE is None:
     from cortex_fast import _native
@@ -20,6 +21,8 @@ needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(nat
 WHY_NO_TRITON = triton.unavailable() or (None if triton.INTERPRETED or torch.cuda.is_available() else "no GPU here")
 needs_triton = pytest.mark.skipif(WHY_NO_TRITON is not None, reason=str(WHY_NO_TRITON))
 TRITON = pytest.param("triton", marks=needs_triton)
+WHY_NO_CUDA = cuda.unavailable() if torch.cuda.is_available() else stand_in.missing()
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(WHY_NO_CUDA is not None, reason=str(WHY_NO_CUDA)))
 NATIVE = [pytest.param(level, marks=needs_native) for level in LEVELS]
 
 

@@ -2,7 +2,7 @@
 
 While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows. Triton kernels run
 compiled where there is a GPU, else in Triton's interpreter at about a tenth of a second a program: there few examples
-and small sizes have to do.
+and small sizes have to do. CUDA kernels run on the GPU, else on the tests' stand-in for one (tests/cuda/host).
 """
 
 import functools
@@ -11,25 +11,28 @@ import itertools
 import pkgutil
 from collections.abc import Container, Generator, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from cortex_fast import ops
-from cortex_fast.kernels import native, triton
+from cortex_fast.kernels import cuda, native, triton
 from cortex_fast.ops.backends import Reason
-from tests.ops.backends_under_test import LEVELS, NATIVE, TRITON
+from tests.cuda import stand_in
+from tests.ops.backends_under_test import CUDA, LEVELS, NATIVE, TRITON
 
 EXAMPLES = 5  # of hypothesis, in the interpreter
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`impl` is the reference, the native instruction sets, and Triton where the module's operator has it."""
+    """`impl` is the reference, the native instruction sets, and of CUDA and Triton what the module's operator has."""
     own = any("impl" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
     if "impl" in metafunc.fixturenames and not own:
         operator = importlib.import_module(f"cortex_fast.ops.{metafunc.module.__name__.split('.test_')[-1]}")
-        params = ["reference", *NATIVE, *([TRITON] if "triton" in operator.BACKENDS else [])]
+        others = [param for param in (CUDA, TRITON) if param.values[0] in operator.BACKENDS]
+        params = ["reference", *NATIVE, *others]
         metafunc.parametrize("impl", params, indirect=True, scope="module")
 
 
@@ -72,20 +75,49 @@ def running(level: str | None) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+def operators() -> Iterator[dict[str, Reason]]:
+    """Each operator's backends."""
+    for _, name, _ in pkgutil.iter_modules(ops.__path__):
+        yield getattr(importlib.import_module(f"cortex_fast.ops.{name}"), "BACKENDS", {})
+
+
+@contextmanager
+def as_if_there(backend: str) -> Iterator[pytest.MonkeyPatch]:
+    """A backend answers for tensors on the CPU as for such on a GPU."""
+
+    def answers(against: Reason) -> Reason:
+        return lambda tensor: against(SimpleNamespace(device=torch.device("cuda"), dtype=tensor.dtype))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for backends in operators():
+            if backend in backends:
+                patch.setitem(backends, backend, answers(backends[backend]))
+        yield patch
+
+
 @contextmanager
 def compiled_triton() -> Iterator[None]:
     """Where there is a GPU: Triton kernels take tensors on the CPU, too."""
     from tests.ops.on_gpu import launch_on, launching
 
-    def as_if_there(against: Reason) -> Reason:
-        return lambda tensor: against(tensor.new_empty(0, device="cuda"))
-
-    with pytest.MonkeyPatch.context() as patch:
+    with as_if_there("triton") as patch:
         patch.setattr(launching, "launch", functools.partial(launch_on, "cuda"))
-        for _, name, _ in pkgutil.iter_modules(ops.__path__):
-            backends = getattr(importlib.import_module(f"cortex_fast.ops.{name}"), "BACKENDS", {})
-            if "triton" in backends:
-                patch.setitem(backends, "triton", as_if_there(backends["triton"]))
+        yield
+
+
+@contextmanager
+def cuda_there() -> Iterator[None]:
+    """CUDA kernels take tensors on the CPU: on the GPU, or where there is none on the stand-in for one."""
+    with as_if_there("cuda") as patch:
+        if torch.cuda.is_available():
+            from tests.ops.on_gpu import adaptors, run_on
+
+            for module, name in adaptors():
+                patch.setattr(module, name, functools.partial(run_on, "cuda", getattr(module, name)))
+        else:
+            patch.setattr(cuda, "LIBRARY", stand_in.library())
+            patch.setattr(cuda, "unavailable", lambda: None)
+            patch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
         yield
 
 
@@ -108,11 +140,14 @@ def interpreted_triton() -> Iterator[None]:
 # Once for a module and not for each test, since hypothesis refuses a fixture that is not made anew for each example.
 @pytest.fixture(scope="module")
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name to give an operator: "reference", "triton", or "native" with each instruction set of this processor."""
-    name = request.param if request.param in ("reference", "triton") else "native"
+    """The name to give an operator: a backend's, "native" with each instruction set of this processor."""
+    name = request.param if request.param not in LEVELS else "native"
     with running(request.param if request.param in LEVELS else None):
         if name == "triton":
             with interpreted_triton() if triton.INTERPRETED else compiled_triton():
+                yield name
+        elif name == "cuda":
+            with cuda_there():
                 yield name
         else:
             yield name

@@ -9,13 +9,20 @@ from torch import Tensor
 
 from cortex_fast.ops.backends import BackendUnavailableError
 from cortex_fast.ops.concept_counts import PER, concept_counts
-from tests.ops.backends_under_test import TRITON, assert_same_for_any_threads, few, needs_native, skip_in_interpreter
+from tests.ops.backends_under_test import (
+    CUDA,
+    TRITON,
+    assert_same_for_any_threads,
+    few,
+    needs_native,
+    skip_in_interpreter,
+)
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
 
 # the native kernel is compiled once, for every instruction set
 every_impl = pytest.mark.parametrize(
-    "impl", ["reference", pytest.param("native", marks=needs_native), TRITON], indirect=True
+    "impl", ["reference", pytest.param("native", marks=needs_native), CUDA, TRITON], indirect=True
 )
 every_per = pytest.mark.parametrize("per", PER)
 

@@ -9,11 +9,18 @@ from torch import Tensor
 
 from cortex_fast.ops.backends import BackendUnavailableError
 from cortex_fast.ops.token_saliency import REDUCTIONS, token_saliency
-from tests.ops.backends_under_test import EPS, TRITON, assert_same_for_any_threads, needs_native, skip_in_interpreter
+from tests.ops.backends_under_test import (
+    CUDA,
+    EPS,
+    TRITON,
+    assert_same_for_any_threads,
+    needs_native,
+    skip_in_interpreter,
+)
 
 # where the native kernel's instruction set does not matter
 every_impl = pytest.mark.parametrize(
-    "impl", ["reference", pytest.param("native", marks=needs_native), TRITON], indirect=True
+    "impl", ["reference", pytest.param("native", marks=needs_native), CUDA, TRITON], indirect=True
 )
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 

@@ -70,7 +70,6 @@ __global__ void beyond_shared(int* out) { *out = cc::dynamic_shared<int>()[threa
 
 extern "C" {
 
-void set_order(int backwards) { cuda_on_host::set_order(backwards != 0); }
 int block_sums_of(const int* in, int* out, int blocks, int threads) {
   return cc::launch("block_sums", block_sums, {dim3(blocks), dim3(threads), threads * sizeof(int)}, nullptr, in, out)
       .code;

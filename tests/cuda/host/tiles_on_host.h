@@ -44,36 +44,51 @@ struct Unit {
   unsigned arrived = 0, generation = 0;
 };
 
-// c + sum over k of a b, for one element.
-inline float add_products(const float* a, const float* b, float c) {
-  float terms[17], largest = 0;
-  bool finite = true;
-  for (int k = 0; k < 16; ++k) terms[k] = a[k] * b[k];  // exact: 16 bits
-  terms[16] = c;
-  for (const float term : terms) {
-    largest = std::max(largest, std::fabs(term));
-    finite = finite && std::isfinite(term);
+#if defined(__clang__)
+#define TILES_ON_HOST_FAST
+#else
+#define TILES_ON_HOST_FAST __attribute__((optimize("O3")))
+#endif
+
+constexpr int kColumns = 8;
+
+// sums[n] + sum over k of left[k] right[k][n], for the columns of one row.
+TILES_ON_HOST_FAST inline void add_products(const float* left, const float (*right)[kColumns], float* sums) {
+  constexpr int kTerms = 17;
+  alignas(32) float terms[kTerms][kColumns];
+  alignas(32) std::uint32_t largest[kColumns] = {};  // as bits, which order the sizes of floats
+  for (int k = 0; k < kTerms; ++k) {
+    for (int n = 0; n < kColumns; ++n) {
+      terms[k][n] = k == 16 ? sums[n] : left[k] * right[k][n];  // exact: 16 bits
+      std::uint32_t bits;
+      std::memcpy(&bits, &terms[k][n], sizeof bits);
+      bits &= 0x7FFFFFFFu;
+      largest[n] = bits > largest[n] ? bits : largest[n];
+    }
   }
-  if (!finite || largest == 0) {
-    float sum = 0;
-    for (const float term : terms) sum += term;
-    return sum;
+  for (int n = 0; n < kColumns; ++n) {
+    if (largest[n] >= 0x7F800000u) {  // infinite, or NaN
+      float sum = 0;
+      for (int k = 0; k < kTerms; ++k) sum += terms[k][n];
+      sums[n] = sum;
+      continue;
+    }
+    // a step is the bit one below the last of the largest; what is below 2^-100 is lost
+    const int exponent = std::max(static_cast<int>(largest[n] >> 23) - 127, -100);
+    const auto power = [](int of) { return cuda_on_host::value_of<float>(static_cast<std::uint64_t>(127 + of) << 23); };
+    const float steps = power(24 - std::max(exponent, -50)) * power(std::max(exponent, -50) - exponent);
+    std::int32_t sum = 0;
+    for (int k = 0; k < kTerms; ++k) sum += static_cast<std::int32_t>(terms[k][n] * steps);  // less than 17 2^25
+    // and the result is cut to 24 bits
+    const std::uint32_t size = static_cast<std::uint32_t>(sum < 0 ? -sum : sum);
+    const int beyond = size == 0 ? 0 : std::max(0, 8 - __builtin_clz(size));
+    const float kept = std::ldexp(static_cast<float>(size >> beyond << beyond), exponent - 24);
+    sums[n] = sum < 0 ? -kept : kept;
   }
-  // the largest's exponent: a step is the bit one below its last
-  const int exponent = static_cast<int>(cuda_on_host::bits_of(largest) >> 23) - 127;
-  const auto power = [](int of) { return cuda_on_host::value_of<double>(static_cast<std::uint64_t>(1023 + of) << 52); };
-  const double step = power(exponent - 24), steps = power(24 - exponent);
-  std::int64_t sum = 0;
-  for (const float term : terms) sum += static_cast<std::int64_t>(static_cast<double>(term) * steps);
-  // and the result is cut to 24 bits
-  const std::uint64_t size = static_cast<std::uint64_t>(sum < 0 ? -sum : sum);
-  const int beyond = size == 0 ? 0 : std::max(0, 40 - __builtin_clzll(size));
-  const double kept = static_cast<double>(size >> beyond << beyond) * step;
-  return static_cast<float>(sum < 0 ? -kept : kept);
 }
 
 inline void multiply_warp(int products, Unit& unit) {
-  float left[3][16][16], right[3][8][16];
+  float left[3][16][16], right[3][16][kColumns];
   for (unsigned lane = 0; lane < 32; ++lane) {
     const unsigned group = lane / 4, pair = lane % 4 * 2;
     for (int plane = 0; plane < 3; ++plane) {
@@ -82,7 +97,7 @@ inline void multiply_warp(int products, Unit& unit) {
           left[plane][group + word % 2 * 8][pair + word / 2 * 8 + half] =
               float_of_bfloat16(unit.left[lane][plane][word] >> 16 * half & 0xFFFFu);
           if (word < 2) {
-            right[plane][group][pair + word * 8 + half] =
+            right[plane][pair + word * 8 + half][group] =
                 float_of_bfloat16(unit.right[lane][plane][word] >> 16 * half & 0xFFFFu);
           }
         }
@@ -91,12 +106,10 @@ inline void multiply_warp(int products, Unit& unit) {
   }
   static const int order[6][2] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
   for (unsigned row = 0; row < 16; ++row) {
-    for (unsigned column = 0; column < 8; ++column) {
-      float sum = 0;
-      for (int i = 6 - products; i < 6; ++i) {
-        sum = add_products(left[order[i][0]][row], right[order[i][1]][column], sum);
-      }
-      unit.sum[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] = sum;
+    float sums[kColumns] = {};
+    for (int i = 6 - products; i < 6; ++i) add_products(left[order[i][0]][row], right[order[i][1]], sums);
+    for (unsigned column = 0; column < kColumns; ++column) {
+      unit.sum[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] = sums[column];
     }
   }
 }

@@ -1,0 +1,379 @@
+"""The CUDA Gumbel kernels, run thread by thread on the CPU (tests/cuda/host), against eq. 7 in float64.
+
+Each runs with copies as sm_80 makes them and as sm_90 does, its threads in either order. The stand-in has the matrix
+operands where the PTX ISA says that lanes have them, a matrix unit that rounds as roughly as an A100's, and copies that
+show nothing but NaN until they are waited for. It cannot show: what ptxas makes of the code; races between warps that
+another order of whole threads does not bring out; the async proxy and its fences; whether mbarriers hang; how a real
+matrix unit rounds; registers, bank conflicts, time.
+"""
+
+import ctypes
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda import stand_in
+from tests.cuda.gumbel_on_host import Given, Kernels
+from tests.ops.backends_under_test import EPS, random, same_bits
+from tests.ops.exact_stream import gumbel_noise
+
+if stand_in.missing() is not None:
+    pytest.skip(str(stand_in.missing()), allow_module_level=True)
+
+WAYS = {"sm_80": (False, False), "sm_90 backwards": (True, True)}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    library = ctypes.CDLL(str(stand_in.file()))
+    backwards, bulk = WAYS[request.param]
+    library.run_like(backwards, bulk)
+    yield Kernels(library)
+    library.run_like(False, True)
+
+
+@pytest.fixture
+def once(kernels: Kernels, request: pytest.FixtureRequest) -> Kernels:
+    """For tests of what does not depend on the way."""
+    if "backwards" in request.node.name:
+        pytest.skip("the other way has shown it")
+    return kernels
+
+
+def noise_of(given: Given) -> Tensor:
+    if given.gumbel is not None:
+        return given.gumbel
+    _, rows, codes = given.logits.shape
+    return torch.from_numpy(gumbel_noise(given.seed, given.ids(), given.draw, rows, codes))
+
+
+def formula(
+    given: Given, upstream: Tensor, dtype: torch.dtype, own: Tensor | None = None, stay: float = 0.0
+) -> list[Tensor]:
+    """y C and the gradients of logits and codebook."""
+    logits, codebook, g, dE = (x.to(dtype) for x in (given.logits, given.codebook, noise_of(given), upstream))
+    scores = logits + g
+    y = ((scores - scores.amax(-1, keepdim=True)) / given.tau).softmax(-1)
+    D = dE @ codebook.T
+    if own is not None:
+        D.scatter_add_(2, own[..., None], torch.full_like(own[..., None], -stay, dtype=dtype))
+    return [y @ codebook, y * (D - (y * D).sum(-1, keepdim=True)) / given.tau, torch.einsum("prk,prd->kd", y, dE)]
+
+
+def assert_as_good(outs: list[Tensor], exact: list[Tensor], rough: list[Tensor], least: float = 1.0) -> None:
+    """|out - ref64| <= 2 |ref32 - ref64| + tiny, over each tensor; tiny is a few last bits of its largest number, or
+    of `least`: where a gradient is small, it is a difference of larger numbers."""
+    for out, fine, coarse in zip(outs, exact, rough, strict=True):
+        error, known = ((other.double() - fine).abs().max().item() for other in (out, coarse))
+        assert error <= 2 * known + 8 * EPS * max(least, fine.abs().max().item())
+
+
+def assert_largest(index: Tensor, scores: Tensor) -> None:
+    """But for a float32's last bits, of the noise and of the sum."""
+    best = scores.double().amax(-1)
+    chosen = scores.double().gather(2, index[..., None])[..., 0]
+    assert (best - chosen <= 4 * EPS * best.abs().clamp(min=1)).all()
+
+
+def problem(
+    problems: int, rows: int, codes: int, channels: int, own_noise: bool = False, **settings: object
+) -> tuple[Given, Tensor]:
+    logits = random(problems, rows, codes).mul(2)
+    gumbel = random(problems, rows, codes, seed=3) if own_noise else None
+    given = Given(
+        logits, random(codes, channels, seed=1), gumbel, torch.arange(problems) * 7 + 1, seed=5, draw=3, **settings
+    )
+    return given, random(problems, rows, channels, seed=2)
+
+
+# P, R, K, d: on both sides of 16, 32, 64 and 128 rows, 16, 64, 128 and 1024 codes, 16 and 256 channels; more than 512
+# rows take other tiles
+SIZES = [
+    (1, 1, 1, 1), (1, 1, 5, 17), (2, 17, 3, 40), (1, 33, 129, 7), (2, 16, 768, 8), (1, 65, 16, 33), (1, 1, 1025, 48),
+    (3, 5, 64, 256), (1, 3, 31, 257), (1, 2, 40, 530), (1, 64, 128, 16), (1, 530, 131, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_forward_and_backward_are_the_formula(kernels: Kernels, sizes: tuple[int, int, int, int]) -> None:
+    for tau, own_noise in ((1.0, False), (0.6, True)):
+        given, upstream = problem(*sizes, own_noise=own_noise, tau=tau)
+        soft, index, kept = kernels.forward(given, hard=False, keep=True)
+        assert kept is not None
+        exact, rough = (formula(given, upstream, dtype) for dtype in (torch.float64, torch.float32))
+        assert_as_good([soft, *kernels.backward(given, upstream, kept)], exact, rough)
+        assert_largest(index, given.logits + noise_of(given))
+        assert torch.equal(kept[..., 3:], soft)
+        assert torch.equal(kept[..., 2].contiguous().view(torch.int32).long(), index)
+        for keep in (False, True):
+            embedding, selected, _ = kernels.forward(given, hard=True, keep=keep)
+            assert torch.equal(selected, index)
+            assert torch.equal(embedding, given.codebook[index])
+
+
+@pytest.mark.slow
+def test_a_problem_of_the_papers_width(kernels: Kernels) -> None:
+    """256 rows make tiles of 32; 528 of 128. Both read the 256 channels in 16 slices."""
+    for rows in (96, 528):
+        given, upstream = problem(1, rows, 16384 if rows == 96 else 1100, 256)
+        soft, _, kept = kernels.forward(given, hard=False, keep=True)
+        assert kept is not None
+        exact, rough = (formula(given, upstream, dtype) for dtype in (torch.float64, torch.float32))
+        assert_as_good([soft, *kernels.backward(given, upstream, kept)], exact, rough)
+
+
+def test_every_way_gives_the_same_bits(once: Kernels) -> None:
+    results = []
+    for way in itertools.product((False, True), repeat=2):
+        once.library.run_like(*way)
+        given, upstream = problem(1, 66, 150, 20)
+        soft, index, kept = once.forward(given, hard=False, keep=True)
+        assert kept is not None
+        results.append(
+            [soft, index, kept, *once.backward(given, upstream, kept), *once.forward(given, True, False)[:2]]
+        )
+    once.library.run_like(*WAYS["sm_80"])
+    assert all(same_bits(results[0], other) for other in results[1:])
+
+
+def test_blocks_of_the_codebook_may_be_made_once(once: Kernels) -> None:
+    given, upstream = problem(1, 20, 150, 20)
+    ready = replace(given, blocks=once.blocks(given))
+    results = []
+    for one in (given, ready):
+        soft, _, kept = once.forward(one, hard=False, keep=True)
+        assert kept is not None
+        results.append([soft, *once.backward(one, upstream, kept)])
+    assert same_bits(*results)
+    # and they are what is read: the codebook of another problem gives its y C
+    other = replace(given, codebook=random(150, 20, seed=9))
+    assert torch.equal(
+        once.forward(replace(given, blocks=once.blocks(other)), False, True)[0], once.forward(other, False, True)[0]
+    )
+
+
+@pytest.mark.parametrize("adam", [False, True], ids=["SGD", "Adam"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 17), (2, 17, 101, 9), (1, 33, 132, 40), (1, 520, 33, 8)], ids=str)
+def test_a_step_is_torchs_along_the_gradient(kernels: Kernels, sizes: tuple[int, int, int, int], adam: bool) -> None:
+    """Two of them; near 0 Adam divides a gradient by its own size, hence the large eps."""
+    options = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 0.05}
+    own = torch.randint(sizes[2], sizes[:2], generator=torch.Generator().manual_seed(4))
+    start, upstream = problem(*sizes, tau=0.8)
+    expected = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = start.logits.to(dtype, copy=True).requires_grad_()
+        rule = torch.optim.Adam([leaf], **options) if adam else torch.optim.SGD([leaf], lr=0.05)
+        for draw in (3, 4):
+            now = Given(leaf.detach(), start.codebook, None, start.ids(), tau=0.8, seed=5, draw=draw)
+            leaf.grad = formula(now, upstream, dtype, own, 1.5)[1]
+            rule.step()
+        state = rule.state[leaf]
+        expected.append([leaf.detach(), *([state["exp_avg"], state["exp_avg_sq"]] if adam else [])])
+    out = start.logits.clone()
+    moments = (torch.zeros_like(out), torch.zeros_like(out)) if adam else None
+    for number, draw in enumerate((3, 4), 1):
+        now = Given(out, start.codebook, None, start.ids(), tau=0.8, seed=5, draw=draw)
+        _, _, kept = kernels.forward(now, hard=True, keep=True)
+        assert kept is not None
+        kernels.step(now, upstream, kept, moments, number=number, own=own, stay=1.5, **options)
+    assert_as_good([out, *(moments or ())], *expected, least=0)
+
+
+def test_a_clock_stands_for_the_numbers(once: Kernels) -> None:
+    results = []
+    for clock in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
+        base, upstream = problem(2, 3, 40, 6)
+        numbers = {"tau": 0.7, "draw": 2**32 - 1} if clock is None else {"tau": 3.0, "draw": 5}
+        given = Given(base.logits, base.codebook, None, base.ids(), clock, seed=5, **numbers)
+        soft, index, kept = once.forward(given, hard=False, keep=True)
+        assert kept is not None
+        _, alone, _ = once.forward(given, hard=True, keep=False)
+        moments = (random(2, 3, 40, seed=8), random(2, 3, 40, seed=9).square())
+        rates = {"lr": 0.05, "number": 4} if clock is None else {"lr": 9.0, "number": 1}
+        once.step(given, upstream, kept, moments, **rates)
+        results.append([soft, index, alone, kept, given.logits, *moments])
+    assert same_bits(*results)
+
+
+def test_late_steps_and_betas_of_nothing(once: Kernels) -> None:
+    for count, betas in itertools.product((1, 1000, 10**7), [(0.9, 0.999), (0.0, 0.0)]):
+        given, upstream = problem(1, 2, 40, 6)
+        moments = (random(1, 2, 40, seed=4) * 0.1, random(1, 2, 40, seed=5).square() * 0.01)
+        expected = []
+        for dtype in (torch.float64, torch.float32):
+            leaf = given.logits.to(dtype, copy=True).requires_grad_()
+            leaf.grad = formula(given, upstream, dtype)[1]
+            rule = torch.optim.Adam([leaf], lr=0.05, betas=betas, eps=0.05)
+            state = {"exp_avg": moments[0].to(dtype, copy=True), "exp_avg_sq": moments[1].to(dtype, copy=True)}
+            rule.state[leaf] = {**state, "step": torch.tensor(count - 1.0)}
+            rule.step()
+            expected.append([leaf.detach(), *state.values()])
+        _, _, kept = once.forward(given, hard=True, keep=True)
+        assert kept is not None
+        once.step(given, upstream, kept, moments, lr=0.05, betas=betas, eps=0.05, number=count)
+        assert_as_good([given.logits, *moments], *expected, least=0)
+
+
+def test_a_settled_row_does_not_move(kernels: Kernels) -> None:
+    """Not by a last bit, of which Adam would make a step of full length; nor the only code there is."""
+    for codes, channels in ((1, 5), (30, 40), (300, 20)):
+        logits = torch.zeros(1, 19, codes)
+        logits[:, :, codes // 2] = 200
+        given = Given(logits, random(codes, channels, seed=1), tau=0.5, seed=1)
+        before, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
+        soft, _, kept = kernels.forward(given, hard=False, keep=True)
+        assert kept is not None
+        assert torch.equal(soft, given.codebook[codes // 2].expand(1, 19, channels))
+        kernels.step(given, random(1, 19, channels, seed=2), kept, moments, lr=0.05)
+        assert torch.equal(logits, before)
+        assert not moments[0].any()
+
+
+def test_equal_scores_select_the_lowest_index(kernels: Kernels) -> None:
+    many = torch.zeros(1, 17, 2100)
+    many[..., [2000, 1030, 1100, 2099]] = 1
+    for logits, lowest in ((torch.zeros(2, 3, 7), 0), (many, 1030)):
+        given = Given(logits, random(logits.shape[2], 2), torch.zeros_like(logits))
+        for hard, keep in ((True, False), (False, True)):
+            assert (kernels.forward(given, hard, keep)[1] == lowest).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("own_noise", [False, True])
+def test_a_logit_of_nan_or_infinity_is_selected_and_spoils_its_row_alone(
+    kernels: Kernels, value: float, own_noise: bool
+) -> None:
+    for codes in (9, 1101):
+        clean, upstream = problem(1, 18, codes, 3, own_noise=own_noise)
+        spoiled = Given(clean.logits.clone(), clean.codebook, clean.gumbel, clean.ids(), seed=5, draw=3)
+        spoiled.logits[0, 4, codes // 2] = spoiled.logits[0, 4, codes - 1] = value
+        others = torch.arange(18) != 4
+        results = []
+        for given in (clean, spoiled):
+            soft, index, kept = kernels.forward(given, hard=False, keep=True)
+            assert kept is not None
+            assert torch.equal(kernels.forward(given, hard=True, keep=False)[1], index)
+            results.append([soft, index, kernels.backward(given, upstream, kept, codebook_needed=False)[0]])
+        assert same_bits([out[:, others] for out in results[0]], [out[:, others] for out in results[1]])
+        soft, index, gradient = (out[0, 4] for out in results[1])
+        assert index.item() == codes // 2  # the first of them
+        assert soft.isnan().all()
+        assert gradient.isnan().all()
+
+
+def test_an_upstream_of_nan_or_infinity_spoils_its_row_alone(once: Kernels) -> None:
+    given, upstream = problem(1, 40, 101, 3)
+    _, _, kept = once.forward(given, hard=True, keep=True)
+    assert kept is not None
+    clean = once.backward(given, upstream, kept, codebook_needed=False)[0]
+    for row, value in ((0, math.nan), (17, math.inf), (39, -math.inf)):
+        spoiled = upstream.clone()
+        spoiled[0, row, 1] = value
+        gradient = once.backward(given, spoiled, kept, codebook_needed=False)[0]
+        assert gradient[0, row].isnan().any()
+        gradient[0, row] = clean[0, row]
+        assert same_bits([gradient], [clean])
+
+
+def test_banned_tokens_are_never_selected_and_do_not_move(kernels: Kernels) -> None:
+    free = torch.tensor([1, 4, 5, 17])
+    logits = torch.full((1, 50, 20), -torch.inf)
+    logits[..., free] = random(1, 50, 4)
+    logits[0, 7] = -torch.inf  # none left: the first, and no softmax
+    others = torch.arange(50) != 7
+    given, upstream = Given(logits, random(20, 3, seed=1), tau=0.5, seed=6), random(1, 50, 3, seed=2)
+    for hard, keep in ((True, False), (True, True), (False, True)):
+        embedding, index, kept = kernels.forward(given, hard, keep)
+        assert index[0, 7].item() == 0
+        assert set(index[0, others].tolist()) == set(free.tolist())
+        assert embedding[:, others].isfinite().all()
+    assert embedding[0, 7].isnan().all()
+    assert kept is not None
+    gradient = kernels.backward(given, upstream, kept, codebook_needed=False)[0]
+    assert gradient[0, 7].isnan().all()
+    assert torch.equal(gradient[:, others] != 0, (logits > -torch.inf)[:, others])
+    before, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
+    kernels.step(given, upstream, kept, moments, lr=0.05)
+    assert torch.equal(logits[:, others] == -torch.inf, before[:, others] == -torch.inf)
+    assert not (logits == before)[:, others][..., free].any()
+
+
+def test_large_logits(once: Kernels) -> None:
+    logits = random(1, 17, 200) * 1e4
+    logits[0, 3], logits[0, 5] = 1e4, -1e4  # all equal: the noise alone decides
+    logits[0, 6, 7], logits[0, 6, 8] = 3.4e38, -3.4e38
+    for tau in (1e-30, 0.7, 1e30):
+        given, upstream = Given(logits, random(200, 5, seed=1), tau=tau, seed=3), random(1, 17, 5, seed=2)
+        soft, index, kept = once.forward(given, hard=False, keep=True)
+        assert kept is not None
+        assert_largest(index, logits + noise_of(given))
+        exact, rough = (formula(given, upstream, dtype) for dtype in (torch.float64, torch.float32))
+        assert_as_good([soft], exact[:1], rough[:1])
+        if tau > 1e-30:  # else float32's own gradient is infinite
+            assert_as_good([*once.backward(given, upstream, kept)], exact[1:], rough[1:])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_codebooks_of_any_size(once: Kernels, scale: float) -> None:
+    base, upstream = problem(1, 20, 70, 24, tau=0.7)
+    given = Given(base.logits, base.codebook * scale, tau=0.7, seed=5, draw=3)
+    soft, _, kept = once.forward(given, hard=False, keep=True)
+    assert kept is not None
+    exact, rough = (formula(given, upstream, dtype) for dtype in (torch.float64, torch.float32))
+    assert_as_good([soft, *once.backward(given, upstream, kept)], exact, rough, least=scale)
+
+
+def test_fewer_products_are_what_torch_calls_high(once: Kernels) -> None:
+    """About 16 bits of each product; and not the default's bits."""
+    given, upstream = problem(1, 40, 130, 40)
+    high = Given(given.logits, given.codebook, None, given.ids(), seed=5, draw=3, exact=False)
+    results = []
+    for one in (given, high):
+        soft, _, kept = once.forward(one, hard=False, keep=True)
+        assert kept is not None
+        results.append([soft, *once.backward(one, upstream, kept)])
+    exact = formula(given, upstream, torch.float64)
+    for fine, coarse, wanted in zip(*results, exact, strict=True):
+        error = (coarse.double() - wanted).abs().max() / wanted.abs().max()
+        assert 2.0**-24 < error < 2.0**-13
+        assert not torch.equal(fine, coarse)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 4), (2, 0, 5, 4), (2, 3, 5, 0)])
+def test_empty(once: Kernels, shape: tuple[int, int, int, int]) -> None:
+    given, upstream = problem(*shape)
+    for hard, keep in ((True, False), (False, True)):
+        embedding, index, kept = once.forward(given, hard, keep)
+        assert embedding.shape == (*shape[:2], shape[3])
+        assert torch.equal(index, (given.logits + noise_of(given)).argmax(-1))
+    assert kept is not None
+    grad_logits, grad_codebook = once.backward(given, upstream, kept)
+    assert not grad_logits.any()
+    assert not grad_codebook.any()
+    once.step(given, upstream, kept, None, lr=1.0)
+    assert torch.equal(given.logits, random(*shape[:3]).mul(2))
+
+
+def test_rows_do_not_depend_on_their_company(once: Kernels) -> None:
+    """What a part of the rows gives alone; the number of parts that the codes are taken in may differ."""
+    given, _ = problem(3, 30, 90, 10)
+    together, index, _ = once.forward(given, hard=False, keep=True)
+    for chosen in ([2], [1, 0]):
+        part = Given(given.logits[chosen], given.codebook, None, given.ids()[chosen], seed=5, draw=3)
+        soft, selected, _ = once.forward(part, hard=False, keep=True)
+        assert torch.equal(selected, index[chosen])
+        torch.testing.assert_close(soft, together[chosen])
+
+
+def test_selections_follow_the_softmax_of_the_logits(once: Kernels) -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.5, 0.3, -3.0])
+    given = Given(logits.expand(1, 4000, 6).contiguous(), torch.zeros(6, 1), seed=1)
+    counts = np.bincount(once.forward(given, hard=True, keep=False)[1].flatten().numpy(), minlength=6)
+    expected = logits.double().softmax(0).numpy() * counts.sum()
+    assert np.square(counts - expected).dot(1 / expected) < 20.5  # chi-square, 5 degrees of freedom: p = 0.001
