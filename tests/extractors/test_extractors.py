@@ -162,7 +162,8 @@ def test_training_learns(name):
     assert losses[-1] < losses[0] and reached[1] > 0.7 and reached[2] >= reached[1]
 
 
-@pytest.mark.parametrize("name", ["ce", "ce_deep", "re"])  # te is slow, and test_training.py resumes it to the same bits
+# te is slow, and test_training.py resumes it to the same bits.
+@pytest.mark.parametrize("name", ["ce", "ce_deep", "re"])
 def test_training_repeats(name):
     (one, _, losses), (other, _, again) = (_trained(name, 2) for _ in range(2))
     assert losses == again
