@@ -235,6 +235,13 @@ def test_a_settled_row_does_not_move(kernels: Kernels) -> None:
         assert not moments[0].any()
 
 
+def test_codes_that_cannot_win_are_passed_over_and_no_others(once: Kernels) -> None:
+    """So many rows that a block takes a part of the codes in several turns."""
+    given, _ = problem(2, 1030, 5000, 1)
+    index = once.forward(given, hard=True, keep=False)[1]
+    assert_largest(index, given.logits + noise_of(given))
+
+
 def test_equal_scores_select_the_lowest_index(kernels: Kernels) -> None:
     many = torch.zeros(1, 17, 2100)
     many[..., [2000, 1030, 1100, 2099]] = 1

@@ -32,6 +32,12 @@ def skip_in_interpreter(impl: str, reason: str = "too many programs for Triton's
         pytest.skip(reason)
 
 
+def skip_on_stand_in(impl: str, reason: str = "too much work for the stand-in for a GPU") -> None:
+    """A GPU runs it."""
+    if impl == "cuda" and not torch.cuda.is_available():
+        pytest.skip(reason)
+
+
 def few(impl: str, many: int, fewer: int) -> int:
     """`fewer` in Triton's interpreter, else `many`."""
     return fewer if impl == "triton" and triton.INTERPRETED else many
