@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.machine import Floor, peak_extra_bytes
 from cortex_fast.ops.backends import verdicts
 
-IMPLS = ("triton", "native", "reference")  # timed for every operator where they can serve, best first
+IMPLS = ("cuda", "triton", "native", "reference")  # timed for every operator where they can serve, best first
 SEED = 0  # of torch's generator, right before a sibling's validated call
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200  # of one sibling, all its turns together
@@ -70,10 +70,12 @@ class Case:
 
 
 def reason_against(operator: Callable[..., Any], impl: str, tensor: Tensor) -> str | None:
-    """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None."""
+    """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None. CUDA kernels are forced: whether
+    "auto" should take them is what a benchmark is for."""
     backends = importlib.import_module(operator.__module__).BACKENDS
     answer = next(answer for answer in verdicts(backends, tensor) if answer.backend == impl)
-    return None if answer.usable else answer.reason
+    served = answer.usable_if_forced if impl == "cuda" else answer.usable
+    return None if served else answer.reason
 
 
 def max_error(result: Tensor, exact: Tensor) -> float:

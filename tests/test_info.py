@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cortex_fast import info as module
-from cortex_fast.kernels import native, triton
+from cortex_fast.kernels import cuda, native, triton
 from cortex_fast.ops.backends import IMPL_VARIABLE, NAMES
 
 needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
@@ -60,6 +60,7 @@ def test_describe_holds_it_all_and_prints_nothing(capsys: pytest.CaptureFixture[
         "versions",
         "devices",
         "native core",
+        "CUDA kernels",
         "Triton kernels",
         "token_saliency (float32, cpu)",
         "reference",
@@ -96,6 +97,17 @@ def test_says_how_triton_kernels_run_or_why_not(monkeypatch: pytest.MonkeyPatch)
             (answer,) = (a for a in module.info().operators["token_saliency"]["cpu"] if a.backend == "triton")
             assert not answer.usable
             assert ("only where it is forced" if interpreted else "runs on a GPU") in answer.reason
+
+
+def test_says_whether_cuda_kernels_were_built_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    if cuda.NOT_BUILT is None:
+        assert "sm_80" in module.info().cuda["built"]
+        if not torch.cuda.is_available():
+            assert module.info().cuda["run"].startswith("no: CUDA finds no GPU: ")
+        monkeypatch.setattr(cuda, "unavailable", lambda: None)
+        assert "where they are forced" in module.info().cuda["run"]
+    monkeypatch.setattr(cuda, "NOT_BUILT", "the CUDA kernels were not built: no nvcc was found")
+    assert module.info().cuda == {"missing": "the CUDA kernels were not built: no nvcc was found"}
 
 
 MAPPED = "7f00-7f01 r-xp 00000000 08:01 {number}    {path}\n"

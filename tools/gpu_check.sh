@@ -20,8 +20,19 @@ unset TRITON_INTERPRET
 status=0
 "$python" -m pytest tests/ops tests/engine tests/explain -q 2>&1 | tee "$out/tests.txt" || status=1
 "$python" -m benchmarks --device cuda --write 2>&1 | tee "$out/benchmarks.txt" || status=1
+# the CUDA kernels where they are forced, every access and every race watched
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest tests/ops/test_triton_on_gpu.py -q 2>&1 | tee "$out/sanitizer.txt" || status=1
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m tests.cuda.odd_shapes 2>&1 | tee "$out/$tool.txt" || status=1
+  done
+fi
+if command -v ncu > /dev/null; then
+  # what part of the memory's bandwidth and of the matrix units' rate each CUDA kernel reaches at paper scale
+  ncu --target-processes all --launch-count 40 --kernel-name-base function \
+    --kernel-name "regex:noisy_copies|positions_inside|channels_inside|finish|select|scan|combine|terms|update|outer" \
+    --metrics dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active,gpu__time_duration.sum \
+    "$python" -m benchmarks gumbel_codebook --device cuda 2>&1 | tee "$out/ncu.txt" || status=1
 fi
 "$python" -m benchmarks smoothgrad_paper --device cuda --write 2>&1 | tee -a "$out/benchmarks.txt" || status=1
 for rows in 16 256 16000; do

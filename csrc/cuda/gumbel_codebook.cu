@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int here = min(slices - column, kScanChannels / 16);  // slices of this block
 
   const auto copy_tile = [&](int tile) {
-    const unsigned char* from = planes + (static_cast<std::int64_t>(begin / 16 + tile) * slices + column) * kBlock;
-    ring.copy(tile, here, [from](int piece) { return from + piece * kBlock; });
+    const std::int64_t row = begin / 16 + tile;
+    ring.copy<1>(tile, here, [=](int block) { return planes + block_at(row, column + block, slices); });
   };
 
   // four codes of one row are this thread's
@@ -304,8 +304,9 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (number >= eights) return;
   const int slices = (channels + 15) / 16, inside = static_cast<int>(number % 32);
-  const std::int64_t block = number / 32, row = block / slices * 16 + inside / 2;
-  const int channel = static_cast<int>(block % slices) * 16 + inside % 2 * 8;
+  const std::int64_t block = number / 32, panel = block / kPanel / slices;
+  const std::int64_t row = (panel * kPanel + block % kPanel) * 16 + inside / 2;
+  const int channel = static_cast<int>(block / kPanel % slices) * 16 + inside % 2 * 8;
   float values[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {

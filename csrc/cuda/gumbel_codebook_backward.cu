@@ -171,13 +171,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first_code = static_cast<int>(blockIdx.x / row_tiles) * kCodes;
   const int slices = (field.channels + 15) / 16;
 
-  const unsigned char* left_from = upstream + first_row / 16 * slices * kBlock;
-  const unsigned char* right_from = codes + static_cast<std::int64_t>(first_code / 16) * slices * kBlock;
   const auto copy_slice = [&](int slice) {
-    ring.copy(slice, slice < slices ? kRowBlocks + kCodes / 16 : 0, [=](int piece) {
-      const bool left = piece < kRowBlocks;
-      const std::int64_t block = left ? piece : piece - kRowBlocks;
-      return (left ? left_from : right_from) + (block * slices + slice) * kBlock;
+    ring.template copy<kRowBlocks>(slice, slice < slices ? kRowBlocks + kCodes / 16 : 0, [=](int block) {
+      const bool left = block < kRowBlocks;
+      const std::int64_t row = left ? first_row / 16 + block : first_code / 16 + block - kRowBlocks;
+      return (left ? upstream : codes) + block_at(row, slice, slices);
     });
   };
 
@@ -259,8 +257,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int here = min(slices - column, kOuterChannels / 16);
   const int tiles = static_cast<int>((field.count + kOuterRows - 1) / kOuterRows);
   const auto copy_tile = [&](int tile) {
-    const unsigned char* from = upstream + (static_cast<std::int64_t>(tile) * slices + column) * kBlock;
-    ring.copy(tile, here, [from](int piece) { return from + piece * kBlock; });
+    ring.copy<1>(tile, here, [=](int block) { return upstream + block_at(tile, column + block, slices); });
   };
   // four codes of a row are a thread's
   const int row_here = thread / 16, quad = thread % 16;

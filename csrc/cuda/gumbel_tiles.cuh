@@ -161,7 +161,7 @@ __device__ __forceinline__ float sum_of_lanes(float value) {
 // NaN is the largest score of all.
 __device__ __forceinline__ float ranked(float score) { return score != score ? kHighest : score; }
 
-constexpr int kPadded = 128;  // rows of planes are made up to a multiple of it, with zeros
+constexpr int kPadded = 16 * kPanel;  // rows of planes are made up to a multiple of it, with zeros
 
 inline std::int64_t plane_rows(std::int64_t rows) { return ceil_div(rows, kPadded) * kPadded; }
 inline std::int64_t slices_of(std::int64_t channels) { return ceil_div(channels, 16); }

@@ -4,13 +4,15 @@
 // Products in float32's precision come from bfloat16 units (mma.sync m16n8k16: every architecture from sm_80 on): a
 // float is the sum of three bfloat16, high, middle and low, of 8 bits each, exactly; of the nine products of two such
 // sums the six largest are taken, what is left out is below 2^-24 of the product. The units add with truncation, so a
-// chain of them starts from 0 and takes the small products first; the sum over chains is float32's own.
+// chain of them starts from 0 and takes the small products first; the sum over chains is float32's own. sm_90's wgmma
+// has nearly twice the rate and spares the loads of operands, but its order of accumulation can only be tried on a GPU:
+// left until there is one.
 //
 // Blocks. The unit of storage is 16 x 16 numbers in three planes, kBlock bytes: each plane is four 8 x 8 matrices of
 // 128 bytes, by rows, in the order (upper left, lower left, upper right, lower right). That is what one ldmatrix.x4
 // takes, lane i the bytes from 16 i on, without bank conflicts; as the left operand, or transposed as the right one,
-// or the other way round. It is also the layout without swizzle of wgmma's shared memory. A matrix [rows, columns] has
-// its blocks row by row.
+// or the other way round. It is also the layout without swizzle of wgmma's shared memory. In global memory eight blocks
+// that lie one below the other come in a row, then those to the right of them (`block_at`).
 //
 // Copies. A Ring is a few stages of blocks on their way from global to shared memory: from sm_90 on by bulk copies of
 // whole blocks (the TMA unit; an mbarrier a stage), before that by cp.async, 16 bytes a thread.
@@ -28,6 +30,13 @@ namespace cuda {
 constexpr int kPlanes = 3;
 constexpr int kPlane = 16 * 16 * 2;  // bytes
 constexpr int kBlock = kPlanes * kPlane;
+
+constexpr int kPanel = 8;  // blocks one below the other
+
+// Where block (row, column) of a matrix of `columns` blocks a row starts.
+__host__ __device__ __forceinline__ std::int64_t block_at(std::int64_t row, int column, int columns) {
+  return ((row / kPanel * columns + column) * kPanel + row % kPanel) * kBlock;
+}
 
 // Two floats' bfloat16 parts, the first in the low half of each word.
 struct Parts {
@@ -186,12 +195,12 @@ __device__ __forceinline__ void multiply(const Left& left, const Right& right, f
 #endif
 }
 
-// kStages stages of at most kPieces <= 32 blocks, copied in rounds 0, 1, ... All threads of the block call everything.
-// A round's stage is that of the round kStages before; it may be copied to when all threads have read that one, and
-// passed a barrier since. Before the first copy and after each wait there is a __syncthreads().
-template <int kStages, int kPieces>
+// kStages stages of at most kBlocks blocks, in at most 32 runs, copied in rounds 0, 1, ... All threads of the block
+// call everything. A round's stage is that of the round kStages before; it may be copied to when all threads have read
+// that one, and passed a barrier since. Before the first copy and after each wait there is a __syncthreads().
+template <int kStages, int kBlocks>
 struct Ring {
-  static constexpr int kStageBytes = kPieces * kBlock;
+  static constexpr int kStageBytes = kBlocks * kBlock;
   static constexpr int kBytes = kStages * kStageBytes + 16 * kStages;  // of shared memory, from a multiple of 16 on
 
   unsigned char* memory;
@@ -212,33 +221,34 @@ struct Ring {
 #endif
   }
 
-  // Piece i, whole blocks one after the other, is copied from from(i). Without pieces the round is passed over, and
-  // not waited for.
-  template <typename From>
-  __device__ __forceinline__ void copy(int round, int pieces, const From& from) const {
+  // Block i of the stage is copied from from(i); of each kRun blocks, the first's place a multiple of it, the sources
+  // lie one after the other. Without blocks the round is passed over, and not waited for.
+  template <int kRun, typename From>
+  __device__ __forceinline__ void copy(int round, int blocks, const From& from) const {
 #if !defined(__CUDACC__)
-    for (int i = 0; i < pieces; ++i) {
-      tiles_on_host::copy(memory, round, i, stage(round) + i * kBlock, from(i), kBlock, i + 1 == pieces);
+    for (int i = 0; i < blocks; i += kRun) {
+      tiles_on_host::copy(memory, round, i / kRun, stage(round) + i * kBlock, from(i), kRun * kBlock,
+                          i + kRun >= blocks);
     }
-    if (pieces == 0) tiles_on_host::pass(memory, round);
+    if (blocks == 0) tiles_on_host::pass(memory, round);
 #elif __CUDA_ARCH__ >= 900
-    if (threadIdx.x >= 32 || pieces == 0) return;
+    if (threadIdx.x >= 32 || blocks == 0) return;
     if (threadIdx.x == 0) {
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier(round % kStages)),
-                   "r"(pieces * kBlock)
+                   "r"(blocks * kBlock)
                    : "memory");
     }
     __syncwarp();
-    const int piece = static_cast<int>(threadIdx.x);
-    if (piece < pieces) {
-      const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(stage(round) + piece * kBlock));
+    const int block = static_cast<int>(threadIdx.x) * kRun;
+    if (block < blocks) {
+      const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(stage(round) + block * kBlock));
       asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                   "l"(__cvta_generic_to_global(from(piece))), "r"(kBlock), "r"(barrier(round % kStages))
+                   "l"(__cvta_generic_to_global(from(block))), "r"(kRun * kBlock), "r"(barrier(round % kStages))
                    : "memory");
     }
 #else
     constexpr int kParts = kBlock / 16;
-    for (int i = static_cast<int>(threadIdx.x); i < pieces * kParts; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < blocks * kParts; i += static_cast<int>(blockDim.x)) {
       const unsigned char* source = from(i / kParts) + i % kParts * 16;
       const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(stage(round) + i * 16));
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(source))

@@ -67,4 +67,4 @@ def adaptors() -> Iterator[tuple[ModuleType, str]]:
     """What `ops/` calls in each module of cortex_fast.kernels.cuda."""
     for _, name, _ in pkgutil.iter_modules(cuda.__path__):
         module = importlib.import_module(f"cortex_fast.kernels.cuda.{name}")
-        yield from ((module, function) for function in getattr(module, "__all__", [name]))
+        yield from ((module, function) for function in module.__all__)

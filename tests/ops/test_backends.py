@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cortex_fast.kernels import native, triton
+from cortex_fast.kernels import cuda, native, triton
 from cortex_fast.ops.backends import (
     IMPL_VARIABLE,
     NAMES,
@@ -17,6 +17,7 @@ from cortex_fast.ops.backends import (
     UnlessForced,
     Verdict,
     choose,
+    cuda_on_gpu,
     native_on_cpu,
     never,
     triton_on_gpu,
@@ -195,3 +196,28 @@ def test_importing_the_package_does_not_import_triton() -> None:
     code = "import sys, cortex_fast, cortex_fast.ops, cortex_fast.info; print('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_cuda_states_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    against = cuda_on_gpu(torch.float32, torch.bfloat16)
+    monkeypatch.setattr(cuda, "unavailable", lambda: "the CUDA kernels were not built: no nvcc was found")
+    assert "no nvcc was found" in str(against(torch.zeros(1)))
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    assert against(torch.zeros(1)) == "the CUDA kernel runs on a GPU, the tensor is on cpu"
+    assert "not torch.float64" in str(against(OnGpu(torch.float64)))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "needs compute capability 8.0, this GPU has 7.5" in str(against(OnGpu(torch.float32)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    reason = against(OnGpu(torch.float32))
+    assert isinstance(reason, UnlessForced)
+    assert "not yet measured against Triton" in reason
+
+
+def test_auto_prefers_triton_to_cuda_until_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    backends = {"cuda": cuda_on_gpu(torch.float32), "triton": never, "reference": never}
+    assert choose("op", backends, "auto", OnGpu(torch.float32)) == "triton"
+    assert choose("op", backends, "cuda", OnGpu(torch.float32)) == "cuda"

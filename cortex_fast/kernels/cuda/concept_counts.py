@@ -8,6 +8,8 @@ from torch import Tensor
 from cortex_fast.kernels import cuda
 from cortex_fast.kernels.cuda import token_saliency as saliency
 
+__all__ = ["concept_counts", "of_gradients"]
+
 TOKENS = {
     torch.uint8: "uint8",
     torch.int16: "int16",

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from cortex_fast.kernels import cuda
 
+__all__ = ["smoothgrad_noise"]
+
 KERNELS = {
     torch.float32: "smoothgrad_noise_float32",
     torch.bfloat16: "smoothgrad_noise_bfloat16",

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from cortex_fast.kernels import cuda
 
+__all__ = ["token_saliency"]
+
 KERNELS = {
     torch.float32: "token_saliency_float32",
     torch.bfloat16: "token_saliency_bfloat16",
