@@ -113,9 +113,9 @@ def cases(quick: bool) -> list[Case]:
             data=partial(sampling, config, batch),
             siblings=(
                 Sibling("static cache", cached, cache_error, TOLERANCE),
-                Sibling(f"taming's procedure, {STEPS} steps", procedure, None, TOLERANCE, share=STEPS / length),
+                Sibling(f"published, {STEPS} steps", procedure, None, TOLERANCE, share=STEPS / length),
                 Sibling(
-                    f"taming itself, {STEPS} steps",
+                    f"taming, {STEPS} steps",
                     lambda sample: sample(),
                     None,
                     TOLERANCE,
