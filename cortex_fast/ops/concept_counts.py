@@ -7,6 +7,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import concept_counts as reference
 from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import concept_counts as native_kernel
@@ -53,7 +54,7 @@ def concept_counts(
     return _concept_counts(tsv.detach(), tokens, labels, top_n, num_concepts, codebook_size, per, impl)
 
 
-@torch.library.custom_op("cortex_fast::concept_counts", mutates_args=())
+@operator("concept_counts")
 def _concept_counts(
     tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str, impl: str
 ) -> Tensor:

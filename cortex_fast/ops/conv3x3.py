@@ -9,6 +9,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import conv3x3 as reference
 from cortex_fast.ops.backends import choose, native_on_cpu, never
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import conv3x3 as native_kernel
@@ -83,7 +84,7 @@ def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = Fal
     return y
 
 
-@torch.library.custom_op("cortex_fast::conv3x3", mutates_args=())
+@operator("conv3x3")
 def _conv3x3(
     x: Tensor,
     weight: Tensor,
@@ -111,7 +112,7 @@ def _(x, weight, bias, transformed, backward, relu, pool, padding, backend):
     return y, x.new_empty(mask, dtype=torch.uint8)
 
 
-@torch.library.custom_op("cortex_fast::conv3x3_backward", mutates_args=())
+@operator("conv3x3_backward")
 def _conv3x3_backward(
     upstream: Tensor,
     mask: Tensor,

@@ -10,6 +10,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
 from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
@@ -153,7 +154,7 @@ def numbers(
     return tau, int(draw_now), lr, int(step_now)
 
 
-@torch.library.custom_op("cortex_fast::gumbel_codebook", mutates_args=())
+@operator("gumbel_codebook")
 def _gumbel_codebook(
     logits: Tensor,
     codebook: Tensor,
@@ -198,7 +199,7 @@ def _(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep, im
     return embedding, index, logits.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("cortex_fast::gumbel_codebook_backward", mutates_args=())
+@operator("gumbel_codebook_backward")
 def _gumbel_codebook_backward(
     upstream: Tensor,
     logits: Tensor,

@@ -8,6 +8,7 @@ from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
 from cortex_fast.ops.backends import choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.gumbel_codebook import DTYPES, check_arguments, floats, numbers, problem_ids
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
@@ -122,7 +123,7 @@ def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
         raise ValueError(f"{name}: expected a tensor that requires no gradient, since it is changed in place")
 
 
-@torch.library.custom_op("cortex_fast::gumbel_codebook_step", mutates_args=("logits", "first", "second"))
+@operator("gumbel_codebook_step", mutates_args=("logits", "first", "second"))
 def _gumbel_codebook_step(
     logits: Tensor,
     first: Tensor | None,

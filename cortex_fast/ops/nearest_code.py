@@ -7,6 +7,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import nearest_code as reference
 from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import nearest_code as native_kernel
@@ -33,7 +34,7 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     return _nearest_code(flat, codebook.detach(), impl).view(z.shape[:-1])
 
 
-@torch.library.custom_op("cortex_fast::nearest_code", mutates_args=())
+@operator("nearest_code")
 def _nearest_code(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
     backend = choose("nearest_code", BACKENDS, impl, z, codebook)
     if backend == "triton":

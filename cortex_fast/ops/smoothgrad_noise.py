@@ -7,6 +7,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import smoothgrad_noise as reference
 from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import smoothgrad_noise as native_kernel
@@ -64,7 +65,7 @@ def smoothgrad_noise(
     return _smoothgrad_noise(x, sigma, item_ids.long(), noise, num_samples, first_sample, seed, antithetic, impl)
 
 
-@torch.library.custom_op("cortex_fast::smoothgrad_noise", mutates_args=())
+@operator("smoothgrad_noise")
 def _smoothgrad_noise(
     x: Tensor,
     sigma: Tensor,

@@ -9,6 +9,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import token_saliency as reference
 from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import token_saliency as native_kernel
@@ -38,7 +39,7 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
     return _token_saliency(grads, reduction, impl)
 
 
-@torch.library.custom_op("cortex_fast::token_saliency", mutates_args=())
+@operator("token_saliency")
 def _token_saliency(grads: Tensor, reduction: str, impl: str) -> Tensor:
     backend = choose("token_saliency", BACKENDS, impl, grads)
     if backend == "cuda":

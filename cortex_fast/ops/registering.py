@@ -1,0 +1,65 @@
+"""Operators of torch.ops.cortex_fast. `torch.library.custom_op` would do, but imports torch._dynamo at the first call,
+which takes two seconds of every process."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("cortex_fast", "FRAGMENT")
+
+
+class Operator:
+    """A kernel as an operator, called as the kernel is, with custom_op's ways to register what belongs to it."""
+
+    def __init__(self, name: str, kernel: Callable[..., Any], mutates_args: Sequence[str]) -> None:
+        self.name = f"cortex_fast::{name}"
+        self._backward: Callable[..., Any] = self._no_backward
+        self._setup_context: Callable[..., None] = lambda ctx, inputs, output: None
+        schema = torch.library.infer_schema(kernel, mutates_args=mutates_args)
+        _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        self._overload = getattr(torch.ops.cortex_fast, name).default
+        names = [argument.name for argument in self._overload._schema.arguments]
+        _LIBRARY.impl(name, _run(kernel, [names.index(name) for name in mutates_args]), "CompositeExplicitAutograd")
+        if not mutates_args:
+            torch.library.register_autograd(
+                self.name,
+                lambda *arguments: self._backward(*arguments),
+                setup_context=lambda *arguments, **named: self._setup_context(*arguments, **named),
+                lib=_LIBRARY,
+            )
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._overload(*arguments)
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(self.name, fake, lib=_LIBRARY)
+        return fake
+
+    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+        self._backward, self._setup_context = backward, setup_context
+
+    def _no_backward(self, *_: Any) -> None:
+        raise RuntimeError(f"{self.name} is not differentiable")
+
+
+def operator(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
+    """The decorated kernel as torch.ops.cortex_fast.<name>; its annotations are the schema."""
+    return lambda kernel: Operator(name, kernel, mutates_args)
+
+
+def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., Any]:
+    """The kernel, into which torch.compile does not look, that tells autograd which arguments it changed."""
+    untraced: Callable[..., Any] | None = None
+
+    def run(*arguments: Any) -> Any:
+        nonlocal untraced
+        if untraced is None and "torch._dynamo" in sys.modules:
+            untraced = torch.compiler.disable(kernel)
+        for position in mutated:
+            if arguments[position] is not None and not arguments[position].is_inference():
+                torch.autograd.graph.increment_version(arguments[position])
+        return (untraced or kernel)(*arguments)
+
+    return run
