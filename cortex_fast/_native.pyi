@@ -80,6 +80,9 @@ def conv3x3(
     threads: int,
     level: str,
 ) -> None: ...
+def conv3x3_filters(
+    *, weight: int, sizes: Sequence[int], strides: Sequence[int], turned: bool, out: int, threads: int
+) -> None: ...
 def nearest_code(*, z: int, codebook: int, sizes: Sequence[int], index: int, threads: int, level: str) -> None: ...
 def smoothgrad_noise_float32(
     *,

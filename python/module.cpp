@@ -250,6 +250,15 @@ void conv3x3(Address input, Address input_mask, Address weights, Address bias, c
   cortex_fast::conv3x3(args, run);
 }
 
+// sizes are outputs and inputs, strides theirs.
+void conv3x3_filters(Address weight, const std::array<std::int64_t, 2>& sizes,
+                     const std::array<std::int64_t, 2>& strides, bool turned, Address out, int threads) {
+  const cortex_fast::Filters3x3 filters{
+      pointer<const float>(weight), sizes[0], sizes[1], strides[0], strides[1], turned};
+  py::gil_scoped_release release;
+  cortex_fast::conv3x3_filters(filters, pointer<float>(out), threads);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = CORTEX_FAST_VERSION;
@@ -289,6 +298,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("conv3x3", &conv3x3, py::kw_only(), py::arg("input"), py::arg("input_mask"), py::arg("weights"),
              py::arg("bias"), py::arg("sizes"), py::arg("unpool"), py::arg("relu"), py::arg("pool"), py::arg("output"),
              py::arg("output_mask"), py::arg("threads"), py::arg("level"));
+  module.def("conv3x3_filters", &conv3x3_filters, py::kw_only(), py::arg("weight"), py::arg("sizes"),
+             py::arg("strides"), py::arg("turned"), py::arg("out"), py::arg("threads"));
   define_token_saliency<float>(module, "token_saliency_float32");
   define_token_saliency<cortex_fast::BFloat16>(module, "token_saliency_bfloat16");
   define_token_saliency<cortex_fast::Float16>(module, "token_saliency_float16");

@@ -3,6 +3,7 @@
 import copy
 import operator
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -37,6 +38,8 @@ def fold(extractor: nn.Module) -> fx.GraphModule:
             folded.set_submodule(str(node.target), nn.ReLU())  # in place, it would write into what others read
         elif node.op == "call_module":
             _fold_norm(node, folded)
+        elif _is_view(node):
+            node.target = "reshape"  # what is channels-last here has no such view, and may be copied
     graph.eliminate_dead_code()
     graph.lint()
     folded.delete_all_unused_submodules()
@@ -58,6 +61,12 @@ def _is_dropout(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     # the function drops in eval mode too, unless it is told not to train
     off = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
     return node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS and off
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Of other sizes, not of another dtype."""
+    sizes = (*node.args, *node.kwargs.values())
+    return node.op == "call_method" and node.target == "view" and not any(isinstance(s, torch.dtype) for s in sizes)
 
 
 def _bypass(node: fx.Node) -> None:

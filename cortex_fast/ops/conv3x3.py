@@ -52,7 +52,7 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
     backend = choose("conv3x3", BACKENDS, impl, *(tensor for tensor in (weight, bias) if tensor is not None))
     if backend == "native":
         transformed = native_kernel.transformed_weights(weight)
-        backward = native_kernel.transformed_weights(native_kernel.transposed(weight))
+        backward = native_kernel.transformed_weights(weight, transpose=True)
     else:
         transformed = backward = weight.new_empty(0)
     return Filters(weight, bias, transformed, backward, backend)

@@ -109,6 +109,13 @@ def test_notes_tell_what_was_done(kind):
     assert not any(note.startswith(AS_IT_IS) for note in prepared.notes)
 
 
+@pytest.mark.parametrize("name", ["view behind a convolution", "view of the embedding"])
+def test_views_do_not_keep_from_preparing(name):
+    extractor = MADE_BY_USERS[name][0]().eval()
+    for copies in (FEW, MANY):
+        assert not any(note.startswith(AS_IT_IS) for note in prepare(extractor, embedding(), copies=copies).notes)
+
+
 def test_the_notes_say_by_what_the_convolutions_are_done(monkeypatch):
     monkeypatch.delenv(IMPL_VARIABLE, raising=False)
     extractor, x = tiny("ce"), embedding()
@@ -435,7 +442,7 @@ MADE_BY_USERS = {  # extractor, what goes wrong today
         lambda: Of(
             lambda self, x: self.head(F.relu(self.conv(x)).view(x.size(0), -1)), conv=conv(), head=linear(8 * GRID**2)
         ),
-        "RuntimeError in prepare: the embedding is made channels-last, which view cannot flatten",
+        "left as it is, or an error: channels-last has no such view",
     ),
     "view of the embedding": (
         lambda: Of(lambda self, x: self.head(torch.tanh(x.view(x.size(0), -1))), head=linear(FEATURES)),

@@ -239,6 +239,25 @@ def test_an_images_result_has_the_same_bits_in_any_company(
         assert same_bits(compute(images), [tensor[images] for tensor in whole])
 
 
+@needs_native
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 16), (33, 17), (16, 40)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_transformed_filters_are_those_of_the_formula(inputs: int, outputs: int, strided: bool) -> None:
+    """U = G w G^T in float64, zero past the last output."""
+    g = (
+        torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64)
+        / 24
+    )
+    weight, _ = filters_of(outputs, inputs) if strided else filters_of(inputs, outputs)
+    weight = weight.transpose(0, 1) if strided else weight
+    filters = prepare_filters(weight, impl="native")
+    turned = weight.transpose(0, 1).rot90(2, (2, 3))
+    for w, got in ((weight, filters.transformed), (turned, filters.backward)):
+        expected = torch.einsum("py,oiyx,qx->pqoi", g, w.double(), g).flatten(0, 1)
+        padded = F.pad(expected, (0, 0, 0, -len(w) % 16))
+        torch.testing.assert_close(got, padded.unflatten(1, (-1, 16)).transpose(2, 3).float(), rtol=1e-6, atol=1e-7)
+
+
 @every_follower
 def test_empty_batch(impl: str, relu: bool, pool: bool) -> None:
     y, gradient, *_ = results(torch.empty(0, 5, 8, 6), *filters_of(5, 9), relu=relu, pool=pool, impl=impl)

@@ -7,27 +7,28 @@ from cortex_fast import _native
 from cortex_fast.kernels import native
 
 _PANEL = 16  # output channels that stand together
-# Filters at the points 0, 1, -1, 2, -2 and infinity (Lavin and Gray 2016)
-_G = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
-      (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
 
 
-def transformed_weights(weight: Tensor) -> Tensor:
-    """weight [O,I,3,3] -> U = G w G^T in panels, float32 [36, ceil(O/16), I, 16]; computed in float64."""
-    g = torch.tensor(_G, dtype=torch.float64, device=weight.device)
-    outputs, inputs = weight.shape[:2]
-    panels = (outputs + _PANEL - 1) // _PANEL
-    transformed = torch.zeros((36, panels, inputs, _PANEL), dtype=torch.float32, device=weight.device)
-    both = torch.kron(g, g)  # [36, 9]: rows and columns of a filter at once
-    for panel, filters in enumerate(weight.split(_PANEL)):
-        points = both @ filters.double().permute(2, 3, 1, 0).reshape(9, -1)
-        transformed[:, panel, :, : len(filters)] = points.view(36, inputs, -1)
+def transformed_weights(weight: Tensor, *, transpose: bool = False) -> Tensor:
+    """weight [O,I,3,3] -> U = G w G^T in panels, float32 [36, ceil(O/16), I, 16]; computed in float64.
+
+    transpose: of the filters of the convolution's transpose, [I,O,3,3].
+    """
+    weight = weight.contiguous()
+    sizes, strides = list(weight.shape[:2]), list(weight.stride()[:2])
+    if transpose:
+        sizes, strides = sizes[::-1], strides[::-1]
+    outputs, inputs = sizes
+    transformed = native.empty((36, (outputs + _PANEL - 1) // _PANEL, inputs, _PANEL))
+    _native.conv3x3_filters(
+        weight=weight.data_ptr(),
+        sizes=sizes,
+        strides=strides,
+        turned=transpose,
+        out=transformed.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
     return transformed
-
-
-def transposed(weight: Tensor) -> Tensor:
-    """The filters of the convolution's transpose, [I,O,3,3]."""
-    return weight.flip(2, 3).transpose(0, 1)
 
 
 def forward(

@@ -27,4 +27,15 @@ struct Conv3x3 {
 
 void conv3x3(const Conv3x3& args, const Run& run);
 
+// Filters w [outputs, inputs, 3, 3], a filter's 9 taps together, the rest by strides. turned: by half a turn, as those
+// of the convolution's transpose.
+struct Filters3x3 {
+  const float* weight;
+  std::int64_t outputs, inputs, output_stride, input_stride;
+  bool turned;
+};
+
+// What Conv3x3::weights points to, computed in float64: each filter's U = G w G^T (Lavin and Gray 2016).
+void conv3x3_filters(const Filters3x3& filters, float* out, int threads);
+
 }  // namespace cortex_fast
