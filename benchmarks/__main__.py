@@ -18,7 +18,7 @@ import pytest
 from benchmarks import machine, report
 
 FILES = {path.stem.removeprefix("test_"): path for path in sorted(Path(__file__).parent.glob("test_*.py"))}
-HOURS = ("smoothgrad_paper",)  # run by name alone
+HOURS = ("published_script", "smoothgrad_paper")  # run by name alone
 TURNS = 3
 
 

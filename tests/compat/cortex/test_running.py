@@ -1,6 +1,5 @@
 """Scripts of the published shape, written for this test, unedited through the runner."""
 
-import csv
 import runpy
 import subprocess
 import sys
@@ -12,112 +11,7 @@ import torch
 
 from cortex_fast.compat.cortex.__main__ import main
 from cortex_fast.compat.cortex.running import run
-
-MODEL = """
-import torch
-from torch import nn
-
-SIZES = dict(in_channels=5, width=16, grid=8)
-
-
-class ClassificationNet1(nn.Module):
-    def __init__(self, num_classes, in_channels=256, width=512, grid=16):
-        super(ClassificationNet1, self).__init__()
-        for group in "12":
-            for number in "1234":
-                inputs = in_channels if group + number == "11" else width
-                setattr(self, f"conv{group}_{number}", nn.Conv2d(inputs, width, 3, padding=1))
-                setattr(self, f"bn{group}_{number}", nn.BatchNorm2d(width))
-        self.fc1, self.bn_fc1 = nn.Linear(width * (grid // 4) ** 2, 8 * width), nn.BatchNorm1d(8 * width)
-        self.fc2, self.bn_fc2 = nn.Linear(8 * width, 8 * width), nn.BatchNorm1d(8 * width)
-        self.fc3, self.relu, self.dropout = nn.Linear(8 * width, num_classes), nn.ReLU(), nn.Dropout(0.5)
-
-    def forward(self, x):
-        for group in "12":
-            for number in "1234":
-                x = self.relu(getattr(self, f"bn{group}_{number}")(getattr(self, f"conv{group}_{number}")(x)))
-            x = nn.functional.max_pool2d(x, 2)
-        x = self.dropout(self.relu(self.bn_fc1(self.fc1(x.view(x.size(0), -1)))))
-        return self.fc3(self.relu(self.bn_fc2(self.fc2(x))))
-
-
-class ClassificationNet2(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.fc = nn.Linear(5 * 64, num_classes)
-
-    def forward(self, x):
-        return self.fc(x.flatten(1)).relu()
-"""
-
-SCRIPT = """
-import argparse
-import csv
-import os
-
-import numpy as np
-import torch
-from model import SIZES, ClassificationNet1, ClassificationNet2
-
-class AverageSaliency:
-    def __init__(self, model, output_index=0):
-        self.model, self.output_index = model, output_index
-
-    def get_grad(self, input_images, target_indices):
-        input_images.requires_grad = True
-        outputs = self.model(input_images)
-        grads = [
-            torch.autograd.grad(outputs[i, t], input_images, create_graph=True)[0][i]
-            for i, t in enumerate(target_indices)
-        ]
-        return torch.stack(grads)
-
-    def get_average_grad(self, input_images, target_indices, stdev_spread=0.2, nsamples=20):
-        stdev = stdev_spread * (torch.max(input_images) - torch.min(input_images))
-        total = torch.zeros_like(input_images, dtype=torch.float64)
-        for _ in range(nsamples):
-            noise = torch.randn(input_images.shape) * stdev
-            total += self.get_grad(input_images + noise.to(input_images.device), target_indices)
-        return total / nsamples
-
-
-class SingleSaliency(AverageSaliency):
-    def __init__(self, model, output_index=0):
-        super(SingleSaliency, self).__init__(model, output_index)
-
-
-def main(args):
-    device = torch.device(f"cuda:{args.gpu}")
-    torch.cuda.set_device(device)
-    torch.manual_seed(7)
-    net = ClassificationNet1(4, **SIZES) if args.model == 1 else ClassificationNet2(4)
-    net.load_state_dict(torch.load("checkpoints/net.pth", map_location=device))
-    net.to(device)
-    net.cuda().eval()
-    folder = "datasets"
-    with open(os.path.join(folder, "test_embeddings.csv")) as f:
-        rows = [line.split(",")[:2] for line in f.read().split()[1:]]
-    for start in range(0, len(rows), args.batch_size):
-        part = rows[start : start + args.batch_size]
-        x = torch.tensor(np.stack([np.load(os.path.join(folder, name)) for name, _ in part])).to("cuda:0")
-        labels = torch.tensor([int(label) for _, label in part], device=device)
-        grads = SingleSaliency(net).get_average_grad(x, labels, args.spread, args.samples).detach().cpu().numpy()
-        for (name, label), grad in zip(part, grads):
-            os.makedirs("results", exist_ok=True)
-            with open(f"results/label_{label}.csv", "a", newline="") as f:
-                csv.writer(f).writerow([name, label, grad.max(axis=0).flatten().tolist()])
-    print("type:", type(net).__module__)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=int, default=1)
-    parser.add_argument("--gpu", type=int, default=1)
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--spread", type=float, default=0.0)
-    parser.add_argument("--samples", type=int, default=2)
-    main(parser.parse_args())
-"""
+from tests.compat.cortex.scripts import MODEL, SCRIPT, SIZES, maps, save, write_project
 
 
 @pytest.fixture
@@ -125,37 +19,9 @@ def project(tmp_path, monkeypatch):
     """The folder of a user of the published code, who stands in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "model", raising=False)
-    (tmp_path / "model.py").write_text(MODEL)
-    (tmp_path / "TIS.py").write_text(SCRIPT)
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "checkpoints").mkdir()
-    generator = np.random.default_rng(0)
-    lines = ["filename,label,indices"]
-    for index in range(5):
-        np.save(tmp_path / "datasets" / f"{index}.npy", generator.standard_normal((5, 8, 8)).astype(np.float32))
-        lines.append(f"{index}.npy,{index % 4}")
-    (tmp_path / "datasets" / "test_embeddings.csv").write_text("\n".join(lines))
-    save(tmp_path)
+    write_project(tmp_path, SIZES, images=5)
     yield tmp_path
     sys.modules.pop("model", None)
-
-
-def save(folder, name="ClassificationNet1"):
-    names: dict = {}
-    exec(MODEL, names)
-    torch.manual_seed(0)
-    net = names[name](4, **(names["SIZES"] if name == "ClassificationNet1" else {}))
-    for tensor in net.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.mul_(2.4 if tensor.ndim > 1 else 1).add_(0 if tensor.ndim > 1 else 0.1)
-    torch.save(net.state_dict(), folder / "checkpoints" / "net.pth")
-
-
-def maps(folder):
-    rows = [row for path in sorted((folder / "results").iterdir()) for row in csv.reader(path.open())]
-    for path in (folder / "results").iterdir():
-        path.unlink()
-    return {name: np.array([float(number) for number in values[1:-1].split(",")]) for name, _, values in rows}
 
 
 def plainly(project, monkeypatch):
@@ -188,7 +54,7 @@ def test_the_script_computes_the_same_and_says_what_was_replaced(project, monkey
 
 
 def test_a_network_that_is_not_the_published_one_stays_theirs(project, capfd):
-    save(project, "ClassificationNet2")
+    save(project, SIZES, "ClassificationNet2")
     assert run(project / "TIS.py", ["--model", "2"]) == 0
     out, err = capfd.readouterr()
     assert out == "type: model\n" and "left ClassificationNet2 as it is: " in err and len(maps(project)) == 5
@@ -196,7 +62,7 @@ def test_a_network_that_is_not_the_published_one_stays_theirs(project, capfd):
 
 def test_a_network_of_the_published_names_that_computes_otherwise_stays_theirs(project, capfd):
     changed = MODEL.replace("return self.fc3(self.relu(self.bn_fc2(", "return self.fc3(torch.tanh(self.bn_fc2(")
-    (project / "model.py").write_text(changed)
+    (project / "model.py").write_text(f"SIZES = {SIZES}\n{changed}")
     assert run(project / "TIS.py") == 0
     out, err = capfd.readouterr()
     assert out == "type: model\n"
