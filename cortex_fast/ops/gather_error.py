@@ -22,8 +22,8 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, *, impl: s
     """Largest |E - C[token]| of each image, [B]: embedding [B,d,m,m], tokens integer [B,m,m], codebook [K,d].
 
     A NaN of E, or of C at one of the tokens, gives NaN. Not differentiable.
-    Raises TypeError for other dtypes, or E and C of different ones, ValueError for shapes that do not fit, tokens out of
-    range or mixed devices.
+    Raises TypeError for other dtypes, or E and C of different ones, ValueError for shapes that do not fit, tokens out
+    of range or mixed devices.
     """
     checks.rank("embedding", embedding, "[B, d, m, m]")
     checks.floating("embedding", embedding)

@@ -28,7 +28,7 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
 def gather_error_of_files(
     paths: Sequence[str], header: bytes, tokens: Tensor, codebook: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B], bool [B]. As the reference's; on this thread alone."""
+    """tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B], bool [B]. As the reference's, on this thread."""
     tokens, codebook = tokens.contiguous(), codebook.contiguous()
     error, known = torch.empty(len(paths)), torch.empty(len(paths), dtype=torch.bool)
     _native.embedding_files(
