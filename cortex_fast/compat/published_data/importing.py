@@ -24,7 +24,7 @@ from cortex_fast.compat.published_data.tables import Row, rows, style_of
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 
-_CHUNK = 64  # rows that a thread checks at a time
+_CHUNK = 256  # rows that a thread checks at a time; between two it waits for the one that reads the table
 _SAMPLE = 256  # rows checked where the tokens are trusted
 _MOST_CODES = 2**22  # of a codebook that is not known yet
 _NAMED = 1000  # skipped rows named in the fingerprint; the side file has them all
