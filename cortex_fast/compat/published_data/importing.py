@@ -163,7 +163,7 @@ def _read(
     place: Split, codebook: Tensor, trust: bool, threads: int, seed: int, tick: Callable[[int], object]
 ) -> _Found:
     bad: list[Bad] = []
-    tolerance = FLOAT_ERROR * max(map(abs, map(float, codebook.aminmax()))) if codebook.numel() else 0.0
+    tolerance = FLOAT_ERROR * float(codebook.abs().max()) if codebook.numel() else 0.0
     kept = _Chunk()
     largest = 0.0
     checked = 0
