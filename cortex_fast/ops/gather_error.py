@@ -46,7 +46,8 @@ def gather_error_of_files(
     Raises as `gather_error`.
     """
     _check(tokens, codebook)
-    if codebook.dtype != torch.float32 or codebook.device.type != "cpu" or tokens.device.type != "cpu":
+    checks.same_device(tokens=tokens, codebook=codebook)
+    if codebook.dtype != torch.float32 or codebook.device.type != "cpu":
         raise TypeError(f"codebook: expected torch.float32 on the CPU, got {codebook.dtype} on {codebook.device}")
     if len(paths) != len(tokens):
         raise ValueError(f"paths: expected one for each of the {len(tokens)} images of tokens, got {len(paths)}")
