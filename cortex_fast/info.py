@@ -185,6 +185,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
         "gumbel_codebook_step": stepped,
         "conv3x3": lambda impl: ops.conv3x3(grads[0], ops.prepare_filters(grads[0] / 30, impl=impl), relu=True),
+        "gather_error": lambda impl: ops.gather_error(grads[:, 0], tokens, codebook, impl=impl),
         "nearest_code": lambda impl: ops.nearest_code(logits[..., :7], codebook, impl=impl),
     }
 

@@ -14,6 +14,8 @@
 
 #include "cortex_fast/concept_counts.h"
 #include "cortex_fast/conv3x3.h"
+#include "cortex_fast/embedding_files.h"
+#include "cortex_fast/gather_error.h"
 #include "cortex_fast/gumbel_codebook.h"
 #include "cortex_fast/nearest_code.h"
 #include "cortex_fast/random_stream.h"
@@ -217,6 +219,32 @@ void define_smoothgrad_noise(py::module_& module, const char* name) {
              py::arg("level"));
 }
 
+// sizes are images, channels, positions.
+void gather_error(Address embedding, Address tokens, Address codebook, const std::array<std::int64_t, 3>& sizes,
+                  Address error, int threads, const std::string& level) {
+  const auto run = run_of(threads, level);
+  py::gil_scoped_release release;
+  cortex_fast::gather_error({pointer<const float>(embedding), pointer<const std::int32_t>(tokens),
+                             pointer<const float>(codebook), sizes[0], sizes[1], sizes[2]},
+                            pointer<float>(error), run);
+}
+
+// sizes are channels, positions. known: bool.
+void embedding_files(const std::vector<std::string>& paths, const std::string& header, Address tokens, Address codebook,
+                     const std::array<std::int64_t, 2>& sizes, Address error, Address known, const std::string& level) {
+  const auto run = run_of(1, level);
+  py::gil_scoped_release release;
+  std::vector<const char*> names;
+  for (const auto& path : paths) {
+    if (path.find('\0') != std::string::npos) throw std::invalid_argument("paths: expected no null character");
+    names.push_back(path.c_str());
+  }
+  cortex_fast::embedding_files(
+      {names.data(), header.data(), header.size(), pointer<const std::int32_t>(tokens), pointer<const float>(codebook),
+       static_cast<std::int64_t>(names.size()), sizes[0], sizes[1]},
+      pointer<float>(error), pointer<std::uint8_t>(known), run.level);
+}
+
 // sizes are rows, codes, channels.
 void nearest_code(Address z, Address codebook, const std::array<std::int64_t, 3>& sizes, Address index, int threads,
                   const std::string& level) {
@@ -306,6 +334,10 @@ PYBIND11_MODULE(_native, module) {
   define_smoothgrad_noise<float>(module, "smoothgrad_noise_float32");
   define_smoothgrad_noise<cortex_fast::BFloat16>(module, "smoothgrad_noise_bfloat16");
   define_smoothgrad_noise<cortex_fast::Float16>(module, "smoothgrad_noise_float16");
+  module.def("gather_error", &gather_error, py::kw_only(), py::arg("embedding"), py::arg("tokens"), py::arg("codebook"),
+             py::arg("sizes"), py::arg("error"), py::arg("threads"), py::arg("level"));
+  module.def("embedding_files", &embedding_files, py::kw_only(), py::arg("paths"), py::arg("header"), py::arg("tokens"),
+             py::arg("codebook"), py::arg("sizes"), py::arg("error"), py::arg("known"), py::arg("level"));
   module.def("nearest_code", &nearest_code, py::kw_only(), py::arg("z"), py::arg("codebook"), py::arg("sizes"),
              py::arg("index"), py::arg("threads"), py::arg("level"));
   define_concept_counts<std::uint8_t>(module, "concept_counts_uint8");

@@ -59,6 +59,12 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
     assert run(capsys, "import-published", tmp_path / "best_model.pth", "--out", tmp_path / "e")[0] == 0
     assert run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")[0] == 0
     back = torch.load(tmp_path / "back.pth", weights_only=True)
+    torch.save({"state_dict": extractor.state_dict(), "made_on": Path("/data")}, tmp_path / "objects.pth")
+    command = ("import-published", tmp_path / "objects.pth", "--out", tmp_path / "e2")
+    status, _, err = run(capsys, *command)
+    assert status == 1 and "pickled objects" in err and "pathlib" in err
+    assert run(capsys, *command, "--tensors-only")[0] == 0
+    assert (tmp_path / "e2").stat().st_size > 1000
     assert all(torch.equal(back[name], value) for name, value in extractor.state_dict().items())
 
 

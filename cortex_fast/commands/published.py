@@ -17,6 +17,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     imported.add_argument("--split", choices=("train", "validation", "test"), help="where the folder has several")
     imported.add_argument("--names", type=Path, help="text file of class names, a line each")
     imported.add_argument("--trust-tokens", action="store_true", help="read the table, check 256 random embeddings")
+    imported.add_argument(
+        "--tensors-only", action="store_true", help="of a checkpoint with pickled objects; none of them is executed"
+    )
     imported.add_argument("--skip-bad", action="store_true", help="write without the rows that do not hold, named")
     imported.set_defaults(run=_import)
     exported = commands.add_parser("export-published", help="this package's files into the published CORTEX code's")
@@ -31,7 +34,7 @@ def _import(parsed: argparse.Namespace) -> int:
 
     source, out = parsed.source, parsed.out
     if source.suffix in (".pth", ".pt"):
-        name = published_data.import_checkpoint(source, out)
+        name = published_data.import_checkpoint(source, out, tensors_only=parsed.tensors_only)
         print(f"{out}: extractor {name!r}")
         return 0
     if source.is_dir() and any(source.glob("label_*.csv")):
@@ -39,7 +42,9 @@ def _import(parsed: argparse.Namespace) -> int:
         scores.save(out)
         print(f"{out}: scores of {len(scores.files)} images of {len(scores.labels.unique())} labels")
         return 0
-    codebook = None if parsed.codebook is None else published_data.read_codebook(parsed.codebook)
+    codebook = None
+    if parsed.codebook is not None:
+        codebook = published_data.read_codebook(parsed.codebook, tensors_only=parsed.tensors_only)
     names = None if parsed.names is None else tuple(parsed.names.read_text(encoding="utf-8").splitlines())
     began = time.perf_counter()
     with tqdm(unit=" rows", disable=None) as bar:

@@ -20,6 +20,7 @@ class CheckpointError(ValueError):
 
 def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_only: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint, mapped from the file: under its first key of `under`, or of it where it has none.
+    A file that is one tensor gives it the name "".
 
     By default torch.load's `weights_only=True` reads it, which refuses pickled objects. With `tensors_only` they become
     inert placeholders: only functions of ours that put tensors together are ever called, whatever the file names.
@@ -46,6 +47,8 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    if isinstance(content, Tensor):
+        return {"": content}
     state = next((content[key] for key in under if key in content), content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")

@@ -1,5 +1,6 @@
 // The one place that chooses between the operators' copies, one for each level (cortex_fast/run.h).
 #include "cortex_fast/conv3x3.h"
+#include "cortex_fast/gather_error.h"
 #include "cortex_fast/gumbel_codebook.h"
 #include "cortex_fast/nearest_code.h"
 #include "cortex_fast/random_stream.h"
@@ -90,6 +91,10 @@ void gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, con
 }
 
 void conv3x3(const Conv3x3& args, const Run& run) { CORTEX_FAST_AT_LEVEL(conv3x3(args, run)) }
+
+void gather_error(const GatherError& args, float* error, const Run& run) {
+  CORTEX_FAST_AT_LEVEL(gather_error(args, error, run))
+}
 
 void nearest_code(const NearestCode& args, std::int64_t* index, const Run& run) {
   CORTEX_FAST_AT_LEVEL(nearest_code(args, index, run))

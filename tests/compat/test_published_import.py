@@ -207,6 +207,25 @@ def test_codebook_files(tmp_path):
             read_codebook(tmp_path / name)
 
 
+def test_a_codebook_beside_pickled_objects(tmp_path):
+    path = tmp_path / "last.ckpt"
+    content = {"callbacks": Evil(tmp_path / "proof"), "state_dict": {"quantize.embedding.weight": C}}
+    torch.save(content, path)
+    with pytest.raises(PublishedDataError, match=r"last\.ckpt: carries pickled objects .*tensors_only"):
+        read_codebook(path)
+    codebook = read_codebook(path, tensors_only=True)
+    os.truncate(path, 0)  # nothing is left mapped
+    assert torch.equal(codebook, C) and not (tmp_path / "proof").exists()
+
+
+class Evil:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
 def test_a_full_disk_is_told_with_its_place_and_nothing_counts(folder, tmp_path, monkeypatch):
     store = _imported(folder, tmp_path)
     save = np.save

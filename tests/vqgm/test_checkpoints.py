@@ -62,6 +62,12 @@ def assert_same(read, state):
 
 
 @pytest.mark.parametrize("tensors_only", [False, True])
+def test_one_tensor_has_no_name(tmp_path, tensors_only):
+    torch.save(torch.arange(6.0).view(2, 3), tmp_path / "c.pth")
+    assert_same(read_state(tmp_path / "c.pth", tensors_only=tensors_only), {"": torch.arange(6.0).view(2, 3)})
+
+
+@pytest.mark.parametrize("tensors_only", [False, True])
 def test_tensors_are_read_as_they_were_written(tmp_path, state, tensors_only):
     path = tmp_path / "last.ckpt"
     for content in ({"state_dict": state, "epoch": 3, "optimizer_states": [{"lr": 0.1, "m": torch.ones(2)}]}, state):

@@ -16,15 +16,14 @@ from cortex_fast.extractors.files import fill, load_extractor, save_extractor
 _PARALLEL = "module."  # what DataParallel puts before every name
 
 
-def import_checkpoint(path: Path | str, out: Path | str) -> str:
+def import_checkpoint(path: Path | str, out: Path | str, *, tensors_only: bool = False) -> str:
     """Write the extractor file of a checkpoint and return the extractor's name ("ce", "ce_deep", "re" or "te").
 
-    Sizes are read off the weights' shapes. Raises FileNotFoundError, or PublishedDataError naming the file.
+    Sizes are read off the weights' shapes. tensors_only: for checkpoints that carry pickled objects, see `read_state`.
+    Raises FileNotFoundError, or PublishedDataError naming the file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
-    state = read_state(path)
+    state = read_state(path, tensors_only=tensors_only)
     if all(name.startswith(_PARALLEL) for name in state):
         state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
     try:

@@ -1,9 +1,8 @@
 """The codebook that the published data indexes: from a file, or out of embeddings and their tokens."""
 
-import pickle
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,27 +10,30 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.vqgm import checkpoints
 
 _NAMES = ("codebook", "quantize.embedding.weight", "embedding.weight", "first_stage_model.quantize.embedding.weight")
 
 
-def read_codebook(path: Path | str) -> Tensor:
+def read_codebook(path: Path | str, *, tensors_only: bool = False) -> Tensor:
     """C float32 [K,d] of a .npy, a .safetensors (a token store is one) or a .pth or .ckpt file.
 
     In the last three it is the tensor named "codebook" or "quantize.embedding.weight" (with any prefix), or the only
-    one. No pickled object is executed. Raises FileNotFoundError, or PublishedDataError naming the file.
+    one. No pickled object is executed: checkpoints that carry such are refused, or with `tensors_only` read without
+    them. Raises FileNotFoundError, or PublishedDataError naming the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such codebook file: {path}")
-    readers = {".npy": _of_numpy, ".safetensors": _of_safetensors} | dict.fromkeys((".pth", ".pt", ".ckpt"), _of_torch)
+    of_torch = partial(_of_torch, tensors_only=tensors_only)
+    readers = {".npy": _of_numpy, ".safetensors": _of_safetensors} | dict.fromkeys((".pth", ".pt", ".ckpt"), of_torch)
     reader = readers.get(path.suffix)
     if reader is None:
         raise PublishedDataError(f"{path}: expected a .npy, .safetensors, .pth, .pt or .ckpt file")
     codebook = reader(path)
     if codebook.ndim != 2 or not codebook.is_floating_point():
         raise PublishedDataError(f"{path}: expected floats [K, d], got {codebook.dtype} {list(codebook.shape)}")
-    return codebook.detach().float().contiguous()
+    return codebook.detach().to(torch.float32, copy=True).contiguous()  # a checkpoint's was mapped from its file
 
 
 def _of_numpy(path: Path) -> Tensor:
@@ -49,28 +51,17 @@ def _of_safetensors(path: Path) -> Tensor:
         raise PublishedDataError(f"{path}: not a whole safetensors file ({error})") from error
 
 
-def _of_torch(path: Path) -> Tensor:
-    state = read_state(path)
+def _of_torch(path: Path, *, tensors_only: bool) -> Tensor:
+    state = read_state(path, tensors_only=tensors_only)
     return state[_choose(path, {name: list(value.shape) for name, value in state.items()})]
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, as it is or under "state_dict". Raises PublishedDataError naming the file."""
+def read_state(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]:
+    """`vqgm.checkpoints.read_state`, whose complaints are of the published data. Raises PublishedDataError for them."""
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise PublishedDataError(f"{path}: holds more than tensors; nothing was executed ({reason})") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise PublishedDataError(f"{path}: not a whole checkpoint ({error})") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if isinstance(loaded, Tensor):
-        return {"codebook": loaded}
-    state = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, Mapping) else {}
-    if not state:
-        raise PublishedDataError(f"{path}: holds no tensors")
-    return state
+        return checkpoints.read_state(path, tensors_only=tensors_only)
+    except checkpoints.CheckpointError as error:
+        raise PublishedDataError(str(error)) from error
 
 
 def _choose(path: Path, shapes: Mapping[str, list[int]]) -> str:

@@ -1,9 +1,8 @@
 """Embeddings on disk, one .npy [d,m,m] an image, held against the codebook gathered at their tokens.
 
-A row costs one read of its file (262,272 bytes at paper scale), one gather of as many bytes and one comparison.
+A row costs one copy of its file (262,272 bytes at paper scale), and one pass over it and as many bytes of the codebook.
 """
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cortex_fast.ops import gather_error, gather_error_of_files
+from cortex_fast.ops.gather_error import header_of
+
 FLOAT_ERROR = 1e-5  # of the codebook's largest value; straight-through sums z + (E - z) are exact to about 1e-6 of it
-_PAD = 8  # floats
-
-
-def header_of(shape: tuple[int, ...]) -> bytes:
-    """The head that numpy writes before float32 of this shape."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
 
 
 class Files:
@@ -43,63 +37,42 @@ class Files:
             os.close(descriptor)
         if read == len(self._header) + self._values.nbytes and self._header == self._expected:
             return self._values
-        return self._other(Path(path))
-
-    def _other(self, path: Path) -> np.ndarray:
-        """A file that is not exactly what numpy writes for such an array: of other floats, or damaged."""
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, TypeError) as error:
-            raise ValueError(f"not a whole .npy file ({path.stat().st_size} bytes): {error}") from error
-        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.dtype.itemsize < 4:
-            raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")
-        if values.shape != self._shape:
-            raise ValueError(f"expected shape {list(self._shape)}, got {list(values.shape)}")
-        return values.astype(np.float32, order="C")
+        return load(Path(path), self._shape)
 
 
-def padded(codebook: np.ndarray) -> np.ndarray:
-    """C float32 [K,d] -> [K,d+8]: a column of rows whose length is a power of two falls on few sets of the cache."""
-    return np.pad(np.asarray(codebook, np.float32), ((0, 0), (0, _PAD)))
-
-
-class Checker:
-    """Largest |E - C[token]| of a row; for one thread.
-
-    codebook: C as `padded` gives it. A NaN in E gives NaN.
-    """
-
-    def __init__(self, codebook: np.ndarray, positions: int) -> None:
-        self._codebook = codebook
-        self._gathered = np.empty((positions, codebook.shape[1]), np.float32)
-        self._transposed = self._gathered[:, :-_PAD].T
-
-    def error(self, embedding: np.ndarray, tokens: np.ndarray) -> float:
-        """embedding float32 [d,m,m], overwritten; tokens integer [m*m] within [0, K)."""
-        np.take(self._codebook, tokens, axis=0, out=self._gathered, mode="clip")
-        difference = embedding.reshape(self._transposed.shape)
-        np.subtract(difference, self._transposed, out=difference)
-        return float(np.abs(difference, out=difference).max())
+def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Any .npy file of floats of this shape, as float32. Raises as `Files.read`."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, TypeError) as error:
+        raise ValueError(f"not a whole .npy file ({path.stat().st_size} bytes): {error}") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.dtype.itemsize < 4:
+        raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")
+    if values.shape != shape:
+        raise ValueError(f"expected shape {list(shape)}, got {list(values.shape)}")
+    return values.astype(np.float32, order="C")
 
 
 def check(
-    folder: Path, names: Sequence[str], tokens: np.ndarray, codebook: np.ndarray, tolerance: float
+    folder: Path, names: Sequence[str], tokens: Tensor, codebook: Tensor, tolerance: float
 ) -> tuple[list[str | None], float]:
     """For each row the reason why its file is not C gathered at its tokens, or None; and the largest error of the good.
 
-    tokens: integer [n, m*m]. codebook: C as `padded` gives it.
+    tokens: integer [n,m,m]. codebook: C float32 [K,d].
     """
-    side = round(tokens.shape[1] ** 0.5)
-    files, checker = Files(folder, (codebook.shape[1] - _PAD, side, side)), Checker(codebook, tokens.shape[1])
+    paths = [os.path.join(folder, name) for name in names]  # noqa: PTH118 (as above)
+    errors, known = gather_error_of_files(paths, tokens, codebook)
     reasons: list[str | None] = []
     largest = 0.0
-    for name, row in zip(names, tokens, strict=True):
+    for row, (path, error, whole) in enumerate(zip(paths, errors.tolist(), known.tolist(), strict=True)):
         try:
-            error = checker.error(files.read(name), row)
+            if not whole:
+                values = load(Path(path), (codebook.shape[1], *tokens.shape[1:]))
+                error = float(gather_error(torch.from_numpy(values)[None], tokens[row : row + 1], codebook))
         except OSError as problem:
-            reasons.append(f"{os.path.join(folder, name)}: {problem.strerror}")  # noqa: PTH118
+            reasons.append(f"{path}: {problem.strerror}")
         except ValueError as problem:
-            reasons.append(f"{os.path.join(folder, name)}: {problem}")  # noqa: PTH118
+            reasons.append(f"{path}: {problem}")
         else:
             good = error <= tolerance  # not so for NaN
             reasons.append(None if good else f"its embedding is off the codebook at its tokens by {error:.3g}")

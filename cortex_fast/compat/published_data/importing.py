@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.compat.published_data.embeddings import FLOAT_ERROR, Files, Recovery, check, padded
+from cortex_fast.compat.published_data.embeddings import FLOAT_ERROR, Files, Recovery, check
 from cortex_fast.compat.published_data.layout import Split, find_split
 from cortex_fast.compat.published_data.pickles import read_token_lists
 from cortex_fast.compat.published_data.places import Bad, PublishedDataError, summary
@@ -24,7 +24,7 @@ from cortex_fast.compat.published_data.tables import Row, rows, style_of
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 
-_CHUNK = 64  # rows that a thread checks at a time
+_CHUNK = 256  # rows that a thread checks at a time; between two it waits for the one that reads the table
 _SAMPLE = 256  # rows checked where the tokens are trusted
 _MOST_CODES = 2**22  # of a codebook that is not known yet
 _NAMED = 1000  # skipped rows named in the fingerprint; the side file has them all
@@ -54,8 +54,14 @@ class _Chunk:
     labels: list[int] = field(default_factory=list)
     tokens: list[np.ndarray] = field(default_factory=list)
 
-    def table(self) -> np.ndarray:
-        return np.stack(self.tokens)
+    def grids(self) -> Tensor:
+        return _grids(np.stack(self.tokens))
+
+
+def _grids(tokens: np.ndarray) -> Tensor:
+    """[n, m*m] -> [n,m,m]"""
+    side = isqrt(tokens.shape[1])
+    return torch.from_numpy(tokens).view(-1, side, side)
 
 
 def names_file(store: Path) -> Path:
@@ -106,7 +112,7 @@ def import_embeddings(
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)
     known = codebook.detach().float().cpu().contiguous()
-    found = _read(place, known.numpy(), trust_tokens, threads or os.cpu_count() or 1, seed, tick)
+    found = _read(place, known, trust_tokens, threads or os.cpu_count() or 1, seed, tick)
     bad = sorted(found.bad, key=lambda one: one.line)
     if bad and not skip_bad:
         raise PublishedDataError(summary(bad, found.rows))
@@ -131,9 +137,7 @@ def import_embeddings(
     }
     if recovered:
         made["unseen_codes"] = unseen
-    side = isqrt(found.tokens.shape[1])
-    tokens = torch.from_numpy(found.tokens).view(-1, side, side)
-    store = TokenStore(tokens, torch.from_numpy(found.labels), known, class_names, made)
+    store = TokenStore(_grids(found.tokens), torch.from_numpy(found.labels), known, class_names, made)
     replace_whole(names_file(out), lambda file: file.write_text(listed, encoding="utf-8"))
     if bad:
         text = "".join(f"{one}\n" for one in bad)
@@ -156,11 +160,10 @@ class _Found:
 
 
 def _read(
-    place: Split, codebook: np.ndarray, trust: bool, threads: int, seed: int, tick: Callable[[int], object]
+    place: Split, codebook: Tensor, trust: bool, threads: int, seed: int, tick: Callable[[int], object]
 ) -> _Found:
     bad: list[Bad] = []
-    tolerance = FLOAT_ERROR * float(np.abs(codebook).max(initial=0))
-    held_against = padded(codebook)
+    tolerance = FLOAT_ERROR * float(codebook.abs().max()) if codebook.numel() else 0.0
     kept = _Chunk()
     largest = 0.0
     checked = 0
@@ -189,10 +192,8 @@ def _read(
         wrong: dict[int, str | None] = {}
         if sample:
             order = sorted(sample)
-            picked = np.stack([whole.tokens[row] for row in order])
-            reasons, largest = check(
-                place.embeddings, [whole.names[row] for row in order], picked, held_against, tolerance
-            )
+            picked = _grids(np.stack([whole.tokens[row] for row in order]))
+            reasons, largest = check(place.embeddings, [whole.names[row] for row in order], picked, codebook, tolerance)
             wrong = dict(zip(order, reasons, strict=True))
         keep(whole, [wrong.get(row) for row in range(len(whole.names))])
     else:
@@ -209,10 +210,8 @@ def _read(
                 tick(len(reasons))
 
             for chunk in _chunks(stream):
-                table = chunk.table()
-                waiting.append(
-                    (chunk, pool.submit(check, place.embeddings, chunk.names, table, held_against, tolerance))
-                )
+                future = pool.submit(check, place.embeddings, chunk.names, chunk.grids(), codebook, tolerance)
+                waiting.append((chunk, future))
                 if len(waiting) > 4 * threads:
                     finish()
             while waiting:
@@ -235,6 +234,7 @@ def _chunks(stream: Iterator[tuple[Row, np.ndarray]]) -> Iterator[_Chunk]:
 
 def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row, np.ndarray]]:
     """The rows whose line holds, with their tokens; the others go to `bad`. `codes`: K, None where it is not known."""
+    most = codes or _MOST_CODES
     small = np.uint16 if codes is not None and codes <= 2**16 else np.int32
     seen: dict[str, int] = {}
     count = 0
@@ -260,10 +260,8 @@ def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row
             reason = f"the file name stands in line {seen[row.name]} already"
         elif not count or values.shape != (count,):
             reason = f"expected {count or 'a square number of'} token ids, got {len(values)}"
-        else:
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= (codes or _MOST_CODES):
-                reason = f"expected token ids in [0, {codes or _MOST_CODES}), got {low} to {high}"
+        elif int(np.maximum.reduce(values.view(np.uint64))) >= most:  # negative ones are the largest of these
+            reason = f"expected token ids in [0, {most}), got {values.min()} to {values.max()}"
         if reason is not None:
             bad.append(Bad(place.table, row.line, row.name, reason))
             continue

@@ -1,0 +1,44 @@
+"""How far embeddings are from the codebook gathered at their tokens, by csrc/cpu/gather_error.cpp."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cortex_fast import _native
+from cortex_fast.kernels import native
+
+
+def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
+    """embedding float32 [B,d,m,m], tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B]. As the reference's."""
+    embedding, tokens, codebook = embedding.contiguous(), tokens.contiguous(), codebook.contiguous()
+    error = torch.empty(len(embedding))
+    _native.gather_error(
+        embedding=embedding.data_ptr(),
+        tokens=tokens.data_ptr(),
+        codebook=codebook.data_ptr(),
+        sizes=(*embedding.shape[:2], embedding.shape[2:].numel()),
+        error=error.data_ptr(),
+        **native.run(),
+    )
+    return error
+
+
+def gather_error_of_files(
+    paths: Sequence[str], header: bytes, tokens: Tensor, codebook: Tensor
+) -> tuple[Tensor, Tensor]:
+    """tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B], bool [B]. As the reference's, on this thread."""
+    tokens, codebook = tokens.contiguous(), codebook.contiguous()
+    error, known = torch.empty(len(paths)), torch.empty(len(paths), dtype=torch.bool)
+    _native.embedding_files(
+        paths=list(map(os.fsencode, paths)),
+        header=header,
+        tokens=tokens.data_ptr(),
+        codebook=codebook.data_ptr(),
+        sizes=(codebook.shape[1], tokens.shape[1:].numel()),
+        error=error.data_ptr(),
+        known=known.data_ptr(),
+        level=native.LEVEL,
+    )
+    return error, known
