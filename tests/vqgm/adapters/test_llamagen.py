@@ -76,6 +76,9 @@ def test_other_files_are_refused_by_name(tmp_path, checkpoint):
     torch.save({"model": state}, tmp_path / "short.pt")
     with pytest.raises(CheckpointError, match=r"(?s)short\.pt.*decoder\.mid\.attn_1\.q\.weight"):
         load("llamagen", tmp_path / "short.pt")
+    torch.save({"state_dict": taming_names(torch.load(checkpoint)["model"])}, tmp_path / "tamings.pt")
+    with pytest.raises(CheckpointError, match=r"tamings\.pt: expected LlamaGen's names"):
+        load("llamagen", tmp_path / "tamings.pt")
     torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other\.pt"):
         load("llamagen", tmp_path / "other.pt")
