@@ -93,6 +93,16 @@ def test_an_extractor_of_other_sizes_is_named(tmp_path, capsys):
     assert run(capsys, "import-published", tmp_path / "x.pth", "--out", tmp_path / "e")[0] == 0
     status, _, err = run(capsys, "test-extractor", store, tmp_path / "e")
     assert status == 1 and "expected in_channels 6" in err
+    torch.save(build("ce", num_classes=2, in_channels=6, width=16, grid=4).state_dict(), tmp_path / "y.pth")
+    assert run(capsys, "import-published", tmp_path / "y.pth", "--out", tmp_path / "two")[0] == 0
+    status, _, err = run(capsys, "test-extractor", store, tmp_path / "two")
+    assert status == 1 and "expected labels below 2" in err and "got 2" in err
+
+
+def test_a_loss_that_is_no_number_is_told_without_a_traceback(tmp_path, capsys):
+    command = ("train-extractor", _store(tmp_path / "s", 40, 0), "--extractor", "re", "--width", 16, "--lr", 1e30)
+    status, _, err = run(capsys, *command, "--epochs", 2, "--batch-size", 8, "--out", tmp_path / "e")
+    assert status == 1 and "cortex-fast: the loss of epoch 1 is nan" in err and not (tmp_path / "e").exists()
 
 
 @pytest.mark.slow
