@@ -35,7 +35,13 @@ def test_import_and_export_of_data(tmp_path, capsys):
     assert files(back) == files(data)
     status, _, err = run(capsys, "export-published", store, "--out", back)
     assert status == 1 and "is there already" in err
+    before = files(tmp_path)
+    for out in (store, data):
+        status, _, err = run(capsys, *common[:-1], out)
+        assert status == 1 and f"cortex-fast: --out: {'expected a file' if out == data else store}" in err
+    assert files(tmp_path) == before
     (data / "train" / "1_4.npy").unlink()
+    common = (*common[:-1], tmp_path / "less")
     status, _, err = run(capsys, *common)
     assert status == 1 and "train_embeddings.csv:6: 1_4.npy" in err and "Traceback" not in err
     status, out, _ = run(capsys, *common, "--skip-bad")
@@ -58,6 +64,8 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
     torch.save(extractor.state_dict(), tmp_path / "best_model.pth")
     assert run(capsys, "import-published", tmp_path / "best_model.pth", "--out", tmp_path / "e")[0] == 0
     assert run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")[0] == 0
+    status, _, err = run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")
+    assert status == 1 and "back.pth is there already" in err
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert all(torch.equal(back[name], value) for name, value in extractor.state_dict().items())
 
