@@ -106,8 +106,11 @@ class Model:
         checks.rank("source", embedding, "[B, d, m, m]")
         if embedding.shape[1] != self.codebook.shape[1]:
             raise ValueError(f"source: expected {self.codebook.shape[1]} channels, got {list(embedding.shape)}")
+        count = len(embedding)
+        if not count:  # the image's size is the model's to say, and some cannot take an empty batch
+            embedding = embedding.new_zeros(1, *embedding.shape[1:])
         parts = [pixels_of(part.to(self.codebook.dtype)).float() for part in embedding.split(max(1, batch_size))]
-        return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
+        return ((torch.cat(parts)[:count] + 1) / 2).clamp(0, 1)
 
     def sample(
         self,
