@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,15 @@ def sample_store(
     }
     if path.is_dir():
         raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
+    working, counter = path.with_name(path.name + ".tokens"), path.with_name(path.name + ".done")
     if path.exists():
         store = TokenStore.load(path)
         _require_same(path, store.fingerprint, made)
+        with suppress(ValueError, FileNotFoundError):  # a run stopped after the store was written left them
+            _read_counter(counter, made)
+            working.unlink(missing_ok=True)
+            counter.unlink()
         return store
-    working, counter = path.with_name(path.name + ".tokens"), path.with_name(path.name + ".done")
     shape = (len(labels), model.grid, model.grid)
     dtype = torch.uint16 if len(model.codebook) <= 2**16 else torch.int32
     size = dtype.itemsize * torch.Size(shape).numel()

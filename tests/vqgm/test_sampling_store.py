@@ -1,6 +1,7 @@
 """Sampling into a token store: the model's own samples, whole or not at all, and the same after a stop."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,3 +138,20 @@ def test_a_run_stopped_while_it_made_its_files_goes_on(tmp_path, model):
         assert working.stat().st_size == 11 * 64 * 2
     working.unlink()
     assert torch.equal(sample_store(model, LABELS, path, names=NAMES).tokens.long(), model.sample(LABELS))
+
+
+def test_a_run_stopped_while_it_cleaned_up_is_cleaned_up(tmp_path, model, monkeypatch):
+    path, unlink = tmp_path / "store", Path.unlink
+
+    def killed(file, missing_ok=False):
+        if file.name == "store.tokens":
+            raise KeyboardInterrupt
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(model, LABELS, path, names=NAMES)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(sample_store(model, LABELS, path, names=NAMES)) == 11
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]

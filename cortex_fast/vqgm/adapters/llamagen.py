@@ -74,7 +74,7 @@ def _model(model: Any, grid: int | None, levels: int, normalised: bool) -> Model
     return Model(
         F.normalize(codes, dim=-1) if normalised else codes,
         grid_of(grid, IMAGE_SIZE >> (levels - 1)),
-        digest(model.state_dict()),
+        digest(model.state_dict(), "" if normalised else "codes as they are stored"),
         latents=(lambda images: F.normalize(latents(images), dim=1)) if normalised else latents,
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},

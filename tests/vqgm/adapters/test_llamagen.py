@@ -40,6 +40,7 @@ def test_the_published_code_s_tokens_and_pixels(checkpoint):
     pixels = model.decode(torch.tensor([TOKENS]))
     torch.testing.assert_close(pixels[0, 0, ::21, ::21].flatten()[:12], torch.tensor(PIXELS), rtol=0, atol=1e-4)
     assert load("llamagen", checkpoint).grid == 16
+    assert load("llamagen", checkpoint, normalised=False).fingerprint != model.fingerprint  # another codebook
 
 
 def test_a_model_of_theirs_is_recognised_and_quantised_by_its_formula():
