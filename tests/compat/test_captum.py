@@ -90,6 +90,31 @@ def test_what_the_engine_cannot_serve_is_captums_own():
         tunnel.attribute(x, target=1, noise=normals())
 
 
+def test_a_model_changed_in_any_way_is_prepared_anew():
+    model, x = tiny("ce"), embedding()
+    tunnel = NoiseTunnel(Saliency(model))
+
+    def hook():
+        model.conv1_2.register_forward_hook(lambda module, inputs, output: output.square())
+
+    changes = (
+        lambda: model.conv1_2.weight.data.mul_(2),
+        lambda: model.bn1_1.running_var.data.mul_(3),
+        lambda: setattr(model.bn1_2, "eps", 0.5),
+        lambda: setattr(model, "fc3", nn.Linear(model.fc3.in_features, 4).eval()),
+        hook,
+        lambda: setattr(model, "forward", lambda z, own=model.forward: 3 * own(z)),
+    )
+    before = tunnel.attribute(x, target=1, stdevs=0.0)
+    for change in changes:
+        change()
+        got = tunnel.attribute(x, target=1, stdevs=0.0)
+        wanted = Saliency(model).attribute(x.clone().requires_grad_(True), target=1)
+        assert tunnel.not_served is None and not torch.allclose(got, before, rtol=1e-2)
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
+        before = got
+
+
 @pytest.mark.parametrize("samples", [N - 1, N + 1])
 def test_noise_for_other_samples_and_a_negative_stdev_are_refused(samples):
     tunnel = NoiseTunnel(Saliency(tiny("ce")))
