@@ -1,5 +1,5 @@
-"""A script of the published shape, unedited, by the runner: 25 images at paper scale, N = 20, from the start of Python to
-the tables written. Beside it one of the N draws of the procedure by itself, without any start.
+"""A script of the published shape, unedited, by the runner: 25 images at paper scale, N = 20, from the start of Python
+to the tables written. Beside it one of the N draws of the procedure by itself, without any start.
 
 Floor: the products of both passes through the extractor, as in test_smoothgrad.py but for its first layer, which
 independent noise sends every copy through.
