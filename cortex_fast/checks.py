@@ -38,6 +38,16 @@ def same_device(**tensors: Tensor | None) -> None:
         raise ValueError(f"{', '.join(devices)}: expected one device, got {got}")
 
 
+def device(name: str, value: object) -> None:
+    """A device that torch knows, and for CUDA one that is there."""
+    try:
+        found = torch.device(value)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}: expected a torch device such as 'cpu' or 'cuda:0', got {value!r}") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, got {value!r}")
+
+
 def in_range(name: str, tensor: Tensor, stop: int) -> None:
     """All values within [0, stop). Not while a CUDA graph is being captured, when nothing can be looked at."""
     if tensor.numel() == 0 or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "tune":
             return _tune(parsed)
         return _demo(parsed)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"cortex-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

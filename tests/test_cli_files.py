@@ -35,7 +35,13 @@ def test_import_and_export_of_data(tmp_path, capsys):
     assert files(back) == files(data)
     status, _, err = run(capsys, "export-published", store, "--out", back)
     assert status == 1 and "is there already" in err
+    before = files(tmp_path)
+    for out in (store, data):
+        status, _, err = run(capsys, *common[:-1], out)
+        assert status == 1 and f"cortex-fast: --out: {'expected a file' if out == data else store}" in err
+    assert files(tmp_path) == before
     (data / "train" / "1_4.npy").unlink()
+    common = (*common[:-1], tmp_path / "less")
     status, _, err = run(capsys, *common)
     assert status == 1 and "train_embeddings.csv:6: 1_4.npy" in err and "Traceback" not in err
     status, out, _ = run(capsys, *common, "--skip-bad")
@@ -58,6 +64,8 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
     torch.save(extractor.state_dict(), tmp_path / "best_model.pth")
     assert run(capsys, "import-published", tmp_path / "best_model.pth", "--out", tmp_path / "e")[0] == 0
     assert run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")[0] == 0
+    status, _, err = run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")
+    assert status == 1 and "back.pth is there already" in err
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     torch.save({"state_dict": extractor.state_dict(), "made_on": Path("/data")}, tmp_path / "objects.pth")
     command = ("import-published", tmp_path / "objects.pth", "--out", tmp_path / "e2")
@@ -99,6 +107,16 @@ def test_an_extractor_of_other_sizes_is_named(tmp_path, capsys):
     assert run(capsys, "import-published", tmp_path / "x.pth", "--out", tmp_path / "e")[0] == 0
     status, _, err = run(capsys, "test-extractor", store, tmp_path / "e")
     assert status == 1 and "expected in_channels 6" in err
+    torch.save(build("ce", num_classes=2, in_channels=6, width=16, grid=4).state_dict(), tmp_path / "y.pth")
+    assert run(capsys, "import-published", tmp_path / "y.pth", "--out", tmp_path / "two")[0] == 0
+    status, _, err = run(capsys, "test-extractor", store, tmp_path / "two")
+    assert status == 1 and "expected labels below 2" in err and "got 2" in err
+
+
+def test_a_loss_that_is_no_number_is_told_without_a_traceback(tmp_path, capsys):
+    command = ("train-extractor", _store(tmp_path / "s", 40, 0), "--extractor", "re", "--width", 16, "--lr", 1e30)
+    status, _, err = run(capsys, *command, "--epochs", 2, "--batch-size", 8, "--out", tmp_path / "e")
+    assert status == 1 and "cortex-fast: the loss of epoch 1 is nan" in err and not (tmp_path / "e").exists()
 
 
 @pytest.mark.slow

@@ -80,6 +80,9 @@ def _test(parsed: argparse.Namespace) -> int:
     for name, got in (("in_channels", store.codebook.shape[1]), ("grid", store.grid)):
         if sizes[name] != got:
             raise ValueError(f"{parsed.extractor}: expected {name} {got} as in {parsed.store}, got {sizes[name]}")
+    classes, most = sizes["num_classes"], int(store.labels.max()) if len(store) else 0
+    if most >= classes:
+        raise ValueError(f"{parsed.store}: expected labels below {classes} as {parsed.extractor} knows, got {most}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extractor = load_extractor(parsed.extractor).to(device)
     reached = accuracy(extractor, store.codebook.float().to(device), store.tokens, store.labels, top=TOP)

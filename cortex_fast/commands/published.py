@@ -30,9 +30,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _import(parsed: argparse.Namespace) -> int:
+    from cortex_fast import checks
     from cortex_fast.compat import published_data
 
     source, out = parsed.source, parsed.out
+    _refuse_there(out)
     if source.suffix in (".pth", ".pt"):
         name = published_data.import_checkpoint(source, out, tensors_only=parsed.tensors_only)
         print(f"{out}: extractor {name!r}")
@@ -45,7 +47,9 @@ def _import(parsed: argparse.Namespace) -> int:
     codebook = None
     if parsed.codebook is not None:
         codebook = published_data.read_codebook(parsed.codebook, tensors_only=parsed.tensors_only)
-    names = None if parsed.names is None else tuple(parsed.names.read_text(encoding="utf-8").splitlines())
+    names = None if parsed.names is None else _names(parsed.names)
+    if parsed.codes is not None:
+        checks.whole("--codes", parsed.codes, 1)
     began = time.perf_counter()
     with tqdm(unit=" rows", disable=None) as bar:
         done = published_data.import_embeddings(
@@ -77,6 +81,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
     kind = kind_of(parsed.source)
     if kind == "Extractor":
+        _refuse_there(parsed.out)
         published_data.export_checkpoint(parsed.source, parsed.out)
     elif kind == "PublishedScores":
         published_data.Scores.load(parsed.source).write(parsed.out)
@@ -87,3 +92,17 @@ def _export(parsed: argparse.Namespace) -> int:
         raise ValueError(f"{parsed.source}: expected a token store, scores or an extractor, got {kind!r}")
     print(f"written: {parsed.out}")
     return 0
+
+
+def _refuse_there(out: Path) -> None:
+    if out.is_dir():
+        raise IsADirectoryError(f"--out: expected a file to write, got the folder {out}")
+    if out.exists():
+        raise FileExistsError(f"--out: {out} is there already; nothing is written over it")
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--names: {path}: not UTF-8 text ({error})") from error

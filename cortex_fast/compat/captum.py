@@ -114,6 +114,10 @@ class NoiseTunnel(CaptumNoiseTunnel):
         prepared, targets = served
         single = inputs[0] if isinstance(inputs, tuple) else inputs
         x, stdev = single.detach(), stdevs[0] if isinstance(stdevs, tuple) else stdevs
+        checks.non_negative("stdevs", stdev)
+        if noise is not None:
+            checks.floating("noise", noise)
+            checks.same_shape("noise", noise, "a sample of each image", torch.Size((len(x), nt_samples, *x.shape[1:])))
         sigma = x.new_full((len(x),), stdev)
         memory = _memory(prepared, x, nt_samples_batch_size)
         absolute = kwargs.get("abs", True)

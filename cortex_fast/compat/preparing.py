@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cortex_fast.engine import Prepared, prepare
 
 _NAME = "_cortex_fast_prepared"
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_VALUES = 64  # of each tensor that are looked at
 
 
 class _Kept:
@@ -24,7 +27,7 @@ def prepared_of(model: nn.Module, x: Tensor) -> Prepared | str:
     training mode, in which images see each other, or a forward that does not take what the engine tries."""
     if any(module.training for module in model.modules()):
         return "the model is in training mode"
-    key = (x.shape[1:], x.dtype, x.device)
+    key = (x.shape[1:], x.dtype, x.device, _glance(model))
     kept = getattr(model, _NAME, None)
     if isinstance(kept, _Kept) and kept.key == key:
         if isinstance(kept.prepared, str):
@@ -40,3 +43,29 @@ def prepared_of(model: nn.Module, x: Tensor) -> Prepared | str:
         prepared = str(error)
     object.__setattr__(model, _NAME, _Kept(key, prepared))
     return prepared
+
+
+def _glance(model: nn.Module) -> tuple[Any, ...]:
+    """What tells the changes that tensors' versions do not: hooks, settings, another forward, and some values of each
+    tensor, which `weight.data.mul_(2)` changes unseen."""
+    modules = tuple(
+        (id(module), id(vars(module).get("forward")), module.extra_repr(), *_hooks(module))
+        for module in model.modules()
+    )
+    values = [_some(tensor) for tensor in (*model.parameters(), *model.buffers()) if tensor.numel()]
+    return modules, tuple(torch.cat(values).tolist()) if values else ()
+
+
+def _hooks(module: nn.Module) -> list[tuple[int, ...]]:
+    """The numbers of its hooks, which torch gives only once."""
+    return [tuple(getattr(module, hooks, ())) for hooks in _HOOKS]
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Float64, on the CPU: values from all over the tensor, in the order of its memory where that is dense."""
+    count = min(tensor.numel(), _VALUES)
+    tensor = tensor.detach()
+    if not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
+        tensor = tensor.contiguous()
+    step = tensor.numel() // count
+    return tensor.as_strided((count,), (step,), tensor.storage_offset()).to("cpu", torch.float64)

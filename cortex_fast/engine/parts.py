@@ -18,7 +18,7 @@ class Parts:
     notes: what was done, and what was not and why. bytes_of_copy: about what the activations of one noisy copy take
     while its gradient is computed.
     layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
-    extractor: the module itself, which stays as it is; state: which weights it had.
+    extractor: the module itself, which stays as it is; state: which weights it had; classes: how many, where known.
     """
 
     extractor: nn.Module
@@ -33,6 +33,7 @@ class Parts:
     gates: tuple[bool, ...] = ()
     state: tuple[int, ...] = ()
     scale: float = 1.0
+    classes: int | None = None
 
     def cast(self, x: Tensor) -> Tensor:
         """x [n,d,m,m] as the parts take it: in their dtype and memory format."""

@@ -70,8 +70,11 @@ class Prepared(Parts):
         checks.integral("target", target)
         checks.same_shape("target", target, "x's first dimension", x.shape[:1])
         checks.same_device(x=x, target=target)
-        if target.device.type == "cpu" and bool((target < 0).any()):  # on a GPU the look would wait for it
-            raise ValueError(f"target: expected classes from 0 on, got {int(target.min())}")
+        if target.device.type == "cpu":  # on a GPU the look would wait for it
+            if self.classes is not None:
+                checks.in_range("target", target, self.classes)
+            elif bool((target < 0).any()):
+                raise ValueError(f"target: expected classes from 0 on, got {int(target.min())}")
         self.check_weights()
 
     def check_weights(self) -> None:
@@ -118,7 +121,8 @@ def prepare(
         except Exception as error:  # the user's forward runs in it, and may raise anything
             reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
             prepared = replace(plain, notes=(f"autograd over the extractor as it is: {reason}",))
-    return replace(prepared, bytes_of_copy=_bytes_of_copy(prepared, sample), state=_state_of(extractor))
+    size, state = _bytes_of_copy(prepared, sample), _state_of(extractor)
+    return replace(prepared, bytes_of_copy=size, state=state, classes=logits.shape[1])
 
 
 def _wide(x: Tensor) -> Tensor:

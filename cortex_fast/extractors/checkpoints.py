@@ -38,6 +38,9 @@ def load_checkpoint(
         off = sorted(key for key in saved.keys() | run.keys() if saved.get(key) != run.get(key))
         described = ", ".join(f"{key}: expected {run.get(key)!r}, got {saved.get(key)!r}" for key in off)
         raise ResultFileError(f"{path}: the checkpoint of another run ({described})")
-    extractor.load_state_dict(kept["extractor"])
-    optimizer.load_state_dict(kept["optimizer"])
-    return kept["at"]
+    try:
+        extractor.load_state_dict(kept["extractor"])
+        optimizer.load_state_dict(kept["optimizer"])
+        return kept["at"]
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ResultFileError(f"{path}: the checkpoint of another extractor ({error})") from error

@@ -3,15 +3,19 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from cortex_fast import checks
+from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.extractors.build import build
 from cortex_fast.extractors.distributed import World
 from cortex_fast.extractors.files import extractor_header, save_extractor
 from cortex_fast.extractors.testing import accuracy, mean_loss
-from cortex_fast.extractors.training import Recipe, train_extractor
+from cortex_fast.extractors.training import Recipe, data_digest, train_extractor
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -43,25 +47,32 @@ def fit(
     """Train the extractor `name` on a store and write it to `out`: that of the last epoch, or with `validation` that of
     the epoch with least validation loss, as the published code keeps it.
 
-    Settings are `train_extractor`'s. resume: goes on from the checkpoint beside `out`, or begins; does nothing where
-    `out` is there. Raises FileExistsError for a checkpoint or an `out` that is there without `resume`.
+    Settings are `train_extractor`'s. validation may have a codebook of its own, as recovered ones are. resume: goes on
+    from the checkpoint beside `out`, or begins; does nothing where `out` is there.
+    Raises FileExistsError for a checkpoint or an `out` that is there without `resume`, ResultFileError for one of other
+    settings or data with it, ValueError for a validation store that does not fit.
     """
     checkpoint, best = checkpoint_of(out), best_of(out)
     there = next((path for path in (out, checkpoint) if path.exists()), None)
     if there is not None and not resume:
         raise FileExistsError(f"{there}: is there already; resume goes on from it")
-    if out.exists():
-        report(f"{out}: is trained already")
-        return
     world = World.current()
     codebook = store.codebook.float().to(device)
     sizes = {"num_classes": len(store.names), "in_channels": codebook.shape[1], "width": width, "grid": store.grid}
+    if validation is not None:
+        _check_validation(validation, sizes)
+    made: dict[str, Any] = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
+    made["data"] = data_digest(codebook, store.tokens, store.labels)
+    made["validation"] = None if validation is None else data_digest(*_parts(validation))
+    if out.exists():
+        _require_same(out, {"name": name, "sizes": sizes, **made})
+        report(f"{out}: is trained already")
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         extractor = build(name, **sizes).to(device)
     if codebook.shape[1] % 8 == 0:
         extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    made = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
     least = float("inf")
     if checkpoint.exists() and best.exists():
         least = extractor_header(best)["fingerprint"]["validation_loss"]
@@ -74,7 +85,8 @@ def fit(
             return
         line = f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}"
         if validation is not None:
-            judged = (extractor, codebook, validation.tokens, validation.labels)
+            own, tokens, labels = _parts(validation)
+            judged = (extractor, own.float().to(device), tokens, labels)
             reached, top = mean_loss(*judged), accuracy(*judged)[1]
             line += f", validation loss {reached:.4f}, top 1 {top:.2%}"
             if reached < least:
@@ -94,6 +106,7 @@ def fit(
         precision=precision,
         checkpoint=checkpoint,
         every=every,
+        about={"extractor": name, "sizes": sizes, "validation": made["validation"]},
         after_epoch=after_epoch,
         tick=tick,
     )
@@ -104,3 +117,25 @@ def fit(
     else:
         save_extractor(out, extractor, name, sizes, made)
     checkpoint.unlink(missing_ok=True)
+
+
+def _parts(store: TokenStore) -> tuple[Tensor, Tensor, Tensor]:
+    return store.codebook, store.tokens, store.labels
+
+
+def _check_validation(store: TokenStore, sizes: dict[str, int]) -> None:
+    if not len(store):
+        raise ValueError("validation: expected at least one image, got none")
+    got = {"in_channels": store.codebook.shape[1], "grid": store.grid}
+    for size, value in got.items():
+        if value != sizes[size]:
+            raise ValueError(f"validation: expected {size} {sizes[size]} as in the training store, got {value}")
+    checks.in_range("validation: labels", store.labels, sizes["num_classes"])
+
+
+def _require_same(out: Path, wanted: dict[str, Any]) -> None:
+    header = extractor_header(out)
+    got = {"name": header.get("name"), "sizes": header.get("sizes"), **header.get("fingerprint", {})}
+    off = [f"{key}: expected {value!r}, got {got.get(key)!r}" for key, value in wanted.items() if got.get(key) != value]
+    if off:
+        raise ResultFileError(f"{out}: is there already, of another run ({', '.join(off)})")

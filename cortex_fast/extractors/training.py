@@ -1,7 +1,7 @@
 """Training an extractor on token grids: the published recipe, resumable, in mixed precision, by several processes."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ def train_extractor(
     precision: str = "float32",
     checkpoint: Path | None = None,
     every: int | None = None,
+    about: Mapping[str, Any] | None = None,
     after_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
     tick: Callable[[int], object] = lambda images: None,
 ) -> None:
@@ -61,8 +62,9 @@ def train_extractor(
 
     E is gathered on the codebook's device, where the extractor is and the tokens are brought at the beginning.
     precision: "bfloat16" is autocast, for GPUs. checkpoint: a file written after every epoch, and after every `every`
-    steps; where it is there the run goes on from it, on a CPU to the same bits as one never interrupted. `after_epoch`
-    gets the epoch's number and mean loss, before that epoch's checkpoint; tick the number of images of each step.
+    steps; where it is there the run goes on from it, on a CPU to the same bits as one never interrupted. about: what
+    else a checkpoint must be of to be gone on from, in plain values. `after_epoch` gets the epoch's number and mean
+    loss, before that epoch's checkpoint; tick the number of images of each step.
     In a torch.distributed process group every process trains on its part of each global batch, and the gradients are
     those of the whole batch, but for BatchNorm: on GPUs it is made SyncBatchNorm; on CPUs each process normalises by
     its own part, and the running statistics are the first process's.
@@ -85,7 +87,7 @@ def train_extractor(
     if recipe.batch_size < 2 * world.size:
         raise ValueError(f"batch_size: expected at least two images a process, got {recipe.batch_size}")
     run = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
-    run["data"] = _digest(codebook, tokens, labels)
+    run |= {"data": data_digest(codebook, tokens, labels), **(about or {})}
     data = _Images(codebook, tokens, labels)
     if world.size > 1 and data.device.type == "cuda":
         extractor = nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
@@ -163,7 +165,7 @@ def _finite(total: Tensor, epoch: int) -> float:
     return loss
 
 
-def _digest(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
+def data_digest(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
     """16 hex digits of what is trained on."""
     digest = hashlib.sha256()
     for tensor in (codebook.detach().float(), tokens, labels.long()):

@@ -24,13 +24,19 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
 
     By default torch.load's `weights_only=True` reads it, which refuses pickled objects. With `tensors_only` they become
     inert placeholders: only functions of ours that put tensors together are ever called, whatever the file names.
-    Raises FileNotFoundError, or CheckpointError for a file that is damaged, that carries pickled objects (naming them),
-    or that has no tensors.
+    Raises FileNotFoundError, IsADirectoryError, or CheckpointError for a file that is damaged, that carries pickled
+    objects (naming them), or that has no tensors.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a checkpoint, got the folder {path}")
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    archive = zipfile.is_zipfile(path)
-    if archive and _is_torchscript(path):
+    try:
+        archive = zipfile.is_zipfile(path)
+        torchscript = archive and _is_torchscript(path)
+    except Exception as error:  # a damaged list of members raises nearly anything
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    if torchscript:
         raise CheckpointError(f"{path}: a TorchScript archive, not a checkpoint")
     if tensors_only and not archive:  # what came before needs more than tensors put together
         raise CheckpointError(f"{path}: tensors_only reads the zip format, whole, that torch writes since 1.6")

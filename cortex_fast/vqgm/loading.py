@@ -15,7 +15,9 @@ LOADERS: dict[str, Callable[..., Model]] = {"taming": load_taming, "llamagen": l
 def load(name: str, path: Path | str, **options: Any) -> Model:
     """The model at `path`, of the kind `name` (a key of LOADERS), in eval mode, without gradients of its parameters.
 
-    options: the loader's own, see its documentation. Raises ValueError for another name, and what the loader raises.
+    options: the loader's own, see its documentation. Raises ValueError for another name or a device that is
+    not there, and what the loader raises.
     """
     checks.one_of("name", name, LOADERS)
+    checks.device("device", options.get("device", "cpu"))
     return LOADERS[name](path, **options)

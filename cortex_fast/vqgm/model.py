@@ -11,6 +11,8 @@ from cortex_fast import checks
 from cortex_fast.data.token_store import embed
 from cortex_fast.ops import nearest_code
 
+_OVERSHOOT = 1e-3  # of pixels, by rounding
+
 
 class VQGM(Protocol):
     """What a vector-quantised generative model offers. `Model` is one; any object with these members is another.
@@ -66,20 +68,29 @@ class Model:
     reasons: Mapping[str, str] = field(default_factory=dict)
     quantise: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def conditions(self) -> int:
+        """How many conditions `sample` knows. Raises UnsupportedError without a prior."""
+        return self._part("sample", "sampler", self.sampler).conditions
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens int [B,m,m] -> E [B,d,m,m]."""
         return embed(tokens, self.codebook)
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Images float [B,3,H,W] in [0,1] -> tokens int64 [B,m,m]."""
+        """Images float [B,3,H,W] in [0,1], of any float dtype, -> tokens int64 [B,m,m]."""
         checks.rank("images", images, "[B, 3, H, W]")
         checks.floating("images", images)
+        if images.numel():
+            low, high = (float(edge) for edge in images.aminmax())
+            if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # nor NaN
+                raise ValueError(f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}")
         latents_of = self._part("encode", "latents", self.latents)
         tokens_of = self.quantise or self._nearest
         parts = [torch.empty(0, self.grid, self.grid, dtype=torch.int64, device=images.device)]
         for part in images.split(max(1, batch_size)) if len(images) else ():
-            latents = latents_of(part * 2 - 1)
+            latents = latents_of(part.to(self.codebook.dtype) * 2 - 1)
             if latents.shape[2:] != (self.grid, self.grid):
                 got = f"{list(images.shape[2:])} (a grid of {list(latents.shape[2:])})"
                 raise ValueError(f"images: expected the size that gives a grid of {self.grid}, got {got}")
@@ -88,12 +99,18 @@ class Model:
 
     @torch.no_grad()
     def decode(self, source: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Tokens int [B,m,m], or E float [B,d,m,m], -> images float32 [B,3,H,W] in [0,1]."""
+        """Tokens int [B,m,m], or E float [B,d,m,m] of any float dtype, -> images float32 [B,3,H,W] in [0,1]."""
         pixels_of = self._part("decode", "pixels", self.pixels)
-        embedding = source if source.is_floating_point() else self.embed(source)
+        given = isinstance(source, Tensor) and source.is_floating_point()
+        embedding = source if given else self.embed(source)
         checks.rank("source", embedding, "[B, d, m, m]")
-        parts = [pixels_of(part).float() for part in embedding.split(max(1, batch_size))]
-        return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
+        if embedding.shape[1] != self.codebook.shape[1]:
+            raise ValueError(f"source: expected {self.codebook.shape[1]} channels, got {list(embedding.shape)}")
+        count = len(embedding)
+        if not count:  # the image's size is the model's to say, and some cannot take an empty batch
+            embedding = embedding.new_zeros(1, *embedding.shape[1:])
+        parts = [pixels_of(part.to(self.codebook.dtype)).float() for part in embedding.split(max(1, batch_size))]
+        return ((torch.cat(parts)[:count] + 1) / 2).clamp(0, 1)
 
     def sample(
         self,
@@ -125,6 +142,7 @@ class Model:
         if item_ids is not None:
             checks.integral("item_ids", item_ids)
             checks.same_shape("item_ids", item_ids, "condition", labels.shape)
+            checks.in_range("item_ids", item_ids, 2**32)  # beyond it they would be others again
         items = torch.arange(len(labels), device=labels.device) if item_ids is None else item_ids
         return sampler.draw(labels.long(), items.long(), seed, tick).view(-1, self.grid, self.grid)
 

@@ -1,6 +1,7 @@
 """Sampling token grids from a class-conditional autoregressive prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,22 @@ from cortex_fast.ops.random_stream import sampling_gumbel
 from cortex_fast.vqgm.decoding import Decoder, new_cache, prepare_decoder, step
 from cortex_fast.vqgm.transformer import GPT
 
+SETTINGS = ("temperature", "top_k", "top_p", "dtype")
 _FIRST_LOOK = 256  # of so many largest logits the probability asked for is usually there, and no sort is needed
+
+
+def check_sampling(settings: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for a name that is not of SETTINGS, and for a value outside its range."""
+    for name in settings:
+        checks.one_of("sampling", name, SETTINGS)
+    checks.positive("temperature", settings.get("temperature", 1.0))
+    if settings.get("top_k") is not None:
+        checks.whole("top_k", settings["top_k"], 1)
+    if settings.get("top_p") is not None:
+        checks.positive("top_p", settings["top_p"])
+    dtype = settings.get("dtype")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
 
 
 def _keep_top(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -83,15 +99,13 @@ def decode_tokens(
     mates, but for a lead so small that the rounding of products of another shape turns it over. `tick` is called after
     each position. Raises TypeError or ValueError for settings outside their range.
     """
-    checks.positive("temperature", temperature)
-    if top_k is not None:
-        checks.whole("top_k", top_k, 1)
-    if top_p is not None:
-        checks.positive("top_p", top_p)
+    check_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     checks.whole("length", length, 0, len(decoder.positions))
     batch, device = len(labels), labels.device
-    cache = new_cache(decoder, batch, length)
     tokens = torch.empty(batch, length, dtype=torch.int64, device=device)
+    if not batch:
+        return tokens
+    cache = new_cache(decoder, batch, length)
     position = torch.zeros(1, dtype=torch.int64, device=device)
     current = labels.long()
     for number in range(length):

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from cortex_fast import checks
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
-from cortex_fast.vqgm.model import VQGM
+from cortex_fast.vqgm.model import VQGM, Model
 
 
 def sample_store(
@@ -33,12 +34,15 @@ def sample_store(
     one with .done; at the end they become the store, whole, and these files go. Called again after it was stopped it
     goes on, to the same tokens; called again when it is done it reads the store. names: the classes'. progress: a
     progress bar's title; None: no bar.
-    Raises ValueError, naming them, where a file there is of another model, seed, labels or names, and OSError where the
-    disk is full, before anything is sampled.
+    Raises ValueError, naming them, where a file there is of another model, seed, labels or names, or damaged,
+    FileExistsError for a .tokens file that is not of such a run, OSError where the disk is full, and what the model
+    raises that cannot sample, all before anything is sampled.
     """
     checks.rank("labels", labels, "[n]")
     checks.integral("labels", labels)
     checks.in_range("labels", labels, len(names))
+    if isinstance(model, Model):
+        checks.in_range("labels", labels, model.conditions)
     checks.seed(seed)
     checks.whole("batch_size", batch_size, 1)
     path = Path(path)
@@ -48,11 +52,17 @@ def sample_store(
         "labels": sha256(labels.long().cpu().numpy().tobytes()).hexdigest()[:16],
         "names": sha256(json.dumps(list(names)).encode()).hexdigest()[:16],
     }
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
+    working, counter = path.with_name(path.name + ".tokens"), path.with_name(path.name + ".done")
     if path.exists():
         store = TokenStore.load(path)
         _require_same(path, store.fingerprint, made)
+        with suppress(ValueError, FileNotFoundError):  # a run stopped after the store was written left them
+            _read_counter(counter, made)
+            working.unlink(missing_ok=True)
+            counter.unlink()
         return store
-    working, counter = path.with_name(path.name + ".tokens"), path.with_name(path.name + ".done")
     shape = (len(labels), model.grid, model.grid)
     dtype = torch.uint16 if len(model.codebook) <= 2**16 else torch.int32
     size = dtype.itemsize * torch.Size(shape).numel()
@@ -83,12 +93,16 @@ def sample_store(
 def _done(working: Path, counter: Path, made: dict[str, Any], size: int) -> int:
     """How many images are in the working file, which is made where there is none, with its whole space on the disk."""
     if counter.exists():
-        kept = json.loads(counter.read_text())
-        _require_same(counter, kept["fingerprint"], made)
-        if working.stat().st_size != size:
-            raise ValueError(f"{working}: expected {size} bytes, got {working.stat().st_size}")
-        return kept["done"]
+        done = _read_counter(counter, made)
+        got = working.stat().st_size if working.exists() else 0
+        if got == size:
+            return done
+        if done:
+            raise ValueError(f"{working}: expected {size} bytes, got {got}")
+    elif working.exists():
+        raise FileExistsError(f"{working}: is there already, without {counter.name}; nothing is written over it")
     working.parent.mkdir(parents=True, exist_ok=True)
+    _write_counter(counter, made, 0)  # first: so the other is known as ours, however the run ends
     with working.open("wb") as file:
         try:
             if size and hasattr(os, "posix_fallocate"):
@@ -96,9 +110,19 @@ def _done(working: Path, counter: Path, made: dict[str, Any], size: int) -> int:
             file.truncate(size)
         except OSError as error:
             working.unlink()
+            counter.unlink()
             raise OSError(error.errno, f"{error.strerror} ({size} bytes for the tokens)", str(working)) from error
-    _write_counter(counter, made, 0)
     return 0
+
+
+def _read_counter(counter: Path, made: dict[str, Any]) -> int:
+    try:
+        kept = json.loads(counter.read_text())
+        fingerprint, done = dict(kept["fingerprint"]), int(kept["done"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{counter}: not the state of a sampling run ({error})") from error
+    _require_same(counter, fingerprint, made)
+    return done
 
 
 def _write_counter(counter: Path, made: dict[str, Any], done: int) -> None:

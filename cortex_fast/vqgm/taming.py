@@ -8,7 +8,7 @@ from torch import Tensor
 from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.decoding import prepare_decoder
 from cortex_fast.vqgm.model import Model, Sampler
-from cortex_fast.vqgm.sampling import decode_tokens
+from cortex_fast.vqgm.sampling import check_sampling, decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 
 
@@ -26,8 +26,10 @@ def taming_model(
     """`prior` knows `num_classes` conditions, of the tokens from `first_token` on. sampling: `sample_tokens`' settings
     (temperature, top_k, top_p, dtype). reason: why there is no prior.
 
-    Puts both modules into eval mode, without gradients of their parameters. Raises ValueError for a prior of no class.
+    Puts both modules into eval mode, without gradients of their parameters. Raises ValueError for a prior of no class,
+    TypeError or ValueError for other names or values in `sampling`.
     """
+    check_sampling(sampling or {})
     if prior is not None and num_classes < 1:
         raise ValueError(f"num_classes: expected at least 1 with a prior, got {num_classes}")
     codebook = autoencoder.eval().requires_grad_(False).codebook

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cortex_fast.vqgm.autoencoder import GumbelVQ, VQModel
 from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
 from cortex_fast.vqgm.model import Model
+from cortex_fast.vqgm.sampling import check_sampling
 from cortex_fast.vqgm.taming import taming_model
 from cortex_fast.vqgm.transformer import GPT
 
@@ -35,9 +36,10 @@ def load_taming(
     checkpoints that carry pickled Lightning objects, see `read_state`. sampling: settings of `sample_tokens`
     (temperature, top_k, top_p, dtype). The fingerprint is that of the tensors used and of `sampling`.
     A transformer with another kind of condition gives a model that cannot sample, and says so.
-    Raises FileNotFoundError, ImportError without PyYAML, and CheckpointError for models of another kind and for keys
-    that are missing or unknown, naming them.
+    Raises FileNotFoundError, NotADirectoryError for a file, ImportError without PyYAML, CheckpointError for models of
+    another kind and for keys that are missing or unknown, naming them, and what `taming_model` raises.
     """
+    check_sampling(sampling or {})  # before a large file is read
     file, config = _newest_config(Path(path))
     checkpoint = Path(path) / "checkpoints" / "last.ckpt"
     found = read_state(checkpoint, tensors_only=tensors_only)
@@ -70,6 +72,8 @@ def _newest_config(folder: Path) -> tuple[Path, Config]:
         import yaml
     except ImportError as error:
         raise ImportError("taming's configurations need PyYAML: pip install pyyaml") from error
+    if folder.is_file():
+        raise NotADirectoryError(f"path: expected the folder of configs and checkpoints, got the file {folder}")
     configs = folder / "configs"
     file = max(configs.glob("*-project.yaml"), default=configs / "model.yaml")  # their names begin with the date
     if not file.is_file():
@@ -86,9 +90,12 @@ def _target(file: Path, config: Config, name: str) -> tuple[str, Config]:
         part = config[name]
         if part == UNCONDITIONAL:
             return UNCONDITIONAL, {}
-        return part["target"].rsplit(".")[-1], part.get("params") or {}
+        target, parameters = part["target"].rsplit(".")[-1], part.get("params") or {}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: {name}: expected a target and its params") from error
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(f"{file}: {name}: expected params by name, got {parameters!r}")
+    return target, parameters
 
 
 def _autoencoder(file: Path, kind: str, parameters: Config) -> VQModel:
@@ -103,7 +110,7 @@ def _prior(file: Path, parameters: Config, autoencoder: VQModel) -> GPT:
     for name, got, expected in (("transformer_config", kind, "GPT"), ("permuter_config", order, "Identity")):
         if got != expected:
             raise CheckpointError(f"{file}: {name}: expected {expected}, got {got}")
-    if settings.get("n_unmasked", 0) > 1:
+    if settings.get("n_unmasked") not in (None, 0, 1):
         raise CheckpointError(f"{file}: n_unmasked: expected 0, for causal attention, got {settings['n_unmasked']}")
     prior = _build(file, GPT, settings)
     for name, got, least in (
@@ -119,13 +126,15 @@ def _condition(file: Path, parameters: Config, prior: GPT) -> tuple[range, str |
     """The tokens of the conditions, one for each; or why images cannot be sampled by a number."""
     kind, settings = _target(file, parameters, "cond_stage_config")
     if kind in (UNCONDITIONAL, "SOSProvider"):
-        token = settings.get("sos_token", parameters.get("sos_token", 0))
-        tokens = range(token, token + 1)
+        name, number = "sos_token", settings.get("sos_token", parameters.get("sos_token", 0))
     elif kind == "Labelator":
-        tokens = range(settings.get("n_classes", 0))
+        name, number = "n_classes", settings.get("n_classes", 0)
     else:
         return range(0), f"the prior's condition is a {kind}, not a class label"
-    if not tokens or tokens.stop > prior.tok_emb.num_embeddings:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise CheckpointError(f"{file}: cond_stage_config: {name}: expected a whole number, got {number!r}")
+    tokens = range(number) if name == "n_classes" else range(number, number + 1)
+    if not tokens or tokens.start < 0 or tokens.stop > prior.tok_emb.num_embeddings:
         got = f"{tokens.start} to {tokens.stop - 1}"
         raise CheckpointError(f"{file}: cond_stage_config: expected tokens of the vocabulary, got {got}")
     return tokens, None
@@ -136,7 +145,7 @@ def _build(file: Path, build: type, settings: Config):  # type: ignore[no-untype
     try:
         with torch.device("meta"):
             return build(**settings)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # settings of any kind may be in the file, and raise nearly anything
         raise CheckpointError(f"{file}: settings that do not make a {build.__name__} ({error})") from error
 
 
@@ -150,7 +159,11 @@ def _fill(
     problems = {
         "missing": [name for name in wanted if name not in state],
         "unknown": [name for name in state if name not in wanted],
-        "of another shape": [n for n in wanted if n in state and state[n].shape != wanted[n].shape],
+        "of another shape": [
+            f"{name} (expected {list(tensor.shape)}, got {list(state[name].shape)})"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
     }
     if any(problems.values()):
         told = (f"{len(names)} keys {what}: {', '.join(names[:5])}" for what, names in problems.items() if names)

@@ -90,6 +90,43 @@ def test_what_the_engine_cannot_serve_is_captums_own():
         tunnel.attribute(x, target=1, noise=normals())
 
 
+def test_a_model_changed_in_any_way_is_prepared_anew():
+    model, x = tiny("ce"), embedding()
+    tunnel = NoiseTunnel(Saliency(model))
+
+    def hook():
+        model.conv1_2.register_forward_hook(lambda module, inputs, output: output.square())
+
+    changes = (
+        lambda: model.conv1_2.weight.data.mul_(2),
+        lambda: model.bn1_1.running_var.data.mul_(3),
+        lambda: setattr(model.bn1_2, "eps", 0.5),
+        lambda: setattr(model, "fc3", nn.Linear(model.fc3.in_features, 4).eval()),
+        hook,
+        lambda: setattr(model, "forward", lambda z, own=model.forward: 3 * own(z)),
+    )
+    before = tunnel.attribute(x, target=1, stdevs=0.0)
+    for change in changes:
+        change()
+        got = tunnel.attribute(x, target=1, stdevs=0.0)
+        wanted = Saliency(model).attribute(x.clone().requires_grad_(True), target=1)
+        assert tunnel.not_served is None and not torch.allclose(got, before, rtol=1e-2)
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
+        before = got
+
+
+@pytest.mark.parametrize("samples", [N - 1, N + 1])
+def test_noise_for_other_samples_and_a_negative_stdev_are_refused(samples):
+    tunnel = NoiseTunnel(Saliency(tiny("ce")))
+    told = rf"^noise: expected the shape of .*\[3, {samples}, 5, 8, 8\], got \[3, 7, 5, 8, 8\]"
+    with pytest.raises(ValueError, match=told):
+        tunnel.attribute(embedding(), target=1, nt_samples=samples, noise=normals())
+    with pytest.raises(TypeError, match=r"^noise: expected a torch\.Tensor, got list"):
+        tunnel.attribute(embedding(), target=1, nt_samples=N, noise=[1.0])
+    with pytest.raises(ValueError, match=r"^stdevs: expected a number of at least 0, got -1"):
+        tunnel.attribute(embedding(), target=1, stdevs=-1.0)
+
+
 @pytest.mark.parametrize("batch_size", [None, 50])
 def test_token_saliency_is_the_channels_largest_absolute_mean(batch_size):
     model, x = Cubic(2, 3).eval(), embedding()[:2, :2, :4, :4]
@@ -108,5 +145,7 @@ def test_token_saliency_says_what_it_needs():
         TokenSaliency(lambda x: x)
     with pytest.raises(ValueError, match=r"target: expected a class, or one for each image"):
         TokenSaliency(tiny("ce")).attribute(embedding(), None)
+    with pytest.raises(ValueError, match=r"^target: expected values in \[0, 4\), got 9 to 9"):
+        TokenSaliency(tiny("ce")).attribute(embedding(), 9)
     with pytest.raises(ValueError, match="forward_func: the model is in training mode"):
         TokenSaliency(tiny("ce").train()).attribute(embedding(), 1)

@@ -2,6 +2,7 @@
 works, with the reason told."""
 
 import copy
+import dataclasses
 import operator
 from contextlib import contextmanager
 
@@ -163,6 +164,9 @@ def test_flags_are_restored_after_an_exception():
     extractor.fc.bias.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in extractor.named_parameters()}
     for prepared in (prepare(extractor, x), prepare(by_value(), x)):
+        with pytest.raises(ValueError, match=r"^target: expected values in \[0, 4\), got 0 to 99"):
+            prepared.value(x, torch.tensor([0, 1, 99]))
+        prepared = dataclasses.replace(prepared, classes=None)  # as if they were not known: it fails further on
         before = {name: parameter.requires_grad for name, parameter in prepared.extractor.named_parameters()}
         for bad in (torch.tensor([0, 1, 99]), "target"):
             with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError)):

@@ -293,6 +293,55 @@ def test_fit_goes_on_only_when_asked_and_to_the_same_file(tmp_path):
     assert lines == [f"{out}: is trained already"]
 
 
+def test_fit_goes_on_only_from_the_same_run(tmp_path):
+    """Finished or not, another extractor, recipe, data or validation is refused, and the file stays."""
+    recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
+    finished, stopped = tmp_path / "finished", tmp_path / "stopped"
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2/"):
+            raise Stop
+
+    fit(store(), finished, "re", recipe, **settings)
+    with pytest.raises(Stop):
+        fit(store(), stopped, "re", recipe, **settings, report=stop)
+    before = finished.read_bytes(), checkpoint_of(stopped).read_bytes(), best_of(stopped).read_bytes()
+    for change, told in (
+        ({"name": "ce"}, "'ce'"),
+        ({"width": 32}, "sizes"),
+        ({"recipe": Recipe(epochs=3, batch_size=16)}, "epochs: expected 3, got 2"),
+        ({"seed": 1}, "seed: expected 1, got 0"),
+        ({"store": store(44)}, "data"),
+        ({"validation": store(29)}, "validation"),
+        ({"validation": None}, "validation: expected None"),
+    ):
+        for out in (finished, stopped):
+            given = {"store": store(), "out": out, "name": "re", "recipe": recipe, **settings} | change
+            with pytest.raises(ResultFileError, match=rf"{out.name}.*: .*another run \(.*{told}"):
+                fit(**given)
+    assert before == (finished.read_bytes(), checkpoint_of(stopped).read_bytes(), best_of(stopped).read_bytes())
+
+
+def test_validation_is_judged_by_its_own_codebook_and_must_fit(tmp_path):
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    tokens, labels = images(30)
+    other = TokenStore(order.argsort()[tokens], labels, CODEBOOK[order], ("a", "b", "c"))  # the same E
+    kept = []
+    for name, validation in (("one", store(30)), ("other", other)):
+        fit(store(), tmp_path / name, "re", Recipe(epochs=1, batch_size=16), width=16, validation=validation)
+        kept.append(extractor_header(tmp_path / name)["fingerprint"]["validation_loss"])
+    assert kept[0] == kept[1]
+    for off, told in (
+        (TokenStore(tokens, labels, CODEBOOK[:, :5], "abc"), "in_channels 8 as in the training store, got 5"),
+        (TokenStore(tokens[:, :2, :2], labels, CODEBOOK, "abc"), "grid 4 as in the training store, got 2"),
+        (TokenStore(tokens, labels + 1, CODEBOOK, "abcd"), r"labels: expected values in \[0, 3\), got 1 to 3"),
+        (store().select(slice(0, 0)), "at least one image"),
+    ):
+        with pytest.raises(ValueError, match=rf"^validation: .*{told}"):
+            fit(store(), tmp_path / "off", "re", Recipe(epochs=1), width=16, validation=off)
+    assert not (tmp_path / "off").exists()
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     path, extractor = tmp_path / "run.pt", nn.Linear(3, 4)
     optimizer = torch.optim.Adam(extractor.parameters())

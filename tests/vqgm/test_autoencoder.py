@@ -79,3 +79,20 @@ def test_bad_arguments_and_missing_prior_are_named():
         vqgm.encode(torch.rand(1, 3, 32, 32))
     with pytest.raises(UnsupportedError, match=r"^sample: .*no prior"):
         vqgm.sample(0, 2)
+
+
+def test_any_float_dtype_and_what_is_no_such_input():
+    vqgm = model()
+    images = torch.randint(0, 256, (2, 3, 16, 16)) / 256  # as float16 holds them exactly
+    tokens = vqgm.encode(images)
+    for dtype in (torch.float16, torch.float64):
+        assert torch.equal(vqgm.encode(images.to(dtype)), tokens)
+        torch.testing.assert_close(vqgm.decode(vqgm.embed(tokens).to(dtype)), vqgm.decode(tokens), rtol=0, atol=1e-3)
+    for off, told in ((images * 2 - 1, "-1 to"), (images * 255, "0 to 2"), (images.log() - images.log(), "nan")):
+        with pytest.raises(ValueError, match=rf"^images: expected values in \[0, 1\], got {told}"):
+            vqgm.encode(off)
+    with pytest.raises(ValueError, match=r"^source: expected 6 channels, got \[1, 5, 8, 8\]"):
+        vqgm.decode(torch.zeros(1, 5, 8, 8))
+    with pytest.raises(TypeError, match=r"^tokens: expected a torch\.Tensor, got list"):
+        vqgm.decode(tokens.tolist())
+    assert vqgm.decode(tokens[:0]).shape == (0, 3, 16, 16) and vqgm.encode(images[:0]).shape == (0, 8, 8)

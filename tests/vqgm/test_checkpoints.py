@@ -149,5 +149,15 @@ def test_other_files_are_refused_by_name(tmp_path, state):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"last\.ckpt: no tensors under 'state_dict'"):
             read_state(path)
+    torch.save({"state_dict": state}, path)
+    whole = path.read_bytes()
+    at = whole.rindex(b"PK\x01\x02")  # the last entry of the archive's list of members
+    for where, byte in ((at, 0), (at + 6, 250)):  # its mark, the version it asks for
+        path.write_bytes(whole[:where] + bytes([byte]) + whole[where + 1 :])
+        for tensors_only in (False, True):
+            with pytest.raises(CheckpointError, match=r"last\.ckpt: "):
+                read_state(path, tensors_only=tensors_only)
+    with pytest.raises(IsADirectoryError, match=r"^path: expected a checkpoint, got the folder"):
+        read_state(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_state(tmp_path / "nowhere")

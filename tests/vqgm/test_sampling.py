@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from cortex_fast.vqgm import GPT
+from cortex_fast.vqgm import GPT, VQModel, taming_model
 from cortex_fast.vqgm.decoding import new_cache, prepare_decoder, step
 from cortex_fast.vqgm.sampling import _keep_top, sample_tokens
+from tests.vqgm.test_autoencoder import SMALL
 
 CONFIG = {"vocab_size": 17, "block_size": 12, "n_layer": 3, "n_head": 2, "n_embd": 16}
 
@@ -105,6 +106,21 @@ def test_another_dtype_gives_float32_logits_near_its_own(prior):
     logits = step(decoder, new_cache(decoder, 2, 12), torch.tensor([3, 4]), torch.tensor([0]), 1)
     assert logits.dtype == torch.float32 and decoder.tokens.dtype == torch.bfloat16
     torch.testing.assert_close(logits, prior(torch.tensor([[3], [4]]))[:, 0], rtol=0.05, atol=0.05)
+
+
+def test_no_images(prior):
+    none = torch.zeros(0).long()
+    assert sample_tokens(prior, none, 12, seed=0, item_ids=none, top_k=3, top_p=0.5).shape == (0, 12)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"topk": 3}, {"dtype": "float16"}, {"dtype": torch.int32}, {"top_k": 2.0}, {"temperature": -1}]
+)
+def test_settings_of_a_model_are_checked_when_it_is_made(prior, settings):
+    (name,) = settings
+    told = "sampling: expected one of .*'top_k'.*got 'topk'" if name == "topk" else f"^{name}: expected"
+    with pytest.raises((TypeError, ValueError), match=told):
+        taming_model(VQModel(**SMALL), prior, grid=8, fingerprint="x", num_classes=3, sampling=settings)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Sampling into a token store: the model's own samples, whole or not at all, and the same after a stop."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from cortex_fast import TokenStore
-from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
+from cortex_fast.vqgm import GPT, UnsupportedError, VQModel, sample_store, taming_model
 from tests.vqgm.test_autoencoder import SMALL
 
 NAMES = ("a", "b", "c")
@@ -95,4 +96,62 @@ def test_no_images_and_bad_arguments(tmp_path, model):
     ):
         with pytest.raises((TypeError, ValueError), match=rf"^{told}:"):
             sample_store(model, labels, tmp_path / "bad", names=NAMES, **options)
+    with pytest.raises(IsADirectoryError, match=r"^path: expected a file"):
+        sample_store(model, LABELS, tmp_path, names=NAMES)
     assert [file.name for file in tmp_path.iterdir()] == ["none"]
+
+
+def test_what_the_model_cannot_sample_is_told_before_a_file_is_there(tmp_path, model):
+    without = taming_model(VQModel(**SMALL), None, grid=8, fingerprint="test")
+    with pytest.raises(UnsupportedError, match="no prior"):
+        sample_store(without, LABELS, tmp_path / "store", names=NAMES)
+    with pytest.raises(ValueError, match=r"^labels: expected values in \[0, 3\), got 0 to 3"):
+        sample_store(model, torch.tensor([0, 3]), tmp_path / "store", names=(*NAMES, "d"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_that_the_noise_cannot_tell_apart_are_refused(model):
+    for item in (-1, 2**32):
+        with pytest.raises(ValueError, match=r"^item_ids: expected values in \[0, 4294967296\)"):
+            model.sample(LABELS[:1], item_ids=torch.tensor([item]))
+
+
+def test_files_of_others_are_left_as_they_are(tmp_path, model):
+    path, working, counter = (tmp_path / name for name in ("store", "store.tokens", "store.done"))
+    working.write_text("a user's own")
+    with pytest.raises(FileExistsError, match=r"store\.tokens: is there already, without store\.done"):
+        sample_store(model, LABELS, path, names=NAMES)
+    counter.write_text('{"fing')
+    with pytest.raises(ValueError, match=r"store\.done: not the state of a sampling run"):
+        sample_store(model, LABELS, path, names=NAMES)
+    assert working.read_text() == "a user's own" and counter.read_text() == '{"fing'
+
+
+def test_a_run_stopped_while_it_made_its_files_goes_on(tmp_path, model):
+    path, working = tmp_path / "store", tmp_path / "store.tokens"
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(Stopping(model, 1), LABELS, path, names=NAMES)
+    for left in (b"", b"not yet its whole size"):
+        working.write_bytes(left)
+        with pytest.raises(KeyboardInterrupt):
+            sample_store(Stopping(model, 1), LABELS, path, names=NAMES)
+        assert working.stat().st_size == 11 * 64 * 2
+    working.unlink()
+    assert torch.equal(sample_store(model, LABELS, path, names=NAMES).tokens.long(), model.sample(LABELS))
+
+
+def test_a_run_stopped_while_it_cleaned_up_is_cleaned_up(tmp_path, model, monkeypatch):
+    path, unlink = tmp_path / "store", Path.unlink
+
+    def killed(file, missing_ok=False):
+        if file.name == "store.tokens":
+            raise KeyboardInterrupt
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(model, LABELS, path, names=NAMES)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(sample_store(model, LABELS, path, names=NAMES)) == 11
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]

@@ -200,7 +200,10 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
     state["encoder.nonsense"] = state.pop("encoder.conv_in.weight")
     state["quant_conv.bias"] = torch.zeros(3)
     write(tmp_path, autoencoder_config(), state)
-    told = r"last\.ckpt: .*missing: encoder\.conv_in\.weight; .*unknown: encoder\.nonsense; .*shape: quant_conv\.bias"
+    told = (
+        r"last\.ckpt: .*missing: encoder\.conv_in\.weight; .*unknown: encoder\.nonsense; "
+        r".*shape: quant_conv\.bias \(expected \[6\], got \[3\]\)"
+    )
     with pytest.raises(CheckpointError, match=told):
         load("taming", tmp_path)
 
@@ -211,6 +214,9 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
         ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, GumbelVQ"),
         ({"params": None}, "do not make a VQModel"),
         ({"target": None}, "model: expected a target"),
+        ({"params": "none"}, "model: expected params by name, got 'none'"),
+        ({"params": {**SMALL, "n_embed": 0}}, "do not make a VQModel"),
+        ({"params": {**SMALL, "ddconfig": {**SMALL["ddconfig"], "ch_mult": []}}}, "do not make a VQModel"),
     ],
 )
 def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, told):
@@ -225,7 +231,9 @@ def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, t
         ("transformer_config", {"block_size": 63}, "block_size: expected at least 64"),
         ("transformer_config", {"vocab_size": 19}, "vocab_size: expected at least 20"),
         ("transformer_config", {"n_unmasked": 5}, "n_unmasked: expected 0"),
+        ("transformer_config", {"n_unmasked": "x"}, "n_unmasked: expected 0"),
         ("cond_stage_config", {"n_classes": 21}, "tokens of the vocabulary, got 0 to 20"),
+        ("cond_stage_config", {"n_classes": None}, "n_classes: expected a whole number, got None"),
     ],
 )
 def test_other_transformers_are_refused_by_name(tmp_path, transformer, part, change, told):
@@ -250,9 +258,18 @@ def test_the_fingerprint_is_that_of_the_weights_used_and_the_settings(tmp_path, 
     assert load("taming", folder).fingerprint != first.fingerprint
 
 
-def test_unknown_kinds_are_named():
+def test_careless_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^name: expected one of .*'taming'.*, got 'tame'"):
         load("tame", "nowhere")
+    with pytest.raises(ValueError, match=r"^device: expected a torch device .*, got 'gpu'"):
+        load("ibq", "nowhere", device="gpu")
+    with pytest.raises(ValueError, match=r"^device: expected one of \d+ CUDA devices, got 'cuda:99'"):
+        load("taming", "nowhere", device="cuda:99")
+    with pytest.raises(ValueError, match=r"^sampling: .*got 'topk'"):
+        load("taming", "nowhere", sampling={"topk": 3})
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(NotADirectoryError, match=r"^path: expected the folder .*last\.ckpt"):
+        load("taming", tmp_path / "last.ckpt")
 
 
 @pytest.mark.slow

@@ -67,6 +67,8 @@ def generate_max_activation_image_token(
     logits = P.detach().to(device)
     free = _free_rows(mask.to(device), logits)
     side = round(len(logits) ** 0.5)
+    if codebook.ndim != 2 or len(codebook) != logits.shape[1]:
+        raise ValueError(f"codebook: expected [{logits.shape[1]}, d] as P has, got {list(codebook.shape)}")
     codebook = codebook.detach().to(device)
     start = logits[free].float().contiguous()
     moments = (torch.zeros_like(start), torch.zeros_like(start))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cortex_fast.vqgm.adapters.shapes import autoencoder_of
 from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
-from cortex_fast.vqgm.checkpoints import digest, read_state
+from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
 from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256  # the smallest that it was published for
@@ -45,6 +45,10 @@ def load_llamagen(
     Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
     """
     state = read_state(Path(path), under=("ema", "model", "state_dict"), tensors_only=tensors_only)
+    if not any(name.startswith("encoder.conv_blocks.") for name in state):
+        raise CheckpointError(
+            f"{path}: expected LlamaGen's names (encoder.conv_blocks...), got {', '.join(list(state)[:3])}"
+        )
     state.pop("quantize.codebook_used", None)  # a statistic of its training
     model = autoencoder_of(Path(path), taming_names(state), IMAGE_SIZE, device)
     return _model(model, grid, len(model.encoder.down), normalised)
@@ -70,7 +74,7 @@ def _model(model: Any, grid: int | None, levels: int, normalised: bool) -> Model
     return Model(
         F.normalize(codes, dim=-1) if normalised else codes,
         grid_of(grid, IMAGE_SIZE >> (levels - 1)),
-        digest(model.state_dict()),
+        digest(model.state_dict(), "" if normalised else "codes as they are stored"),
         latents=(lambda images: F.normalize(latents(images), dim=1)) if normalised else latents,
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},

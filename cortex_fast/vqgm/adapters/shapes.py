@@ -20,7 +20,9 @@ def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int, dev
             model = VQModel(**_config(state, image_size))
         model.to_empty(device=device)
         model.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path}: not the state of an autoencoder like taming's (without {error})") from error
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not the state of an autoencoder like taming's ({error})") from error
     return model
 

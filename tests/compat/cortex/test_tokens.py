@@ -141,3 +141,14 @@ def test_rows_that_are_neither_free_nor_decided_are_refused():
     mask[9, 0] = 0
     with pytest.raises(ValueError, match="mask: expected rows of ones"):
         generate_max_activation_image_token(model, 1, "cpu", P, mask, *rest)
+
+
+def test_a_codebook_of_another_size_than_the_logits_is_refused():
+    model, quantised = tiny("ce", channels=D), Quantised()
+    P, tokens, mask, _ = start(model)
+    codes = quantised.quantize.embedding.weight
+    for other in (codes[:-1], torch.cat([codes, codes[:1]])):
+        with pytest.raises(
+            ValueError, match=rf"^codebook: expected \[{P.shape[1]}, d\] as P has, got \[{len(other)}, "
+        ):
+            generate_max_activation_image_token(model, 1, "cpu", P, mask, other, quantised, {}, 0, tokens)

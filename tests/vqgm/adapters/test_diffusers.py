@@ -58,6 +58,7 @@ def test_it_is_the_library():
         )
         wanted = ((decoded - low) / (high - low)).clamp(0, 1)
         torch.testing.assert_close(adapted.decode(between), wanted, rtol=0, atol=1e-5)
+        assert adapted.decode(tokens[:0]).shape == (0, 3, 16, 16)  # the library itself takes no empty batch
         with pytest.raises(UnsupportedError, match="sample: the model is an autoencoder"):
             adapted.sample(0, 1)
 

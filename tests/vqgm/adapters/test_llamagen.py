@@ -40,6 +40,7 @@ def test_the_published_code_s_tokens_and_pixels(checkpoint):
     pixels = model.decode(torch.tensor([TOKENS]))
     torch.testing.assert_close(pixels[0, 0, ::21, ::21].flatten()[:12], torch.tensor(PIXELS), rtol=0, atol=1e-4)
     assert load("llamagen", checkpoint).grid == 16
+    assert load("llamagen", checkpoint, normalised=False).fingerprint != model.fingerprint  # another codebook
 
 
 def test_a_model_of_theirs_is_recognised_and_quantised_by_its_formula():
@@ -76,6 +77,9 @@ def test_other_files_are_refused_by_name(tmp_path, checkpoint):
     torch.save({"model": state}, tmp_path / "short.pt")
     with pytest.raises(CheckpointError, match=r"(?s)short\.pt.*decoder\.mid\.attn_1\.q\.weight"):
         load("llamagen", tmp_path / "short.pt")
+    torch.save({"state_dict": taming_names(torch.load(checkpoint)["model"])}, tmp_path / "tamings.pt")
+    with pytest.raises(CheckpointError, match=r"tamings\.pt: expected LlamaGen's names"):
+        load("llamagen", tmp_path / "tamings.pt")
     torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other\.pt"):
         load("llamagen", tmp_path / "other.pt")
