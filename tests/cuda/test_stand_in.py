@@ -17,9 +17,10 @@ LANES = np.arange(32)
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def functions(request: pytest.FixtureRequest):
-    stand_in.library().set_order(request.param)
-    yield ctypes.CDLL(str(stand_in.file()))
-    stand_in.library().set_order(False)
+    library = ctypes.CDLL(str(stand_in.file()))
+    library.run_like(request.param, True)
+    yield library
+    library.run_like(False, True)
 
 
 def address(array: np.ndarray) -> ctypes.c_void_p:
