@@ -5,6 +5,7 @@ from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters
 from cortex_fast.ops.gumbel_codebook import gumbel_codebook, gumbel_codebook_kept
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
 from cortex_fast.ops.nearest_code import nearest_code
+from cortex_fast.ops.saliency_counts import saliency_counts
 from cortex_fast.ops.smoothgrad_noise import smoothgrad_noise
 from cortex_fast.ops.token_saliency import token_saliency
 
@@ -17,6 +18,7 @@ __all__ = [
     "gumbel_codebook_step",
     "nearest_code",
     "prepare_filters",
+    "saliency_counts",
     "smoothgrad_noise",
     "token_saliency",
 ]

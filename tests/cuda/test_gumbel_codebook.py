@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,22 +143,6 @@ def test_every_way_gives_the_same_bits(once: Kernels) -> None:
             [soft, index, kept, *once.backward(given, upstream, kept), *once.forward(given, True, False)[:2]]
         )
     assert all(same_bits(results[0], other) for other in results[1:])
-
-
-def test_blocks_of_the_codebook_may_be_made_once(once: Kernels) -> None:
-    given, upstream = problem(1, 20, 150, 20)
-    ready = replace(given, blocks=once.blocks(given))
-    results = []
-    for one in (given, ready):
-        soft, _, kept = once.forward(one, hard=False, keep=True)
-        assert kept is not None
-        results.append([soft, *once.backward(one, upstream, kept)])
-    assert same_bits(*results)
-    # and they are what is read: the codebook of another problem gives its y C
-    other = replace(given, codebook=random(150, 20, seed=9))
-    assert torch.equal(
-        once.forward(replace(given, blocks=once.blocks(other)), False, True)[0], once.forward(other, False, True)[0]
-    )
 
 
 @pytest.mark.parametrize("adam", [False, True], ids=["SGD", "Adam"])
