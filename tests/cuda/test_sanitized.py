@@ -13,12 +13,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def sanitizer() -> str | None:
-    """The runtime, which must be loaded before all else."""
+    """The runtime, which must be loaded before all else; and C++'s, whose exceptions it watches."""
     if stand_in.missing() is not None:
         return None
-    named = [str(stand_in.COMPILER), "-print-file-name=libasan.so"]
-    path = Path(subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip())
-    return str(path) if path.is_absolute() else None
+    paths = []
+    for name in ("libasan.so", "libstdc++.so"):
+        named = [str(stand_in.COMPILER), f"-print-file-name={name}"]
+        paths.append(Path(subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip()))
+    return " ".join(map(str, paths)) if all(path.is_absolute() for path in paths) else None
 
 
 def under_sanitizer(*command: str) -> subprocess.CompletedProcess[str]:
