@@ -8,7 +8,7 @@
 // What it cannot show:
 // - races between threads: a thread runs until it waits. `set_order` runs threads and blocks from the last to the first
 //   instead, so that much of what needs a missing barrier comes out differently; but not all of it;
-// - asynchronous order: copies and matrix products of tiles.cuh are done at once, so a forgotten wait does not show;
+// - asynchronous order beyond what tiles_on_host.h has of it: matrix products are done at once;
 // - memory that becomes visible late: fences are nothing here;
 // - alignment, bank conflicts, registers, time, and whether a GPU takes the launch (limits are checked roughly);
 // - what the compiler for the device makes of it: contraction, its own exp and log.
