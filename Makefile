@@ -5,7 +5,7 @@ OUT ?= demo
 BIN := .venv/bin
 STAMP := .venv/installed.stamp
 NATIVE := $(shell find csrc python -type f)
-CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE) $(shell find tests -type f))
 # The build's own, isolated environment obeys the first variable with pip < 25.3, the second with later ones.
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --no-compile
 

@@ -96,24 +96,16 @@ def counting(impl: str) -> Sibling:
 def scoring_and_counting(impl: str) -> Sibling:
     """CUDA: in one pass over the gradients."""
 
-    def unavailable(data: Images) -> str | None:
-        reasons = (reason_against(operator, impl, data.grads) for operator in (ops.token_saliency, ops.concept_counts))
-        return next(filter(None, reasons), None)
-
-    def scored(data: Images) -> Tensor:
-        if impl != "cuda":
-            return counts(data, ops.token_saliency(data.grads, impl=impl), impl)
-        from cortex_fast.kernels.cuda import concept_counts as kernel
-
-        sizes = (data.top_n, CONCEPTS, data.codes, "occurrence")
-        return kernel.of_gradients(data.grads, "absmax", data.tokens, data.labels, *sizes)[1]
+    def counted(data: Images) -> Tensor:
+        sizes = {"top_n": data.top_n, "num_concepts": CONCEPTS, "codebook_size": data.codes}
+        return ops.saliency_counts(data.grads, data.tokens, data.labels, impl=impl, **sizes)[1]
 
     return Sibling(
         impl,
-        scored,
+        counted,
         partial(count_error_of_gradients, signed=False),
         tolerance=0,
-        unavailable=unavailable,
+        unavailable=lambda data: reason_against(ops.saliency_counts, impl, data.grads),
     )
 
 

@@ -181,6 +181,9 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         "concept_counts": lambda impl: ops.concept_counts(
             grads[:, 0, 0], tokens, torch.tensor([1, 0]), top_n=4, num_concepts=2, codebook_size=5, impl=impl
         ),
+        "saliency_counts": lambda impl: ops.saliency_counts(
+            grads, tokens, torch.tensor([1, 0]), top_n=4, num_concepts=2, codebook_size=5, impl=impl
+        )[1],
         "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], torch.ones(2), 3, seed=1, impl=impl),
         "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
         "gumbel_codebook_step": stepped,

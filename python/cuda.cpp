@@ -82,30 +82,19 @@ cuda::Counting counting(Address tokens, const std::string& type, const std::arra
           pointer<std::int64_t>(counts)};
 }
 
-template <typename T>
-cortex_fast::Gradients<T> gradients(Address grads, const std::array<std::int64_t, 5>& sizes,
-                                    const std::array<std::int64_t, 5>& strides) {
-  cortex_fast::Gradients<T> all{pointer<const T>(grads), {}, {}};
-  for (int i = 0; i < 5; ++i) {
-    all.sizes[i] = sizes[i];
-    all.strides[i] = strides[i];
-  }
-  return all;
-}
-
 // counting None: nothing is counted.
 template <typename T>
 void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
                     const std::string& reduction, Address out, const std::optional<cuda::Counting>& counting,
                     Address scratch, Address stream) {
-  check(cuda::token_saliency(gradients<T>(grads, sizes, strides), reduction_of(reduction), pointer<float>(out),
+  check(cuda::token_saliency(gradients_of<T>(grads, sizes, strides), reduction_of(reduction), pointer<float>(out),
                              counting.value_or(cuda::Counting{}), pointer<void>(scratch), pointer<void>(stream)));
 }
 
 template <typename T>
 std::size_t token_saliency_scratch(Address grads, const std::array<std::int64_t, 5>& sizes,
                                    const std::array<std::int64_t, 5>& strides) {
-  return cuda::token_saliency_scratch(gradients<T>(grads, sizes, strides));
+  return cuda::token_saliency_scratch(gradients_of<T>(grads, sizes, strides));
 }
 
 template <typename T>
@@ -119,8 +108,8 @@ void define_token_saliency(py::module_& module, const std::string& name) {
 // sizes are batch, height, width.
 void concept_counts(Address tsv, const std::array<std::int64_t, 3>& strides, const std::array<std::int64_t, 3>& sizes,
                     const cuda::Counting& counting, Address stream) {
-  check(cuda::concept_counts({pointer<const float>(tsv), {strides[0], strides[1], strides[2]}}, sizes[0], sizes[1],
-                             sizes[2], counting, pointer<void>(stream)));
+  check(cuda::concept_counts(grids_of<float>(tsv, strides), sizes[0], sizes[1], sizes[2], counting,
+                             pointer<void>(stream)));
 }
 
 cuda::Launch launch(Address clock, bool exact, Address scratch, Address stream) {
@@ -142,20 +131,11 @@ void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address u
                                        pointer<float>(grad_codebook)));
 }
 
-// Moments 0, 0: plain gradient descent.
 void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address clock,
                           bool exact, Address scratch, Address logits, const std::array<Address, 2>& moments, double lr,
                           const std::array<double, 2>& betas, double eps, std::int64_t step, Address own, float stay,
                           Address stream) {
-  const cortex_fast::Update update{pointer<float>(moments[0]),
-                                   pointer<float>(moments[1]),
-                                   lr,
-                                   betas[0],
-                                   betas[1],
-                                   eps,
-                                   step,
-                                   pointer<const std::int64_t>(own),
-                                   stay};
+  const auto update = update_of(moments, lr, betas, eps, step, own, stay);
   check(cuda::gumbel_codebook_step(args, pointer<const float>(upstream), pointer<const float>(kept), update,
                                    launch(clock, exact, scratch, stream), pointer<float>(logits)));
 }

@@ -56,9 +56,7 @@ cortex_fast::Run run_of(int threads, const std::string& name) {
 template <typename T>
 void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
                     const std::string& reduction, Address out, int threads, const std::string& level) {
-  cortex_fast::Gradients<T> gradients{pointer<const T>(grads), {}, {}};
-  std::copy(sizes.begin(), sizes.end(), gradients.sizes);
-  std::copy(strides.begin(), strides.end(), gradients.strides);
+  const auto gradients = gradients_of<T>(grads, sizes, strides);
   const auto kind = reduction_of(reduction);
   const auto run = run_of(threads, level);
   py::gil_scoped_release release;
@@ -71,11 +69,6 @@ void define_token_saliency(py::module_& module, const char* name) {
              py::arg("reduction"), py::arg("out"), py::arg("threads"), py::arg("level"));
 }
 
-template <typename T>
-cortex_fast::Grids<T> grids(Address address, const std::array<std::int64_t, 3>& strides) {
-  return {pointer<const T>(address), {strides[0], strides[1], strides[2]}};
-}
-
 template <typename Token>
 void concept_counts(Address tsv, const std::array<std::int64_t, 3>& tsv_strides, Address tokens,
                     const std::array<std::int64_t, 3>& token_strides, Address labels,
@@ -84,7 +77,7 @@ void concept_counts(Address tsv, const std::array<std::int64_t, 3>& tsv_strides,
   const cortex_fast::CountSizes all{sizes[0], sizes[1], sizes[2], top_n, num_concepts, codebook_size};
   const auto kind = per_of(per);
   py::gil_scoped_release release;
-  if (!cortex_fast::concept_counts(grids<float>(tsv, tsv_strides), grids<Token>(tokens, token_strides),
+  if (!cortex_fast::concept_counts(grids_of<float>(tsv, tsv_strides), grids_of<Token>(tokens, token_strides),
                                    pointer<const std::int64_t>(labels), all, kind, pointer<std::int64_t>(counts),
                                    threads)) {
     throw std::invalid_argument("tokens, labels: expected values in [0, codebook_size) and [0, num_concepts)");
@@ -154,21 +147,12 @@ void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address u
                                         pointer<float>(grad_logits), pointer<float>(grad_codebook), run);
 }
 
-// Moments 0, 0: plain gradient descent.
 void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address logits,
                           const std::array<Address, 2>& moments, double lr, const std::array<double, 2>& betas,
                           double eps, std::int64_t step, Address own, float stay, int threads,
                           const std::string& level) {
   const auto run = run_of(threads, level);
-  const cortex_fast::Update update{pointer<float>(moments[0]),
-                                   pointer<float>(moments[1]),
-                                   lr,
-                                   betas[0],
-                                   betas[1],
-                                   eps,
-                                   step,
-                                   pointer<const std::int64_t>(own),
-                                   stay};
+  const auto update = update_of(moments, lr, betas, eps, step, own, stay);
   py::gil_scoped_release release;
   cortex_fast::gumbel_codebook_step(args, pointer<const float>(upstream), update, pointer<float>(logits), run);
 }

@@ -152,18 +152,25 @@ def test_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
-    [("on", "CORTEX_FAST_CUDA is on, and no nvcc was found"), ("perhaps", "expected auto, on or off, got 'perhaps'")],
+    ("definitions", "message"),
+    [
+        ({"CORTEX_FAST_CUDA": "on"}, "CORTEX_FAST_CUDA is on, and no nvcc was found"),
+        ({"CORTEX_FAST_CUDA": "on", "CORTEX_FAST_NVCC": "/gone/nvcc"}, "is on, and no nvcc was found"),
+        ({"CORTEX_FAST_CUDA": "perhaps"}, "expected auto, on or off, got 'perhaps'"),
+    ],
+    ids=["no nvcc", "no nvcc any more", "misspelt"],
 )
-def test_cuda_kernels_that_cannot_be_built_are_told_of(tmp_path: Path, wanted: str, message: str) -> None:
+def test_cuda_kernels_that_cannot_be_built_are_told_of(
+    tmp_path: Path, definitions: dict[str, str], message: str
+) -> None:
     cmake, make, compiler = (shutil.which(name) for name in ("cmake", "make", "c++"))
     if None in (cmake, make, compiler):
         pytest.skip("no cmake, make or c++")
     # programs are looked for in an empty folder
-    given = {"CMAKE_FIND_ROOT_PATH": tmp_path, "CMAKE_FIND_ROOT_PATH_MODE_PROGRAM": "ONLY", "CORTEX_FAST_CUDA": wanted}
+    given = {"CMAKE_FIND_ROOT_PATH": tmp_path, "CMAKE_FIND_ROOT_PATH_MODE_PROGRAM": "ONLY", **definitions}
     given |= {"CMAKE_MAKE_PROGRAM": make, "CMAKE_CXX_COMPILER": compiler}
-    definitions = [f"-D{name}={value}" for name, value in given.items()]
-    command = [str(cmake), "-S", str(ROOT), "-B", str(tmp_path), "-G", "Unix Makefiles", *definitions]
+    options = [f"-D{name}={value}" for name, value in given.items()]
+    command = [str(cmake), "-S", str(ROOT), "-B", str(tmp_path), "-G", "Unix Makefiles", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert message in re.sub(r"\s+", " ", done.stderr)

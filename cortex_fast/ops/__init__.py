@@ -6,6 +6,7 @@ from cortex_fast.ops.gather_error import gather_error, gather_error_of_files
 from cortex_fast.ops.gumbel_codebook import gumbel_codebook, gumbel_codebook_kept
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
 from cortex_fast.ops.nearest_code import nearest_code
+from cortex_fast.ops.saliency_counts import saliency_counts
 from cortex_fast.ops.smoothgrad_noise import smoothgrad_noise
 from cortex_fast.ops.token_saliency import token_saliency
 
@@ -20,6 +21,7 @@ __all__ = [
     "gumbel_codebook_step",
     "nearest_code",
     "prepare_filters",
+    "saliency_counts",
     "smoothgrad_noise",
     "token_saliency",
 ]

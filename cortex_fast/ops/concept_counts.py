@@ -42,26 +42,43 @@ def concept_counts(
     """
     checks.rank("tsv", tsv, "[B, m, m]")
     checks.floating("tsv", tsv)
+    check_counting(tsv.shape, tokens, labels, top_n, num_concepts, codebook_size, per)
+    checks.same_device(tsv=tsv, tokens=tokens, labels=labels)
+    return _concept_counts(tsv.detach(), tokens, labels, top_n, num_concepts, codebook_size, per, impl)
+
+
+def check_counting(
+    shape: torch.Size, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
+) -> None:
+    """What this operator and `saliency_counts` ask of a count of TSVs of this shape."""
     checks.integral("tokens", tokens)
     checks.integral("labels", labels)
-    checks.same_shape("tokens", tokens, "tsv", tsv.shape)
-    checks.same_shape("labels", labels, "tsv's batch", tsv.shape[:1])
-    checks.same_device(tsv=tsv, tokens=tokens, labels=labels)
-    checks.whole("top_n", top_n, 1, tsv.shape[1] * tsv.shape[2])
+    checks.same_shape("tokens", tokens, "tsv", shape)
+    checks.same_shape("labels", labels, "tsv's batch", shape[:1])
+    checks.whole("top_n", top_n, 1, shape[1] * shape[2])
     checks.whole("num_concepts", num_concepts, 1)
     checks.whole("codebook_size", codebook_size, 1)
     checks.one_of("per", per, PER)
-    return _concept_counts(tsv.detach(), tokens, labels, top_n, num_concepts, codebook_size, per, impl)
+
+
+def check_values(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_size: int) -> None:
+    """What reads the tensors' values, and so stands where no tracer looks."""
+    checks.in_range("tokens", tokens, codebook_size)
+    checks.in_range("labels", labels, num_concepts)
+
+
+def check_numbers(tsv: Tensor) -> None:
+    """This reads values as well."""
+    if bool(tsv.isnan().any()):
+        raise ValueError("tsv: expected numbers, got NaN")
 
 
 @operator("concept_counts")
 def _concept_counts(
     tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str, impl: str
 ) -> Tensor:
-    checks.in_range("tokens", tokens, codebook_size)  # these read values, so they stand where no tracer looks
-    checks.in_range("labels", labels, num_concepts)
-    if bool(tsv.isnan().any()):
-        raise ValueError("tsv: expected numbers, got NaN")
+    check_values(tokens, labels, num_concepts, codebook_size)
+    check_numbers(tsv)
     backend = choose("concept_counts", BACKENDS, impl, tsv)
     if backend == "cuda":
         from cortex_fast.kernels.cuda import concept_counts as cuda_kernel

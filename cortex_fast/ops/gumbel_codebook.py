@@ -191,12 +191,8 @@ def _gumbel_codebook(
 
 @_gumbel_codebook.register_fake
 def _(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard, keep, impl):
-    problems, rows, _ = logits.shape
-    embedding = codebook.new_empty((problems, rows, codebook.shape[1]))
-    index = logits.new_empty((problems, rows), dtype=torch.int64)
     backend = choose("gumbel_codebook", BACKENDS, impl, *floats(logits, codebook, gumbel))
-    shape = (problems, rows, 3 + codebook.shape[1]) if backend in ("cuda", "triton") and (keep or not hard) else (0,)
-    return embedding, index, logits.new_empty(shape, dtype=torch.float32)
+    return reference.empty_results(logits, codebook, backend in ("cuda", "triton") and (keep or not hard))
 
 
 @operator("gumbel_codebook_backward")

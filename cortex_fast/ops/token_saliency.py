@@ -31,12 +31,17 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
     The result is float32, or float64 for float64 gradients. Differentiable; at a tie the first channel gets it all.
     Raises TypeError for integer gradients, ValueError for another rank, N = 0, d = 0 or an unknown reduction.
     """
+    check_arguments(grads, reduction)
+    return _token_saliency(grads, reduction, impl)
+
+
+def check_arguments(grads: Tensor, reduction: str) -> None:
+    """What this operator and `saliency_counts` ask of the arguments that they share."""
     checks.rank("grads", grads, "[B, N, d, m, m]")
     checks.floating("grads", grads)
     checks.one_of("reduction", reduction, REDUCTIONS)
     if grads.shape[1] == 0 or grads.shape[2] == 0:
         raise ValueError(f"grads: expected at least one sample and one channel, got {list(grads.shape)}")
-    return _token_saliency(grads, reduction, impl)
 
 
 @operator("token_saliency")

@@ -17,7 +17,7 @@ namespace cuda {
 namespace {
 
 constexpr int kSelectCodes = 4 * kThreads;  // that a block of `select` takes at a time
-constexpr int kScanRows = 64, kScanCodes = 16, kScanChannels = 256;
+constexpr int kScanCodes = 16;
 constexpr int kSelectBlocks = 2048, kScanBlocks = 264;  // as many as keep a large GPU busy
 constexpr int kStages = 2;
 
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) select(Field field, std::int64_t par
 
 // Shared memory of `scan`: codes on their way, the weights of two tiles as blocks, how each row's sums fade, and what a
 // thread knows of its row, which would else take the registers that the sums need.
-using Codes = Ring<kStages, kScanChannels / 16>;
-constexpr int kWeightBytes = kScanRows / 16 * kBlock;
+using Codes = Ring<kStages, kSumSlices>;
+constexpr int kWeightBytes = kSumRows / 16 * kBlock;
 
 struct State {
   std::int64_t row;
@@ -95,7 +95,7 @@ struct State {
 struct ScanShared {
   unsigned char codes[Codes::kBytes];
   unsigned char weights[2][kWeightBytes];
-  float fades[2][kScanRows];
+  float fades[2][kSumRows];
   State states[kThreads];
   int best[kThreads];
 };
@@ -107,16 +107,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   ScanShared& shared = *dynamic_shared<ScanShared>();
   const Codes ring{shared.codes};
 
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kScanRows;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  Sums sums(field.channels, blockIdx.z);
+  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kSumRows;
   const int begin = static_cast<int>(blockIdx.y) * part;
   const int tiles = (min(part, static_cast<int>(field.codes) - begin) + kScanCodes - 1) / kScanCodes;
-  const int slices = (field.channels + 15) / 16, column = static_cast<int>(blockIdx.z) * (kScanChannels / 16);
-  const int here = min(slices - column, kScanChannels / 16);  // slices of this block
 
   const auto copy_tile = [&](int tile) {
     const std::int64_t row = begin / 16 + tile;
-    ring.copy<1>(tile, here, [=](int block) { return planes + block_at(row, column + block, slices); });
+    ring.copy<1>(tile, sums.here, [&](int block) { return planes + block_at(row, sums.column + block, sums.slices); });
   };
 
   // four codes of one row are this thread's
@@ -159,48 +158,28 @@ __global__ void __launch_bounds__(kThreads, 2)
       sum += scores.of[i];
     }
     state.denominator = multiply_add(state.denominator, fade, sum);
-    unsigned char* to = shared.weights[tile % 2] + row_here / 16 * kBlock + place_in_plane(row_here % 16, 4 * quad);
-    const Parts first = split_pair(scores.of[0], scores.of[1]), second = split_pair(scores.of[2], scores.of[3]);
-#pragma unroll
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      *reinterpret_cast<uint2*>(to + plane * kPlane) = make_uint2(first.of[plane], second.of[plane]);
-    }
+    store_parts(shared.weights[tile % 2] + row_here / 16 * kBlock + place_in_plane(row_here % 16, 4 * quad), scores);
     if (quad == 0) shared.fades[tile % 2][row_here] = fade;
   };
 
-  // a warp has 32 rows, and every fourth block of 16 channels
-  const int rows_from = warp % 2 * 32, slice_from = warp / 2;
-  float sums[2][8][4] = {};
   const auto add = [&](int tile) {
-    const unsigned char* of_tile = shared.weights[tile % 2] + rows_from / 16 * kBlock;
+    const unsigned char* of_tile = shared.weights[tile % 2] + sums.rows_from / 16 * kBlock;
     const Left left[2] = {load_left(of_tile), load_left(of_tile + kBlock)};
-    const float* fade = shared.fades[tile % 2] + rows_from + lane / 4;
+    const float* fade = shared.fades[tile % 2] + sums.rows_from + lane / 4;
     const float fade_of[2][2] = {{fade[0], fade[8]}, {fade[16], fade[24]}};
+    sums.multiply_stage<kProducts>(left, ring.stage(tile), [&](float (&sum)[4], const float (&product)[4], int m) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (slice_from + 4 * j >= here) break;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const Right right = load_right_transposed(ring.stage(tile) + (slice_from + 4 * j) * kBlock, half);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          float product[4];
-          multiply<kProducts>(left[m], right, product);
-          float (&sum)[4] = sums[m][2 * j + half];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sum[i] = multiply_add(sum[i], fade_of[m][i / 2], product[i]);
-        }
-      }
-    }
+      for (int i = 0; i < 4; ++i) sum[i] = multiply_add(sum[i], fade_of[m][i / 2], product[i]);
+    });
   };
 
   ring.begin();
   __syncthreads();
   copy_tile(0);
   soften(0);
-  const bool busy = first_row + rows_from < field.count;  // of the warp's rows at least one exists
+  const bool busy = first_row + sums.rows_from < field.count;  // of the warp's rows at least one exists
   for (int tile = 0; tile < tiles; ++tile) {
-    if (here > 0) ring.wait(tile);  // there may be no channels, and still an index
+    if (sums.here > 0) ring.wait(tile);  // there may be no channels, and still an index
     __syncthreads();
     if (tile + 1 < tiles) {
       copy_tile(tile + 1);
@@ -212,23 +191,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const State& state = shared.states[thread];
   const float denominator = sum_of_lanes<4>(state.denominator);
   const std::int64_t of_part = blockIdx.y * field.count;
-  if (first_row + row_here < field.count && quad == 0 && column == 0) {
+  if (first_row + row_here < field.count && quad == 0 && sums.column == 0) {
     found[of_part + state.row] = {state.score, shared.best[thread], denominator, 0.0f};
   }
-#pragma unroll
-  for (int m = 0; m < 2; ++m) {
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int channel = (column + slice_from + 4 * (n / 2)) * 16 + n % 2 * 8 + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const std::int64_t at = first_row + rows_from + 16 * m + i / 2 * 8 + lane / 4;
-        if (at < field.count && channel + i % 2 < field.channels) {
-          soft[(of_part + at) * field.channels + channel + i % 2] = sums[m][n][i];
-        }
-      }
-    }
-  }
+  sums.store(soft + (of_part + first_row) * field.channels, field.count - first_row, field.channels);
 }
 
 constexpr int kCombineChannels = 128, kCombineWarps = 8;
@@ -342,7 +308,7 @@ Split select_split(std::int64_t count, std::int64_t codes) {
 }
 
 Split scan_split(std::int64_t count, std::int64_t codes, std::int64_t channels) {
-  const std::int64_t blocks = ceil_div(count, kScanRows) * ceil_div(channels, kScanChannels);
+  const std::int64_t blocks = ceil_div(count, kSumRows) * sum_columns(channels);
   return split_of(codes, kScanCodes, blocks, kScanBlocks, 4);
 }
 
@@ -375,22 +341,6 @@ Status split(const float* from, std::int64_t rows, std::int64_t channels, unsign
                 eights, to);
 }
 
-std::size_t gumbel_codebook_blocks_bytes(std::int64_t codes, std::int64_t channels) {
-  return static_cast<std::size_t>(plane_bytes(codes, channels));
-}
-
-Status gumbel_codebook_blocks(const float* codebook, std::int64_t codes, std::int64_t channels, void* blocks,
-                              void* stream) {
-  return split(codebook, codes, channels, static_cast<unsigned char*>(blocks), stream);
-}
-
-Status codebook_blocks(const GumbelCodebook& args, const Launch& launching, unsigned char* scratch,
-                       const unsigned char** blocks) {
-  *blocks = launching.blocks == nullptr ? scratch : static_cast<const unsigned char*>(launching.blocks);
-  if (launching.blocks != nullptr) return {};
-  return split(args.codebook, args.codes, args.channels, scratch, launching.stream);
-}
-
 std::size_t gumbel_codebook_scratch(std::int64_t problems, std::int64_t rows, std::int64_t codes, std::int64_t channels,
                                     bool keep) {
   return scratch_of(problems * rows, codes, channels, keep, nullptr).bytes;
@@ -407,14 +357,13 @@ Status gumbel_codebook(const GumbelCodebook& args, bool hard, const Launch& laun
   const Split parts = keep ? scan_split(field.count, args.codes, args.channels) : select_split(field.count, args.codes);
   Status status;
   if (keep) {
-    const unsigned char* blocks = nullptr;
-    status = codebook_blocks(args, launching, scratch.planes, &blocks);
+    status = split(args.codebook, args.codes, args.channels, scratch.planes, launching.stream);
     if (status.code != 0) return status;
-    const std::int64_t columns = args.channels == 0 ? 1 : ceil_div(args.channels, kScanChannels);
-    const Shape shape{dim3(number(ceil_div(field.count, kScanRows)), number(parts.parts), number(columns)),
+    const Shape shape{dim3(number(ceil_div(field.count, kSumRows)), number(parts.parts), sum_columns(args.channels)),
                       dim3(kThreads), sizeof(ScanShared)};
-    status = launch("gumbel_codebook scan", launching.products == Products::kExact ? scan<6> : scan<3>, shape,
-                    launching.stream, field, blocks, static_cast<int>(parts.codes), scratch.found, scratch.soft);
+    status =
+        launch("gumbel_codebook scan", launching.products == Products::kExact ? scan<6> : scan<3>, shape,
+               launching.stream, field, scratch.planes, static_cast<int>(parts.codes), scratch.found, scratch.soft);
   } else {
     status = launch("gumbel_codebook select", select, {dim3(number(field.count), number(parts.parts)), dim3(kThreads)},
                     launching.stream, field, parts.codes, scratch.found);

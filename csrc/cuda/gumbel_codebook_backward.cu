@@ -236,14 +236,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-constexpr int kOuterCodes = 64, kOuterChannels = 256, kOuterRows = 16;
+constexpr int kOuterRows = 16;  // at a time
 
 // dC = y^T dE of 64 codes and 256 channels, the codebook's gradient of a soft selection: over all rows in their order.
-using Upstream = Ring<2, kOuterChannels / 16>;
+using Upstream = Ring<2, kSumSlices>;
 
 struct OuterShared {
   unsigned char upstream[Upstream::kBytes];
-  unsigned char weights[2][kOuterCodes / 16 * kBlock];
+  unsigned char weights[2][kSumRows / 16 * kBlock];
 };
 
 template <int kProducts>
@@ -251,13 +251,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     outer(Field field, const unsigned char* upstream, const Row* rows, const Numbers* numbers_in, float* out) {
   OuterShared& shared = *dynamic_shared<OuterShared>();
   const Upstream ring{shared.upstream};
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int first_code = static_cast<int>(blockIdx.x) * kOuterCodes;
-  const int slices = (field.channels + 15) / 16, column = static_cast<int>(blockIdx.y) * (kOuterChannels / 16);
-  const int here = min(slices - column, kOuterChannels / 16);
+  Sums sums(field.channels, blockIdx.y);
+  const int thread = static_cast<int>(threadIdx.x), first_code = static_cast<int>(blockIdx.x) * kSumRows;
   const int tiles = static_cast<int>((field.count + kOuterRows - 1) / kOuterRows);
   const auto copy_tile = [&](int tile) {
-    ring.copy<1>(tile, here, [=](int block) { return upstream + block_at(tile, column + block, slices); });
+    ring.copy<1>(tile, sums.here,
+                 [&](int block) { return upstream + block_at(tile, sums.column + block, sums.slices); });
   };
   // four codes of a row are a thread's
   const int row_here = thread / 16, quad = thread % 16;
@@ -273,16 +272,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         y.of[i] = exp_of((y.of[i] - of_row.score) * numbers_in->inverse_tau - of_row.log_denominator);
       }
     }
-    unsigned char* to = shared.weights[tile % 2] + quad / 4 * kBlock + place_in_plane(row_here, quad % 4 * 4);
-    const Parts first = split_pair(y.of[0], y.of[1]), second = split_pair(y.of[2], y.of[3]);
-#pragma unroll
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      *reinterpret_cast<uint2*>(to + plane * kPlane) = make_uint2(first.of[plane], second.of[plane]);
-    }
+    store_parts(shared.weights[tile % 2] + quad / 4 * kBlock + place_in_plane(row_here, quad % 4 * 4), y);
   };
-  // a warp has 32 codes, and every fourth block of 16 channels
-  const int codes_from = warp % 2 * 32, slice_from = warp / 2;
-  float sums[2][8][4] = {};
   ring.begin();
   __syncthreads();
   copy_tile(0);
@@ -294,38 +285,14 @@ __global__ void __launch_bounds__(kThreads, 2)
       copy_tile(tile + 1);
       soften(tile + 1);
     }
-    const unsigned char* weights = shared.weights[tile % 2] + codes_from / 16 * kBlock;
+    const unsigned char* weights = shared.weights[tile % 2] + sums.rows_from / 16 * kBlock;
     const Left left[2] = {load_left_transposed(weights), load_left_transposed(weights + kBlock)};
+    sums.multiply_stage<kProducts>(left, ring.stage(tile), [](float (&sum)[4], const float (&product)[4], int) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (slice_from + 4 * j >= here) break;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const Right right = load_right_transposed(ring.stage(tile) + (slice_from + 4 * j) * kBlock, half);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          float product[4];
-          multiply<kProducts>(left[m], right, product);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums[m][2 * j + half][i] += product[i];
-        }
-      }
-    }
+      for (int i = 0; i < 4; ++i) sum[i] += product[i];
+    });
   }
-#pragma unroll
-  for (int m = 0; m < 2; ++m) {
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int channel = (column + slice_from + 4 * (n / 2)) * 16 + n % 2 * 8 + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const std::int64_t code = first_code + codes_from + 16 * m + i / 2 * 8 + lane / 4;
-        if (code < field.codes && channel + i % 2 < field.channels) {
-          out[code * field.channels + channel + i % 2] = sums[m][n][i];
-        }
-      }
-    }
-  }
+  sums.store(out + static_cast<std::int64_t>(first_code) * field.channels, field.codes - first_code, field.channels);
 }
 
 struct Scratch {
@@ -347,15 +314,14 @@ Scratch scratch_of(std::int64_t count, std::int64_t codes, std::int64_t channels
 }
 
 template <int kRowBlocks>
-Status launch_update(const Field& field, const Optimiser& optimiser, const unsigned char* codes, const Scratch& scratch,
-                     const Launch& launching) {
+Status launch_update(const Field& field, const Optimiser& optimiser, const Scratch& scratch, const Launch& launching) {
   const std::int64_t row_tiles = ceil_div(field.count, Tile<kRowBlocks>::kRows);
   const std::int64_t tiles = row_tiles * ceil_div(field.codes, kCodes);
   if (tiles > kMostBlocks) return {cudaErrorInvalidConfiguration, "gumbel_codebook update"};
   const Shape shape{dim3(static_cast<unsigned>(tiles)), dim3(kThreads), Tile<kRowBlocks>::kShared};
   return launch("gumbel_codebook update",
                 launching.products == Products::kExact ? update<kRowBlocks, 6> : update<kRowBlocks, 3>, shape,
-                launching.stream, field, optimiser, codes, scratch.upstream, scratch.rows, scratch.numbers,
+                launching.stream, field, optimiser, scratch.codes, scratch.upstream, scratch.rows, scratch.numbers,
                 static_cast<unsigned>(row_tiles));
 }
 
@@ -368,8 +334,7 @@ Status run(const GumbelCodebook& args, const float* upstream, const float* kept,
     return grad_codebook == nullptr ? Status{} : clear("gumbel_codebook clear", grad_codebook, bytes, launching.stream);
   }
   const Scratch scratch = scratch_of(field.count, args.codes, args.channels, launching.scratch);
-  const unsigned char* codes = nullptr;
-  Status status = codebook_blocks(args, launching, scratch.codes, &codes);
+  Status status = split(args.codebook, args.codes, args.channels, scratch.codes, launching.stream);
   if (status.code != 0) return status;
   status = split(upstream, field.count, args.channels, scratch.upstream, launching.stream);
   if (status.code != 0) return status;
@@ -377,15 +342,14 @@ Status run(const GumbelCodebook& args, const float* upstream, const float* kept,
                   launching.stream, field, optimiser, args.codebook, upstream, kept, scratch.rows, scratch.numbers);
   if (status.code != 0) return status;
   if (grad_codebook != nullptr && args.channels != 0) {
-    const Shape shape{dim3(static_cast<unsigned>(ceil_div(args.codes, kOuterCodes)),
-                           static_cast<unsigned>(ceil_div(args.channels, kOuterChannels))),
+    const Shape shape{dim3(static_cast<unsigned>(ceil_div(args.codes, kSumRows)), sum_columns(args.channels)),
                       dim3(kThreads), sizeof(OuterShared)};
     status = launch("gumbel_codebook outer", launching.products == Products::kExact ? outer<6> : outer<3>, shape,
                     launching.stream, field, scratch.upstream, scratch.rows, scratch.numbers, grad_codebook);
     if (status.code != 0) return status;
   }
-  return field.count <= kFewRows ? launch_update<2>(field, optimiser, codes, scratch, launching)
-                                 : launch_update<8>(field, optimiser, codes, scratch, launching);
+  return field.count <= kFewRows ? launch_update<2>(field, optimiser, scratch, launching)
+                                 : launch_update<8>(field, optimiser, scratch, launching);
 }
 
 }  // namespace

@@ -102,6 +102,15 @@ __device__ __forceinline__ void store_quad(float* row, std::int64_t code, std::i
   }
 }
 
+// Four weights of a row to their place in a block, as parts.
+__device__ __forceinline__ void store_parts(unsigned char* to, const Quad& weights) {
+  const Parts first = split_pair(weights.of[0], weights.of[1]), second = split_pair(weights.of[2], weights.of[3]);
+#pragma unroll
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    *reinterpret_cast<uint2*>(to + plane * kPlane) = make_uint2(first.of[plane], second.of[plane]);
+  }
+}
+
 // The random words of four codes of a row, which is row `place` of problem `item`.
 __device__ __forceinline__ Counter<std::uint32_t> words_of(const Field& field, std::uint32_t draw, std::uint32_t item,
                                                            std::uint32_t place, std::int64_t code) {
@@ -161,6 +170,67 @@ __device__ __forceinline__ float sum_of_lanes(float value) {
 // NaN is the largest score of all.
 __device__ __forceinline__ float ranked(float score) { return score != score ? kHighest : score; }
 
+// 64 rows by 256 channels of sums in registers, which the warps of a block share: each has 32 of the rows, and every
+// fourth slice of 16 channels. Blocks go over the channels along one axis of the grid.
+constexpr int kSumRows = 64, kSumChannels = 256, kSumSlices = kSumChannels / 16;
+
+inline unsigned sum_columns(std::int64_t channels) {
+  return channels == 0 ? 1u : static_cast<unsigned>(ceil_div(channels, kSumChannels));
+}
+
+struct Sums {
+  int slices, column, here;             // of a row of blocks; those before this block's; this block's
+  int rows_from, slice_from;            // this warp's
+  float of[2][kSumSlices / 2][4] = {};  // 16 rows; 8 channels; as mma.sync has them
+
+  __device__ __forceinline__ Sums(int channels, unsigned block) {
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    slices = (channels + 15) / 16;
+    column = static_cast<int>(block) * kSumSlices;
+    here = min(slices - column, kSumSlices);
+    rows_from = warp % 2 * 32;
+    slice_from = warp / 2;
+  }
+
+  // The products of 16 numbers of each of the rows and the blocks of a stage, by add(sum, product, 16 rows' number).
+  template <int kProducts, typename Add>
+  __device__ __forceinline__ void multiply_stage(const Left (&left)[2], const unsigned char* stage, const Add& add) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (slice_from + 4 * j >= here) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Right right = load_right_transposed(stage + (slice_from + 4 * j) * kBlock, half);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          float product[4];
+          multiply<kProducts>(left[m], right, product);
+          add(of[m][2 * j + half], product, m);
+        }
+      }
+    }
+  }
+
+  // to [.., channels], from the first of the block's rows on, of which `rows` are there.
+  __device__ __forceinline__ void store(float* to, std::int64_t rows, int channels) const {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int n = 0; n < kSumSlices / 2; ++n) {
+        const int channel = (column + slice_from + 4 * (n / 2)) * 16 + n % 2 * 8 + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = rows_from + 16 * m + i / 2 * 8 + lane / 4;
+          if (row < rows && channel + i % 2 < channels) {
+            to[static_cast<std::int64_t>(row) * channels + channel + i % 2] = of[m][n][i];
+          }
+        }
+      }
+    }
+  }
+};
+
 constexpr int kPadded = 16 * kPanel;  // rows of planes are made up to a multiple of it, with zeros
 
 inline std::int64_t plane_rows(std::int64_t rows) { return ceil_div(rows, kPadded) * kPadded; }
@@ -171,10 +241,6 @@ inline std::int64_t plane_bytes(std::int64_t rows, std::int64_t channels) {
 
 // from [rows, channels] as blocks, zero beyond.
 Status split(const float* from, std::int64_t rows, std::int64_t channels, unsigned char* to, void* stream);
-
-// The codebook's blocks: the caller's, or made in scratch memory.
-Status codebook_blocks(const GumbelCodebook& args, const Launch& launching, unsigned char* scratch,
-                       const unsigned char** blocks);
 
 // Scratch memory, handed out piece by piece; with a null base it only counts.
 struct Pieces {

@@ -1,7 +1,7 @@
 // How kernels are launched, and what they need beyond CUDA C++'s plain part. The one place where nvcc and the tests'
 // stand-in for a GPU differ (tests/cuda/host; and tiles.cuh, for the matrix units and asynchronous copies): every other
 // .cu file is compiled by both. So kernels are launched by `launch`, never by <<<>>>, and dynamic shared memory is
-// asked for by `dynamic_shared`. A kernel for clusters of several blocks has no static shared memory.
+// asked for by `dynamic_shared`.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,7 +22,6 @@ namespace cuda {
 struct Shape {
   dim3 grid, block;
   std::size_t shared_bytes = 0;  // dynamic; above 48 KB the launch asks for it
-  unsigned cluster = 1;          // blocks, along x; the grid is a multiple of it
 };
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -38,47 +37,6 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(cortex_fast_shared);
 }
 
-// The place of a block within its cluster, how many they are, a barrier of all their threads that also orders shared
-// memory, and the address of another block's shared memory. Before sm_90 a cluster is one block.
-__device__ __forceinline__ unsigned cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-#else
-  return 0;
-#endif
-}
-
-__device__ __forceinline__ unsigned cluster_blocks() {
-#if __CUDA_ARCH__ >= 900
-  unsigned blocks;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-  return blocks;
-#else
-  return 1;
-#endif
-}
-
-__device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#else
-  __syncthreads();
-#endif
-}
-
-template <typename T>
-__device__ __forceinline__ T* map_shared_rank(T* mine, unsigned rank) {
-#if __CUDA_ARCH__ >= 900
-  std::uint64_t there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<std::uint64_t>(mine)), "r"(rank));
-  return reinterpret_cast<T*>(there);
-#else
-  return mine;
-#endif
-}
-
 template <typename... Parameters, typename... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, void* stream,
               Arguments&&... arguments) {
@@ -87,20 +45,10 @@ Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shap
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = shape.cluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = shape.cluster > 1 ? 1 : 0;
   cudaError_t error = cudaSuccess;
   if (shape.shared_bytes > 48 * 1024) {
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shape.shared_bytes));
-  }
-  if (shape.cluster > 8 && error == cudaSuccess) {
-    error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (error == cudaSuccess) {
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
@@ -114,39 +62,16 @@ inline Status clear(const char* name, void* memory, std::size_t bytes, void* str
   return status_of(name, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
-// An attribute of the current device, or `otherwise` where it cannot be asked.
-inline int device_attribute(cudaDeviceAttr attribute, int otherwise) {
-  int device = 0, value = 0;
-  const bool known =
-      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
-  return known ? value : otherwise;
-}
-
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount, 1); }
-
-// Of the current device, as 90 for sm_90.
-inline int capability() {
-  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, 0) +
-         device_attribute(cudaDevAttrComputeCapabilityMinor, 0);
-}
-
 #else
 
 template <typename T>
 T* dynamic_shared() {
   return reinterpret_cast<T*>(cuda_on_host::dynamic_shared());
 }
-inline unsigned cluster_rank() { return cuda_on_host::cluster_rank(); }
-inline unsigned cluster_blocks() { return cuda_on_host::cluster_blocks(); }
-inline void cluster_sync() { cuda_on_host::cluster_sync(); }
-template <typename T>
-T* map_shared_rank(T* mine, unsigned rank) {
-  return reinterpret_cast<T*>(cuda_on_host::map_shared_rank(mine, rank));
-}
 
 template <typename... Parameters, typename... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shape, void*, Arguments&&... arguments) {
-  return status_of(name, cuda_on_host::run(shape.grid, shape.block, shape.shared_bytes, shape.cluster,
+  return status_of(name, cuda_on_host::run(shape.grid, shape.block, shape.shared_bytes,
                                            [&] { kernel(static_cast<Parameters>(arguments)...); }));
 }
 
@@ -154,9 +79,6 @@ inline Status clear(const char* name, void* memory, std::size_t bytes, void*) {
   std::memset(memory, 0, bytes);
   return status_of(name, cudaSuccess);
 }
-
-inline int multiprocessors() { return cuda_on_host::kMultiprocessors; }
-inline int capability() { return cuda_on_host::kCapability; }
 
 #endif
 

@@ -15,7 +15,6 @@ class Problem(ctypes.Structure):
         ("draw", ctypes.c_int64),
         ("tau", ctypes.c_float),
         ("products", ctypes.c_int32),
-        ("blocks", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -37,7 +36,6 @@ class Given:
     seed: int = 0
     draw: int = 0
     exact: bool = True
-    blocks: Tensor | None = None  # of `Kernels.blocks`
 
     def ids(self) -> Tensor:
         return torch.arange(self.logits.shape[0]) if self.item_ids is None else self.item_ids
@@ -51,26 +49,18 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        library.gumbel_blocks_bytes.restype = ctypes.c_int64
 
     def _problem(self, given: Given, ids: Tensor) -> Problem:
         sizes = (*given.logits.shape, given.codebook.shape[1])
         addresses = map(_address, (given.logits, given.codebook, given.gumbel, ids, given.clock))
         numbers = (given.seed, given.draw, given.tau, 0 if given.exact else 1)
-        return Problem(*addresses, *sizes, *numbers, _address(given.blocks))
+        return Problem(*addresses, *sizes, *numbers)
 
     def _call(self, name: str, given: Given, *arguments: object) -> None:
         ids = given.ids()
         problem = self._problem(given, ids)
         passed = [_address(one) if one is None or isinstance(one, Tensor) else one for one in arguments]
         assert getattr(self.library, name)(ctypes.byref(problem), *passed) == 0
-
-    def blocks(self, given: Given) -> Tensor:
-        """The codebook's, for `Given.blocks`."""
-        size = self.library.gumbel_blocks_bytes(ctypes.byref(self._problem(given, given.ids())))
-        blocks = torch.full((size,), 255, dtype=torch.uint8)
-        self._call("gumbel_blocks", given, blocks)
-        return blocks
 
     def forward(self, given: Given, hard: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embedding [P,R,d], index [P,R] and kept [P,R,3+d], or None."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
+from cortex_fast.kernels.cuda import concept_counts as kernel
 from tests.ops.backends_under_test import random
 from tests.ops.conftest import cuda_there, running
 
@@ -44,6 +45,16 @@ def counts() -> None:
                 ops.concept_counts(tsv, tokens, labels, per=per, impl=impl, **options) for impl in ("cuda", "reference")
             )
             assert torch.equal(got, expected)
+    for grads in layouts(random(2, 3, 40, 17, 19)):
+        tokens, labels = (random(2, *grads.shape[3:], seed=1).abs() * 5).to(torch.uint16), torch.tensor([1, 0])
+        options = {"top_n": 30, "num_concepts": 2, "codebook_size": 40}
+        got, expected = (
+            ops.saliency_counts(grads, tokens, labels, impl=impl, **options)[1] for impl in ("cuda", "reference")
+        )
+        assert torch.equal(got, expected)
+    grads, tokens, labels = torch.ones(3, 1, 1, 1, 4), torch.tensor([[[0, 9, -1, 2]]]), torch.tensor([0, 5, -1])
+    _, got = kernel.of_gradients(grads, "absmax", tokens.expand(3, 1, 4), labels, 4, 1, 3, "occurrence")
+    assert got.tolist() == [[1, 0, 1]]  # what is out of range is left out, also of a call that nobody has checked
 
 
 def noise() -> None:

@@ -21,6 +21,7 @@ HOST = Path(__file__).parent / "host"
 FOLDER = ROOT / "build" / "cuda_on_host"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SANITIZED = hasattr(ctypes.CDLL(None), "__asan_init")
+CHECKS = ["-Og", "-g1", "-fsanitize=address", "-fno-omit-frame-pointer"] if SANITIZED else []
 SOURCES = ("csrc", "python", "tests/cuda/host")
 
 
@@ -51,25 +52,26 @@ def file() -> Path:
 
     rules = (ROOT / "CMakeLists.txt").read_text()
     kernels = [ROOT / name for name in re.findall(r"\bcsrc/cuda/\w+\.cu\b", rules)]
-    sources = [*kernels, *sorted(HOST.glob("*.cpp"))]
+    sources = [*sorted(HOST.glob("*.cpp")), *kernels]  # the longest among the first
     flags = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w"]
-    flags += ["-g1", "-fsanitize=address", "-fno-omit-frame-pointer"] if SANITIZED else []
-    included = ["csrc/include", "csrc/cuda", "python", "tests/cuda/host"]
-    flags += [f"-I{ROOT / folder}" for folder in included]
+    flags += [f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cuda", "python", "tests/cuda/host")]
     flags += [f"-isystem{_headers()}", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     headers = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh")]
     common = b"".join(path.read_bytes() for path in [*sorted(headers), ROOT / "python" / "cuda.cpp"])
-    common += " ".join(flags).encode()
-    objects = [FOLDER / f"{path.name}-{_digest(common, path.read_bytes())}.o" for path in sources]
+    # The Python module looks at no tensor's memory: both builds have the same, which takes longest to compile.
+    options = [[*flags, *(CHECKS if path.name != "module.cpp" else [])] for path in sources]
+    objects = [
+        FOLDER / f"{path.name}-{_digest(common, path.read_bytes(), ' '.join(chosen).encode())}.o"
+        for path, chosen in zip(sources, options, strict=True)
+    ]
     library = FOLDER / f"cuda_on_host-{_digest(*(path.name.encode() for path in objects))}.so"
+    commands = [[*chosen, "-xc++", "-c", str(path)] for path, chosen in zip(sources, options, strict=True)]
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes want the same
-        absent = [pair for pair in zip(sources, objects, strict=True) if not pair[1].exists()]
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda pair: _compile(["-x", "c++", "-c", str(pair[0])], flags, pair[1]), absent))
-        if not library.exists():
-            _compile(["-shared", *map(str, objects)], flags, library)
+            list(pool.map(_compile, commands, objects))
+        _compile(["-shared", *CHECKS, *map(str, objects)], library)
     return library
 
 
@@ -77,9 +79,13 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _compile(what: list[str], flags: list[str], to: Path) -> None:
+def _compile(command: list[str], to: Path) -> None:
+    """Unless it is there."""
+    if to.exists():
+        return
     part = to.with_suffix(".part")
-    subprocess.run([str(COMPILER), *flags, *what, "-o", str(part)], check=True)
+    outside = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # the sanitizer
+    subprocess.run([str(COMPILER), *command, "-o", str(part)], check=True, env=outside)
     part.rename(to)
 
 

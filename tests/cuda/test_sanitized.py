@@ -13,12 +13,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def sanitizer() -> str | None:
-    """The runtime, which must be loaded before all else."""
+    """The runtime, which must be loaded before all else; and C++'s, whose exceptions it watches."""
     if stand_in.missing() is not None:
         return None
-    named = [str(stand_in.COMPILER), "-print-file-name=libasan.so"]
-    path = Path(subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip())
-    return str(path) if path.is_absolute() else None
+    paths = []
+    for name in ("libasan.so", "libstdc++.so"):
+        named = [str(stand_in.COMPILER), f"-print-file-name={name}"]
+        paths.append(Path(subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip()))
+    return " ".join(map(str, paths)) if all(path.is_absolute() for path in paths) else None
 
 
 def under_sanitizer(*command: str) -> subprocess.CompletedProcess[str]:
@@ -43,9 +45,9 @@ def test_odd_shapes() -> None:
 @needs_sanitizer
 @pytest.mark.slow
 def test_the_operators_own_tests() -> None:
-    names = ("token_saliency", "concept_counts", "smoothgrad_noise", "gumbel_codebook", "gumbel_codebook_step")
+    names = "token_saliency concept_counts saliency_counts smoothgrad_noise gumbel_codebook gumbel_codebook_step"
     options = ["-q", "-p", "no:cacheprovider", "--capture=sys", "-k", "cuda and not compile and not opcheck", "-x"]
-    done = under_sanitizer("-m", "pytest", *options, *(f"tests/ops/test_{name}.py" for name in names))
+    done = under_sanitizer("-m", "pytest", *options, *(f"tests/ops/test_{name}.py" for name in names.split()))
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 

@@ -17,9 +17,10 @@ LANES = np.arange(32)
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def functions(request: pytest.FixtureRequest):
-    stand_in.library().set_order(request.param)
-    yield ctypes.CDLL(str(stand_in.file()))
-    stand_in.library().set_order(False)
+    library = ctypes.CDLL(str(stand_in.file()))
+    library.run_like(request.param, True)
+    yield library
+    library.run_like(False, True)
 
 
 def address(array: np.ndarray) -> ctypes.c_void_p:
@@ -51,14 +52,7 @@ def test_shuffles_and_votes(functions: ctypes.CDLL) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-def test_clusters_see_each_others_shared_memory(functions: ctypes.CDLL) -> None:
-    got = np.full(8, -1, dtype=np.int32)
-    assert functions.cluster_ring_of(address(got), 8, 4) == 0
-    assert got.tolist() == [101, 202, 303, 0, 501, 602, 703, 400]
-
-
 def test_refuses_a_launch_that_no_gpu_takes(functions: ctypes.CDLL) -> None:
-    assert functions.cluster_ring_of(None, 6, 4) != 0
     assert functions.block_sums_of(None, None, 1, 2048) != 0
     assert functions.block_sums_of(None, None, 0, 32) != 0
 

@@ -69,11 +69,7 @@ def forward(
     """logits [P,R,K], codebook [K,d] -> embedding [P,R,d] in the codebook's dtype, index int64 [P,R], and where `keep`
     is true, or the selection soft, float32 [P,R,3+d], else [0]: what the Triton kernels keep."""
     args, alive = _arguments(logits, codebook, item_ids, gumbel, tau, seed, draw)
-    problems, rows, _ = logits.shape
-    channels, kept_too = codebook.shape[1], keep or not hard
-    embedding = torch.empty((problems, rows, channels), device=logits.device)
-    index = torch.empty((problems, rows), dtype=torch.int64, device=logits.device)
-    kept = torch.empty((problems, rows, 3 + channels) if kept_too else (0,), device=logits.device)
+    embedding, index, kept = reference.empty_results(logits, codebook.float(), keep or not hard)
     _call(
         "",
         logits,
@@ -83,7 +79,7 @@ def forward(
         hard=hard,
         embedding=embedding.data_ptr(),
         index=index.data_ptr(),
-        kept=kept.data_ptr() if kept_too else 0,
+        kept=kept.data_ptr() if kept.ndim == 3 else 0,
     )
     del alive
     return embedding.to(codebook.dtype), index, kept

@@ -39,6 +39,18 @@ def sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
     return torch.segment_reduce(values[index.argsort(stable=True)], "sum", lengths=counts, axis=0)
 
 
+def empty_results(logits: Tensor, codebook: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What a forward pass on a GPU fills: embedding [P,R,d] in the codebook's dtype, index int64 [P,R], and what the
+    backward pass makes use of, float32 [P,R,3+d] where `keep` is true, else [0]."""
+    problems, rows, _ = logits.shape
+    channels = codebook.shape[1]
+    return (
+        codebook.new_empty((problems, rows, channels)),
+        logits.new_empty((problems, rows), dtype=torch.int64),
+        logits.new_empty((problems, rows, 3 + channels) if keep else (0,), dtype=torch.float32),
+    )
+
+
 def forward(logits: Tensor, codebook: Tensor, gumbel: Tensor, tau: float | Tensor, hard: bool) -> tuple[Tensor, Tensor]:
     """logits, gumbel [P,R,K], codebook [K,d] -> embedding [P,R,d] in the codebook's dtype, index int64 [P,R]."""
     scores = _scores(logits, gumbel)

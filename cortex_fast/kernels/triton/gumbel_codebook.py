@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cortex_fast.kernels.reference import gumbel_codebook as reference
 from cortex_fast.kernels.reference import philox
 from cortex_fast.kernels.triton import launching
 from cortex_fast.kernels.triton.gumbel_tiles import as_float32, draw_of, power_of_two, precision, score_tile, tau_of
@@ -275,9 +276,7 @@ def forward(
     def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    embedding = fresh(problems, rows, channels, dtype=codebook.dtype)
-    selected = fresh(problems, rows, dtype=torch.int64)
-    kept = fresh(problems, rows, 3 + channels) if soft else fresh(0)
+    embedding, selected, kept = reference.empty_results(logits, codebook, soft)
     stream = (*philox.stream_key(seed, philox.GUMBEL), draw)
     if soft:
         block = block_of(logits.device, scan_choice(count, channels))

@@ -22,14 +22,7 @@ struct Launch {
   Products products;
   void* scratch;  // of as many bytes as the ..._scratch function says, aligned to 256; written anew by each call
   void* stream;   // cudaStream_t
-  const void* blocks = nullptr;  // of the codebook, from gumbel_codebook_blocks; null: each call makes them in scratch
 };
-
-// The codebook in the matrix units' three parts and order: 6 bytes a number, that both passes read. To make it takes
-// longer than small problems do, and a codebook serves many steps.
-std::size_t gumbel_codebook_blocks_bytes(std::int64_t codes, std::int64_t channels);
-Status gumbel_codebook_blocks(const float* codebook, std::int64_t codes, std::int64_t channels, void* blocks,
-                              void* stream);
 
 // What the forward pass keeps of a row, float32 [problems rows, 3 + channels]: the largest score, the logarithm of y's
 // denominator behind it, the index's bits (int32), y C. The same as the Triton kernels keep.

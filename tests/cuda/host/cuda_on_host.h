@@ -1,14 +1,14 @@
 // A stand-in for a GPU, for tests: CUDA kernels run on the CPU, compiled by g++ on x86-64 with CUDA's own headers.
 //
-// A thread of a block is a fibre with a stack of its own, and all run in turns on one processor. Barriers, shuffles,
-// votes and clusters wait as they do on a GPU: a thread that goes past a barrier too early, or never comes to it, shows
+// A thread of a block is a fibre with a stack of its own, and all run in turns on one processor. Barriers, shuffles
+// and votes wait as they do on a GPU: a thread that goes past a barrier too early, or never comes to it, shows
 // as wrong numbers or as "no thread can go on". Dynamic shared memory has just the bytes that were asked for, full of
 // NaN, so that AddressSanitizer sees what is read beyond. Only integers have atomics: floats would depend on the order.
 //
 // What it cannot show:
 // - races between threads: a thread runs until it waits. `set_order` runs threads and blocks from the last to the first
 //   instead, so that much of what needs a missing barrier comes out differently; but not all of it;
-// - asynchronous order: copies and matrix products of tiles.cuh are done at once, so a forgotten wait does not show;
+// - asynchronous order beyond what tiles_on_host.h has of it: matrix products are done at once;
 // - memory that becomes visible late: fences are nothing here;
 // - alignment, bank conflicts, registers, time, and whether a GPU takes the launch (limits are checked roughly);
 // - what the compiler for the device makes of it: contraction, its own exp and log.
@@ -41,8 +41,6 @@
 #define __shared__ static
 #undef __launch_bounds__
 #define __launch_bounds__(...)
-#undef __cluster_dims__
-#define __cluster_dims__(...)
 #undef __grid_constant__
 #define __grid_constant__
 #undef __forceinline__
@@ -54,8 +52,6 @@ constexpr int warpSize = 32;
 
 namespace cuda_on_host {
 
-constexpr int kMultiprocessors = 3;  // odd, so that work is split unevenly
-constexpr int kCapability = 80;
 constexpr std::size_t kStack = 256 << 10;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -93,7 +89,6 @@ struct Warp {
 
 struct Block {
   uint3 index;
-  unsigned rank;  // within the cluster
   unsigned char* shared;
   Barrier barrier;
   std::vector<Warp> warps;
@@ -105,7 +100,6 @@ struct Fibre {
   void* fake_stack;  // AddressSanitizer's
   uint3 index;
   unsigned linear;
-  Block* block;
   bool (*ready)(const void*);  // null: it can go on
   const void* ready_of;
   bool done;
@@ -113,9 +107,7 @@ struct Fibre {
 
 struct Machine {
   std::deque<Fibre> fibres;  // kept from launch to launch, with their stacks
-  std::vector<Block> blocks;
-  Barrier cluster;
-  std::size_t shared_bytes = 0;
+  Block block;               // the one that runs
   const std::function<void()>* body = nullptr;
   Fibre* now = nullptr;
   void* stack_pointer = nullptr;  // the caller's
@@ -175,7 +167,7 @@ inline void start(Fibre& fibre) {
 __attribute__((no_sanitize("address"))) inline void resume(Fibre& fibre) {
   machine.now = &fibre;
   threadIdx = fibre.index;
-  blockIdx = fibre.block->index;
+  blockIdx = machine.block.index;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&machine.fake_stack, fibre.stack, kStack);
 #endif
@@ -203,23 +195,20 @@ inline void wait_at(Barrier& barrier) {
 }
 
 inline void end(Fibre& fibre) {  // a thread that has ended is waited for no longer
-  Warp& warp = fibre.block->warps[fibre.linear / 32];
+  Warp& warp = machine.block.warps[fibre.linear / 32];
   warp.live &= ~(1u << fibre.linear % 32);
   for (Exchange& exchange : warp.exchanges) warp.release_if_full(exchange);
-  --fibre.block->barrier.expected;
-  fibre.block->barrier.release_if_full();
-  --machine.cluster.expected;
-  machine.cluster.release_if_full();
+  --machine.block.barrier.expected;
+  machine.block.barrier.release_if_full();
 }
 
-// All threads of the blocks in machine.blocks, from their start to their end.
-inline void run_blocks(std::size_t threads) {
-  std::size_t live = threads * machine.blocks.size();
+// All threads of machine.block, from their start to their end.
+inline void run_block(std::size_t threads) {
+  std::size_t live = threads;
   while (live != 0) {
     bool progress = false;
-    const std::size_t count = threads * machine.blocks.size();
-    for (std::size_t i = 0; i < count; ++i) {
-      Fibre& fibre = machine.fibres[machine.backwards ? count - 1 - i : i];
+    for (std::size_t i = 0; i < threads; ++i) {
+      Fibre& fibre = machine.fibres[machine.backwards ? threads - 1 - i : i];
       if (fibre.done || (fibre.ready != nullptr && !fibre.ready(fibre.ready_of))) continue;
       fibre.ready = nullptr;
       progress = true;
@@ -233,47 +222,38 @@ inline void run_blocks(std::size_t threads) {
   }
 }
 
-// Every block of the grid, or cluster of them, one after the other. A cudaError_t.
-inline int run(dim3 grid, dim3 block, std::size_t shared_bytes, unsigned cluster, const std::function<void()>& body) {
+// Every block of the grid, one after the other. A cudaError_t.
+inline int run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body) {
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
   const bool fits = threads >= 1 && threads <= 1024 && blocks >= 1 && grid.x <= 2147483647u && grid.y <= 65535 &&
-                    grid.z <= 65535 && shared_bytes <= 227 * 1024 && cluster >= 1 && cluster <= 16 &&
-                    grid.x % cluster == 0;
+                    grid.z <= 65535 && shared_bytes <= 227 * 1024;
   if (!fits) return cudaErrorInvalidConfiguration;
   if (machine.now != nullptr) fail("a kernel that launches kernels");
   gridDim = grid;
   blockDim = block;
   machine.body = &body;
-  machine.shared_bytes = shared_bytes;
-  machine.fibres.resize(std::max(machine.fibres.size(), threads * cluster));
-  for (std::uint64_t first = 0; first < blocks; first += cluster) {
-    const std::uint64_t origin = machine.backwards ? blocks - cluster - first : first;
-    machine.blocks.assign(cluster, Block{});
-    machine.cluster = Barrier{static_cast<unsigned>(threads) * cluster};
-    for (unsigned rank = 0; rank < cluster; ++rank) {
-      Block& one = machine.blocks[rank];
-      const std::uint64_t number = origin + rank;
-      one.index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-                   static_cast<unsigned>(number / grid.x / grid.y)};
-      one.rank = rank;
-      void* shared = nullptr;
-      if (posix_memalign(&shared, 1024, std::max<std::size_t>(shared_bytes, 1)) != 0) fail("no shared memory");
-      std::memset(shared, 0xFF, shared_bytes);
-      one.shared = static_cast<unsigned char*>(shared);
-      one.barrier.expected = static_cast<unsigned>(threads);
-      one.warps.resize((threads + 31) / 32);
-      for (unsigned linear = 0; linear < threads; ++linear) {
-        Fibre& fibre = machine.fibres[rank * threads + linear];
-        fibre.index = {linear % block.x, linear / block.x % block.y, linear / block.x / block.y};
-        fibre.linear = linear;
-        fibre.block = &one;
-        one.warps[linear / 32].live |= 1u << linear % 32;
-        start(fibre);
-      }
+  machine.fibres.resize(std::max(machine.fibres.size(), threads));
+  for (std::uint64_t i = 0; i < blocks; ++i) {
+    const std::uint64_t number = machine.backwards ? blocks - 1 - i : i;
+    Block& one = machine.block = Block{};
+    one.index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                 static_cast<unsigned>(number / grid.x / grid.y)};
+    void* shared = nullptr;
+    if (posix_memalign(&shared, 1024, std::max<std::size_t>(shared_bytes, 1)) != 0) fail("no shared memory");
+    std::memset(shared, 0xFF, shared_bytes);
+    one.shared = static_cast<unsigned char*>(shared);
+    one.barrier.expected = static_cast<unsigned>(threads);
+    one.warps.resize((threads + 31) / 32);
+    for (unsigned linear = 0; linear < threads; ++linear) {
+      Fibre& fibre = machine.fibres[linear];
+      fibre.index = {linear % block.x, linear / block.x % block.y, linear / block.x / block.y};
+      fibre.linear = linear;
+      one.warps[linear / 32].live |= 1u << linear % 32;
+      start(fibre);
     }
-    run_blocks(threads);
-    for (Block& one : machine.blocks) std::free(one.shared);
+    run_block(threads);
+    std::free(shared);
   }
   machine.now = nullptr;
   return cudaSuccess;
@@ -282,25 +262,13 @@ inline int run(dim3 grid, dim3 block, std::size_t shared_bytes, unsigned cluster
 // Blocks and threads from the last to the first.
 inline void set_order(bool backwards) { machine.backwards = backwards; }
 
-inline Block& block_now() { return *machine.now->block; }
 inline unsigned lane_now() { return machine.now->linear % 32; }
-inline unsigned char* dynamic_shared() { return block_now().shared; }
-inline unsigned cluster_rank() { return block_now().rank; }
-inline unsigned cluster_blocks() { return static_cast<unsigned>(machine.blocks.size()); }
-inline void cluster_sync() { wait_at(machine.cluster); }
-
-inline void* map_shared_rank(void* mine, unsigned rank) {
-  const auto offset = static_cast<unsigned char*>(mine) - block_now().shared;
-  if (rank >= machine.blocks.size()) fail("a block that the cluster has not");
-  if (offset < 0 || static_cast<std::size_t>(offset) >= machine.shared_bytes)
-    fail("no address in dynamic shared memory");
-  return machine.blocks[rank].shared + offset;
-}
+inline unsigned char* dynamic_shared() { return machine.block.shared; }
 
 // Each lane of the mask gives a value; get(values) is called with all of them, by lane, when they are there.
 template <typename Get>
 auto exchange(unsigned mask, std::uint64_t value, const Get& get) {
-  Warp& warp = block_now().warps[machine.now->linear / 32];
+  Warp& warp = machine.block.warps[machine.now->linear / 32];
   const unsigned lane = lane_now();
   if ((mask >> lane & 1) == 0) fail("a lane that its own mask leaves out");
   auto found = std::find_if(warp.exchanges.begin(), warp.exchanges.end(), [mask](auto& e) { return e.mask == mask; });
@@ -358,7 +326,7 @@ T reduce(unsigned mask, T value, const Combine& combine) {
 
 }  // namespace cuda_on_host
 
-inline void __syncthreads() { cuda_on_host::wait_at(cuda_on_host::block_now().barrier); }
+inline void __syncthreads() { cuda_on_host::wait_at(cuda_on_host::machine.block.barrier); }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) {
   cuda_on_host::exchange(mask, 0, [](const std::uint64_t*) { return 0; });
 }
@@ -407,7 +375,6 @@ inline unsigned __reduce_min_sync(unsigned mask, unsigned value) {
 }
 inline int __syncthreads_or(int predicate) {
   __shared__ int any;  // of the one block that runs
-  if (cuda_on_host::cluster_blocks() != 1) cuda_on_host::fail("__syncthreads_or in a cluster");
   __syncthreads();
   any = 0;
   __syncthreads();

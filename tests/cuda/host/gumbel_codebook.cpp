@@ -29,13 +29,12 @@ struct Problem {
   std::int64_t draw;
   float tau;
   std::int32_t products;
-  const void* blocks;
 
   cortex_fast::GumbelCodebook args() const {
     return {logits, codebook, gumbel, item_ids, problems, rows, codes, channels, tau, seed, draw};
   }
   cc::Launch launch(const Memory& scratch) const {
-    return {clock, static_cast<cc::Products>(products), scratch.bytes, nullptr, blocks};
+    return {clock, static_cast<cc::Products>(products), scratch.bytes, nullptr};
   }
 };
 
@@ -47,14 +46,6 @@ struct Problem {
 EXPORTED void run_like(int backwards, int bulk) {
   cuda_on_host::set_order(backwards != 0);
   tiles_on_host::set_bulk(bulk != 0);
-}
-
-EXPORTED std::int64_t gumbel_blocks_bytes(const Problem* of) {
-  return static_cast<std::int64_t>(cc::gumbel_codebook_blocks_bytes(of->codes, of->channels));
-}
-
-EXPORTED int gumbel_blocks(const Problem* of, void* blocks) {
-  return cc::gumbel_codebook_blocks(of->codebook, of->codes, of->channels, blocks, nullptr).code;
 }
 
 EXPORTED int gumbel_forward(const Problem* of, int hard, float* embedding, std::int64_t* index, float* kept) {

@@ -1,8 +1,6 @@
 // The functions of cortex_fast._native.cuda, on the stand-in for a GPU.
 #include "cuda.cpp"  // in one piece with this file: pybind11's headers take longest
 
-#include "cuda_on_host.h"
-
 namespace cortex_fast {
 namespace cuda {
 
@@ -13,7 +11,4 @@ int device_count(const char**) { return 1; }
 }  // namespace cuda
 }  // namespace cortex_fast
 
-PYBIND11_MODULE(cuda_on_host, module) {
-  define_cuda(module);
-  module.def("set_order", &cuda_on_host::set_order, pybind11::arg("backwards"));
-}
+PYBIND11_MODULE(cuda_on_host, module) { define_cuda(module); }

@@ -1,4 +1,4 @@
-// Kernels that try the stand-in itself: barriers, shuffles, votes, clusters. Called by tests/cuda/test_stand_in.py.
+// Kernels that try the stand-in itself: barriers, shuffles, votes. Called by tests/cuda/test_stand_in.py.
 #include "launch.cuh"
 
 namespace cc = cortex_fast::cuda;
@@ -42,17 +42,6 @@ __global__ void warp_functions(int* out) {
   put(static_cast<int>(__reduce_add_sync(half, lane) + 1000 * __reduce_max_sync(half, lane)));
 }
 
-// Each block reads the number that the next of its cluster put into its shared memory.
-__global__ void cluster_ring(int* out) {
-  int* shared = cc::dynamic_shared<int>();
-  const unsigned rank = cc::cluster_rank(), blocks = cc::cluster_blocks();
-  if (threadIdx.x == 0) *shared = static_cast<int>(100 * blockIdx.x + rank);
-  cc::cluster_sync();
-  const int next = *cc::map_shared_rank(shared, (rank + 1) % blocks);
-  cc::cluster_sync();
-  if (threadIdx.x == 0) out[blockIdx.x] = next;
-}
-
 // The first half of the warps waits where the others never come.
 __global__ void stuck(int*) {
   if (threadIdx.x < 32) {
@@ -76,11 +65,6 @@ int block_sums_of(const int* in, int* out, int blocks, int threads) {
 }
 int warp_functions_of(int* out) {
   return cc::launch("warp_functions", warp_functions, {dim3(1), dim3(32)}, nullptr, out).code;
-}
-int cluster_ring_of(int* out, int blocks, int cluster) {
-  return cc::launch("cluster_ring", cluster_ring, {dim3(blocks), dim3(64), sizeof(int), static_cast<unsigned>(cluster)},
-                    nullptr, out)
-      .code;
 }
 int stuck_of(int* out) { return cc::launch("stuck", stuck, {dim3(1), dim3(64)}, nullptr, out).code; }
 int beyond_shared_of(int* out) {

@@ -116,9 +116,9 @@ inline void multiply_warp(int products, Unit& unit) {
 
 inline void multiply(int products, const std::uint32_t (&left)[3][4], const std::uint32_t (&right)[3][2],
                      float (&sum)[4]) {
-  static std::map<std::pair<unsigned, unsigned>, Unit> units;
+  static std::map<unsigned, Unit> units;  // by warp
   const unsigned lane = cuda_on_host::lane_now();
-  Unit& unit = units[{cuda_on_host::cluster_rank(), cuda_on_host::machine.now->linear / 32}];
+  Unit& unit = units[cuda_on_host::machine.now->linear / 32];
   const unsigned generation = unit.generation;
   std::memcpy(unit.left[lane], left, sizeof left);
   std::memcpy(unit.right[lane], right, sizeof right);
