@@ -64,7 +64,7 @@ def paper_extractor(name: str, width: int) -> nn.Module:
     return extractor
 
 
-def images(name: str, batch: int, width: int, device: torch.device) -> Images:
+def images(name: str, batch: int, width: int, truth_samples: int, device: torch.device) -> Images:
     extractor = paper_extractor(name, width)
     x = torch.randn((batch, 256, 16, 16))
     sigma = ALPHA * (x.flatten(1).amax(dim=1) - x.flatten(1).amin(dim=1))
@@ -78,7 +78,7 @@ def images(name: str, batch: int, width: int, device: torch.device) -> Images:
     noise = Noise(
         data.sigma[few], torch.arange(len(data.x[few]), device=device), TRUTH_SEED, shared=False, antithetic=False
     )
-    truth = prepared.token_saliency(data.x[few], data.target[few], noise, num_samples=TRUTH_SAMPLES)
+    truth = prepared.token_saliency(data.x[few], data.target[few], noise, num_samples=truth_samples)
     return replace(data, truth=truth)
 
 
@@ -203,7 +203,7 @@ def cases(quick: bool, images_of: dict[str, int] | None = None) -> list[Case]:
     width = 16 if quick else 512
     found = []
     for name, count in (images_of or {"ce": BATCH, "re": BATCH}).items():
-        batch = 2 if quick else count
+        batch, truth_samples = (2, SAMPLES) if quick else (count, TRUTH_SAMPLES)
         operations = 4 * MULTIPLY_ADDS[name] * batch * SAMPLES * (width / 512) ** 2
         found.append(
             Case(
@@ -211,7 +211,7 @@ def cases(quick: bool, images_of: dict[str, int] | None = None) -> list[Case]:
                 name=f"{name.upper()} {batch} images",
                 sizes=f"{name}, width {width}, E [{batch}, 256, 16, 16], N {SAMPLES}, float32",
                 floor=Floor(bytes=0, operations=int(operations)),
-                data=partial(images, name, batch, width),
+                data=partial(images, name, batch, width, truth_samples),
                 siblings=siblings(),
             )
         )

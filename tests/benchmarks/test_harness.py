@@ -1,5 +1,6 @@
 """The benchmark suite's own arithmetic, its baselines, and that its siblings compute what they are compared for."""
 
+import functools
 import importlib
 import json
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import harness, machine, report
-from benchmarks.__main__ import FILES
+from benchmarks.__main__ import FILES, HOURS
 from benchmarks.baselines import published
 from benchmarks.harness import Case, Sibling
 from benchmarks.machine import Floor
@@ -27,10 +28,17 @@ def cases(operator: str, quick: bool) -> list[Case]:
 EVERY_SIBLING = [
     pytest.param(case, sibling, id=f"{case.group}-{sibling.name}")
     for operator in FILES
+    if operator not in HOURS  # its quick case is smoothgrad's
     for case in cases(operator, quick=True)
     for sibling in case.siblings
     if sibling.name != "torch.compile"  # seconds each
 ]
+
+
+@functools.cache
+def data_of(case: Case) -> Any:
+    """Made once for all its siblings, as the suite does."""
+    return case.data(CPU)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -178,7 +186,7 @@ def test_a_wrong_sibling_is_not_timed() -> None:
 
 @pytest.mark.parametrize(("case", "sibling"), EVERY_SIBLING)
 def test_every_sibling_is_right_on_small_sizes(case: Case, sibling: Sibling) -> None:
-    data = case.data(CPU)
+    data = data_of(case)
     reason = sibling.unavailable(data)
     if reason is not None:
         pytest.skip(reason)

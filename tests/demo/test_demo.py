@@ -9,7 +9,7 @@ import torch
 
 from cortex_fast import ConceptExplanations, ResultFileError, TokenSelection, TokenStore
 from cortex_fast.cli import main
-from cortex_fast.demo import Settings, run_demo
+from cortex_fast.demo import Settings, measures, run, run_demo, stages
 from cortex_fast.demo.pages import patch
 
 TINY = Settings(
@@ -21,6 +21,15 @@ TINY = Settings(
     edit_steps=3,
     top_k=10,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_points():
+    """Curves of one and two points instead of three and ten, each of which the judges look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "NS", (20, 50))
+        patch.setattr(measures, "INTERVENTION_NS", (30,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +71,9 @@ def test_report_has_a_page_for_each_concept(finished):
     assert len(list((folder / "report" / "concepts").glob("*.html"))) == 12
 
 
-def test_a_second_run_reuses_and_another_seed_does_not(finished):
+def test_a_second_run_reuses_what_is_there(finished, monkeypatch):
     folder, first = finished
+    monkeypatch.setattr(run, "write_report", lambda *_: None)  # tests/report writes over a report
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert run_demo(folder, TINY, progress=False).rows == first.rows
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == times
@@ -78,11 +88,21 @@ def test_a_damaged_file_is_refused_by_name(finished, tmp_path):
     assert (tmp_path / "samples.safetensors").stat().st_size == len(whole) // 2
 
 
-def test_a_file_of_other_settings_is_made_again(finished, tmp_path):
+class StoppedError(Exception):
+    pass
+
+
+def test_a_file_of_other_settings_is_made_again(finished, tmp_path, monkeypatch):
     folder, _ = finished
+
+    def stop(*_):
+        raise StoppedError
+
+    monkeypatch.setattr(stages, "saliency", stop)  # after the samples
     (tmp_path / "samples.safetensors").write_bytes((folder / "samples.safetensors").read_bytes())
     other = dataclasses.replace(TINY, seed=1)
-    run_demo(tmp_path, other, progress=False)
+    with pytest.raises(StoppedError):
+        run_demo(tmp_path, other, progress=False)
     first, second = (TokenStore.load(path / "samples.safetensors") for path in (folder, tmp_path))
     assert second.fingerprint["demo"]["seed"] == "1"
     assert not torch.equal(first.tokens.int(), second.tokens.int())

@@ -121,6 +121,45 @@ def cuda_there() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def faster_interpreter() -> Iterator[None]:
+    """Triton's interpreter without what takes half its time: it goes through triton.language at each call of a device
+    function, where once in a launch for each module of such functions is enough, since what it changes there stays
+    until the launch ends; and it makes a table of types at each look into it."""
+    if not triton.INTERPRETED or triton.unavailable() is not None:
+        yield
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch_language, numpy_type = interpreter._patch_lang, interpreter._get_np_dtype
+    ready: set[int] = set()
+    types: dict[str, Any] = {}
+
+    def patched(function: Any) -> Any:
+        module = id(function.__globals__)
+        if module in ready:
+            return None
+        ready.add(module)
+        scope = patch_language(function)
+        restore = scope.restore
+
+        def restored() -> None:  # a launch does this; what a device function is given is thrown away
+            ready.clear()
+            restore()
+
+        scope.restore = restored
+        return scope
+
+    def remembered(of: Any) -> Any:
+        if of.name not in types:
+            types[of.name] = numpy_type(of)
+        return types[of.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patched)
+        patch.setattr(interpreter, "_get_np_dtype", remembered)
+        yield
+
+
 @contextmanager
 def interpreted_triton() -> Iterator[None]:
     """In the interpreter a program takes as long for large blocks as for small ones."""

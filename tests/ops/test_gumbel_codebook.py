@@ -16,6 +16,7 @@ from cortex_fast.ops import gumbel_codebook
 from tests.ops.backends_under_test import (
     EPS,
     assert_same_for_any_threads,
+    few,
     random,
     same_bits,
     skip_in_interpreter,
@@ -213,7 +214,8 @@ def test_rows_and_problems_may_be_permuted(impl: str, hard: bool) -> None:
 
 
 def test_a_problem_does_not_depend_on_its_grouping(impl: str) -> None:
-    logits, codebook, ids = random(6, 4, 9), random(9, 3, seed=1), torch.tensor([3, 2**32 - 1, 0, 8, 8, 1])
+    rows = few(impl, 4, 2)
+    logits, codebook, ids = random(6, rows, 9), random(9, 3, seed=1), torch.tensor([3, 2**32 - 1, 0, 8, 8, 1])
     together, index = gumbel_codebook(logits, codebook, seed=5, draw=2, item_ids=ids, impl=impl)
     for part in ([0], [4, 2], [5, 1, 0]):
         embedding, chosen = gumbel_codebook(logits[part], codebook, seed=5, draw=2, item_ids=ids[part], impl=impl)
@@ -222,8 +224,9 @@ def test_a_problem_does_not_depend_on_its_grouping(impl: str) -> None:
     alone, chosen = gumbel_codebook(logits[3], codebook, seed=5, draw=2, item_ids=ids[3], impl=impl)
     assert torch.equal(chosen, index[3])
     assert torch.equal(alone, together[3])
-    _, grouped = gumbel_codebook(logits.view(2, 3, 4, 9), codebook, seed=5, draw=2, item_ids=ids.view(2, 3), impl=impl)
-    assert torch.equal(grouped.view(6, 4), index)
+    two, ids = logits.view(2, 3, rows, 9), ids.view(2, 3)
+    _, grouped = gumbel_codebook(two, codebook, seed=5, draw=2, item_ids=ids, impl=impl)
+    assert torch.equal(grouped.view(6, rows), index)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.uint16, torch.uint32, torch.int64])
@@ -285,11 +288,11 @@ def test_logits_of_300(hard: bool) -> None:
 def test_banned_tokens_are_never_selected_and_get_no_gradient(impl: str, hard: bool, tau: float) -> None:
     if tau != 0.01:
         skip_in_interpreter(impl)
-    free = torch.tensor([1, 4, 5, 8])
-    logits = torch.full((2, 300, 10), -torch.inf)
-    logits[..., free] = random(2, 300, 4)
+    free, rows = torch.tensor([1, 4, 5, 8]), few(impl, 300, 20)
+    logits = torch.full((2, rows, 10), -torch.inf)
+    logits[..., free] = random(2, rows, 4)
     logits.requires_grad_()
-    codebook, upstream = random(10, 3, seed=1), random(2, 300, 3, seed=2)
+    codebook, upstream = random(10, 3, seed=1), random(2, rows, 3, seed=2)
     embedding, index = gumbel_codebook(logits, codebook, tau=tau, seed=6, hard=hard, impl=impl)
     assert set(index.unique().tolist()) == set(free.tolist())
     assert bool(embedding.isfinite().all())
@@ -330,11 +333,12 @@ def test_a_logit_of_nan_or_infinity_is_selected_and_spoils_its_row_alone(
 ) -> None:
     if codes != 9 or tau == 1:
         skip_in_interpreter(impl)
-    logits, codebook, upstream = random(2, 17, codes), random(codes, 3, seed=1), random(2, 17, 3, seed=2)
-    options = {"tau": tau, "gumbel": random(2, 17, codes, seed=3) if own_noise else None, "impl": impl}
+    rows = few(impl, 17, 6)
+    logits, codebook, upstream = random(2, rows, codes), random(codes, 3, seed=1), random(2, rows, 3, seed=2)
+    options = {"tau": tau, "gumbel": random(2, rows, codes, seed=3) if own_noise else None, "impl": impl}
     spoiled = logits.clone()
     spoiled[1, 4, codes // 2] = spoiled[1, 4, codes - 1] = value
-    others = torch.ones(2, 17, dtype=torch.bool)
+    others = torch.ones(2, rows, dtype=torch.bool)
     others[1, 4] = False
     for hard in (False, True):
         clean = embedding_index_and_gradient(logits, codebook, upstream, hard=hard, **options)
@@ -365,9 +369,10 @@ def test_a_row_of_banned_tokens_alone_selects_the_first_and_has_no_softmax(impl:
 def test_an_upstream_of_nan_or_infinity_spoils_its_row_alone(impl: str, codes: int, value: float) -> None:
     if codes != 101 or value == -math.inf:
         skip_in_interpreter(impl)
-    logits, codebook, upstream = random(1, 40, codes), random(codes, 3, seed=1), random(1, 40, 3, seed=2)
+    rows = few(impl, 40, 9)
+    logits, codebook, upstream = random(1, rows, codes), random(codes, 3, seed=1), random(1, rows, 3, seed=2)
     clean = embedding_index_and_gradient(logits, codebook, upstream, impl=impl)
-    for row in (0, 17, 39):
+    for row in (0, few(impl, 17, 4), rows - 1):
         spoiled = upstream.clone()
         spoiled[0, row, 1] = value
         _, _, gradient = embedding_index_and_gradient(logits, codebook, spoiled, impl=impl)

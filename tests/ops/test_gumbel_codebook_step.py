@@ -17,6 +17,7 @@ from cortex_fast.ops.backends import BackendUnavailableError
 from tests.ops.backends_under_test import (
     EPS,
     assert_same_for_any_threads,
+    few,
     needs_native,
     random,
     same_bits,
@@ -118,7 +119,7 @@ INTERPRETED_SIZES = [(1, 1, 1, 17), (1, 17, 769, 16)]
 @pytest.mark.parametrize("sizes", SIZES)
 def test_odd_sizes_with_the_streams_noise(impl: str, sizes: tuple[int, int, int, int], tau: float, adam: bool) -> None:
     problems, rows, codes, channels = sizes
-    if sizes not in INTERPRETED_SIZES:
+    if sizes not in INTERPRETED_SIZES or (tau != 1 and not adam):
         skip_in_interpreter(impl)
     if sizes == SIZES[-1]:
         skip_on_stand_in(impl)
@@ -204,7 +205,7 @@ def test_is_the_backward_pass_then_torchs_step(impl: str, adam: bool, hard: bool
     optimiser = torch.optim.Adam([logits], **ADAM) if adam else torch.optim.SGD([logits], lr=0.05)
     fused = logits.detach().clone()
     moments = zeros(fused) if adam else None
-    for draw in range(4):
+    for draw in range(few(impl, 4, 2)):
         noise = {"seed": 9, "draw": draw, "tau": 0.8, "item_ids": torch.tensor([3, 2**32 - 1]), "impl": impl}
         embedding, _ = gumbel_codebook(logits, codebook, hard=hard, **noise)
         optimiser.zero_grad()
@@ -218,21 +219,22 @@ def test_is_the_backward_pass_then_torchs_step(impl: str, adam: bool, hard: bool
 def test_banned_tokens_stay_banned_and_move_no_other(impl: str, adam: bool) -> None:
     if not adam:
         skip_in_interpreter(impl)
-    free = torch.tensor([1, 4, 5, 8])
-    logits, codebook, upstream = torch.full((2, 20, 10), -torch.inf), random(10, 3, seed=1), random(2, 20, 3, seed=2)
-    logits[..., free] = random(2, 20, 4)
+    free, rows = torch.tensor([1, 4, 5, 8]), few(impl, 20, 6)
+    logits, codebook = torch.full((2, rows, 10), -torch.inf), random(10, 3, seed=1)
+    upstream = random(2, rows, 3, seed=2)
+    logits[..., free] = random(2, rows, 4)
     out, moments = logits.clone(), zeros(logits) if adam else None
     for tau in (1.0, 0.3):
         gumbel_codebook_step(out, codebook, upstream, tau=tau, moments=moments, seed=1, impl=impl, **ADAM)
     assert torch.equal(out == -torch.inf, logits == -torch.inf)
     assert bool(out[..., free].isfinite().all())
     assert not (out[..., free] == logits[..., free]).all()
-    few, moments = logits[..., free].contiguous(), zeros(logits[..., free]) if adam else None
-    g = torch.zeros(2, 20, 10)
-    gumbel_codebook_step(few, codebook[free], upstream, moments=moments, gumbel=g[..., free], impl=impl, **ADAM)
+    alone, moments = logits[..., free].contiguous(), zeros(logits[..., free]) if adam else None
+    g = torch.zeros(2, rows, 10)
+    gumbel_codebook_step(alone, codebook[free], upstream, moments=moments, gumbel=g[..., free], impl=impl, **ADAM)
     again, moments = logits.clone(), zeros(logits) if adam else None
     gumbel_codebook_step(again, codebook, upstream, moments=moments, gumbel=g, impl=impl, **ADAM)
-    torch.testing.assert_close(again[..., free], few)
+    torch.testing.assert_close(again[..., free], alone)
 
 
 @every_optimiser
@@ -379,9 +381,10 @@ def test_a_price_for_leaving_a_code(impl: str, adam: bool) -> None:
     if not adam:
         skip_in_interpreter(impl)
     for codes, tau in ((5, 0.7), (700, 1.0), (1500, 2.0)):
-        logits, codebook, upstream = random(2, 35, codes), random(codes, 4, seed=1), random(2, 35, 4, seed=2)
-        own = torch.randint(codes, (2, 35), generator=torch.Generator().manual_seed(5))
-        g = random(2, 35, codes, seed=3)
+        rows = few(impl, 35, 6)
+        logits, codebook, upstream = random(2, rows, codes), random(codes, 4, seed=1), random(2, rows, 4, seed=2)
+        own = torch.randint(codes, (2, rows), generator=torch.Generator().manual_seed(5))
+        g = random(2, rows, codes, seed=3)
         leaf = logits.double().requires_grad_()
         y = ((leaf + g) / tau).softmax(dim=-1)
         loss = (y @ codebook.double() * upstream).sum() + 1.5 * (1 - y.gather(2, own[..., None])).sum()

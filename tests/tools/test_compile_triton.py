@@ -64,8 +64,8 @@ def compile_all(dtypes: dict[str, str]) -> None:
 
 
 def test_kernels_compile_and_fit() -> None:
-    """Each GPU and each precision once: bfloat16 runs nowhere else in these tests."""
-    compile_all({"sm_90": "float32", "sm_80": "bfloat16", "gfx942": "float16"})
+    """For the NVIDIA GPU with the least shared memory, and in bfloat16, which runs nowhere else in these tests."""
+    compile_all({"sm_80": "bfloat16"})
 
 
 @pytest.mark.slow
