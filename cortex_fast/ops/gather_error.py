@@ -11,6 +11,7 @@ from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gather_error as reference
 from cortex_fast.ops.backends import choose, native_on_cpu, never
+from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gather_error as native_kernel
@@ -72,7 +73,7 @@ def _check(tokens: Tensor, codebook: Tensor) -> None:
     checks.in_range("tokens", tokens, min(len(codebook), 2**31))
 
 
-@torch.library.custom_op("cortex_fast::gather_error", mutates_args=())
+@operator("gather_error")
 def _gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, impl: str) -> Tensor:
     backend = choose("gather_error", BACKENDS, impl, embedding, codebook)
     serve = native_kernel if backend == "native" else reference

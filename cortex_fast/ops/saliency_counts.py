@@ -7,6 +7,7 @@ from cortex_fast import checks
 from cortex_fast.kernels.reference.token_saliency import accumulation_dtype
 from cortex_fast.ops.backends import choose
 from cortex_fast.ops.concept_counts import check_counting, check_numbers, check_values, concept_counts
+from cortex_fast.ops.registering import operator
 from cortex_fast.ops.token_saliency import BACKENDS, check_arguments, token_saliency
 
 
@@ -34,7 +35,7 @@ def saliency_counts(
     return _saliency_counts(grads.detach(), tokens, labels, top_n, num_concepts, codebook_size, reduction, per, impl)
 
 
-@torch.library.custom_op("cortex_fast::saliency_counts", mutates_args=())
+@operator("saliency_counts")
 def _saliency_counts(
     grads: Tensor,
     tokens: Tensor,
