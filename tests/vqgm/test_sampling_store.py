@@ -1,6 +1,8 @@
 """Sampling into a token store: the model's own samples, whole or not at all, and the same after a stop."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,15 @@ def test_a_run_stopped_while_it_cleaned_up_is_cleaned_up(tmp_path, model, monkey
     assert len(list(tmp_path.iterdir())) == 3
     assert len(sample_store(model, LABELS, path, names=NAMES)) == 11
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space is reserved where the system can")
+def test_a_full_disk_is_told_before_anything_is_sampled(tmp_path, model, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    asked = Stopping(model, 1)
+    with pytest.raises(OSError, match=r"No space left on device \(1408 bytes for the tokens\): .*store\.tokens"):
+        sample_store(asked, LABELS, tmp_path / "store", names=NAMES)
+    assert asked.asked == [] and not list(tmp_path.iterdir())
