@@ -143,6 +143,8 @@ def test_trusted_tokens_are_checked_in_a_sample(tmp_path):
 
 def test_a_codebook_is_recovered_from_the_rows(folder, tmp_path):
     tokens = np.unique(TokenStore.load(_imported(folder, tmp_path)).tokens.long())
+    with pytest.raises(PublishedDataError, match=rf"expected token ids in \[0, {int(tokens.max())}\)"):
+        import_embeddings(folder, tmp_path / "r", codes=int(tokens.max()))
     done = import_embeddings(folder, tmp_path / "r", codes=CODES)
     store = TokenStore.load(tmp_path / "r")
     assert set(done.unseen) == set(range(CODES)) - set(tokens.tolist()) == set(store.fingerprint["unseen_codes"])
@@ -152,6 +154,14 @@ def test_a_codebook_is_recovered_from_the_rows(folder, tmp_path):
         import_embeddings(folder, tmp_path / "r", codes=CODES)
     with pytest.raises(PublishedDataError, match="need a codebook"):
         import_embeddings(folder, tmp_path / "r", skip_bad=True)
+
+
+def test_settings_that_do_not_fit_the_rows_are_named(folder, tmp_path):
+    with pytest.raises(PublishedDataError, match=f"codes: expected none beside a codebook, which has {len(C)}, got 9"):
+        import_embeddings(folder, tmp_path / "s", codebook=C, codes=9)
+    with pytest.raises(PublishedDataError, match=r"class_names: expected \d names for labels to \d, got 1"):
+        import_embeddings(folder, tmp_path / "s", codebook=C, class_names=["one"])
+    assert not list(tmp_path.glob("s*"))
 
 
 def _imported(folder, tmp_path):

@@ -104,6 +104,8 @@ def import_embeddings(
     style = style_of(place.table)
     if codebook is None and (trust_tokens or skip_bad):
         raise PublishedDataError("trust_tokens and skip_bad need a codebook: a recovered one cannot tell who is wrong")
+    if codebook is not None and codes is not None:
+        raise PublishedDataError(f"codes: expected none beside a codebook, which has {len(codebook)}, got {codes}")
     unseen: list[int] = []
     recovered = codebook is None
     if codebook is None:
@@ -118,8 +120,13 @@ def import_embeddings(
         raise PublishedDataError(summary(bad, found.rows))
     if not found.names:
         raise PublishedDataError(f"{place.table}: holds no row that could be imported\n{summary(bad, found.rows)}")
+    classes = int(found.labels.max()) + 1
     if class_names is None:
-        class_names = tuple(map(str, range(int(found.labels.max()) + 1)))
+        class_names = tuple(map(str, range(classes)))
+    elif len(class_names) < classes:
+        raise PublishedDataError(
+            f"class_names: expected {classes} names for labels to {classes - 1}, got {len(class_names)}"
+        )
     listed = "".join(f"{name}\n" for name in found.names)
     made: dict[str, Any] = {
         "made_by": "import-published",
@@ -273,7 +280,7 @@ def _recover(place: Split, codes: int | None) -> tuple[Tensor, list[int]]:
     """The codebook out of every embedding that can be read; what cannot is found again when the rows are checked."""
     recovery = Recovery()
     files: Files | None = None
-    for row, tokens in _good(place, None, []):
+    for row, tokens in _good(place, codes, []):
         try:
             if files is None:
                 first = np.load(place.embeddings / row.name, allow_pickle=False, mmap_mode="r")
