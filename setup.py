@@ -49,13 +49,14 @@ class CMakeBuild(build_ext):
 
         require_compiler()
         folder = build_folder()
+        cuda = os.environ.get("CORTEX_FAST_CUDA", "auto")
         program = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
         # Given at each build: an isolated environment has another path each time, and the cache would keep the last.
         definitions = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": folder / "out",
-            "CORTEX_FAST_CUDA": os.environ.get("CORTEX_FAST_CUDA", "auto"),
+            "CORTEX_FAST_CUDA": cuda,
             "CORTEX_FAST_VERSION": self.distribution.get_version(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
@@ -69,7 +70,10 @@ class CMakeBuild(build_ext):
             try:
                 subprocess.run(command, check=True)
             except subprocess.CalledProcessError as error:
-                raise CompileError(f"the native core did not build; see the messages above ({error})") from error
+                without = "" if cuda == "off" else "; CORTEX_FAST_CUDA=off builds it without CUDA"
+                raise CompileError(
+                    f"the native core did not build; see the messages above ({error}){without}"
+                ) from error
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a process may have the old one loaded
