@@ -26,9 +26,9 @@ TINY = Settings(
 @pytest.fixture(scope="module", autouse=True)
 def few_points():
     """Curves of one and two points instead of three and ten, each of which the judges look at."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measures, "NS", (20, 50))
-        patch.setattr(measures, "INTERVENTION_NS", (30,))
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(measures, "NS", (20, 50))
+        changed.setattr(measures, "INTERVENTION_NS", (30,))
         yield
 
 

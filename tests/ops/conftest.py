@@ -1,7 +1,7 @@
 """The backends as fixtures: a test that takes `impl` runs once for each, one that takes `level` for the native ones.
 
 While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows. Triton kernels run
-compiled where there is a GPU, else in Triton's interpreter at about a tenth of a second a program: there few examples
+compiled where there is a GPU, else in Triton's interpreter at some ten milliseconds a program: there few examples
 and small sizes have to do. CUDA kernels run on the GPU, else on the tests' stand-in for one (tests/cuda/host).
 """
 
