@@ -149,6 +149,12 @@ def call_concept_counts(dtype: torch.dtype) -> None:
     concept_counts.concept_counts(odd.to(dtype), odd, labels, 5, 3, 1024, "image")
 
 
+def call_saliency_counts(dtype: torch.dtype) -> None:
+    """The two operators' kernels, one after the other: TSVs are float32."""
+    call_token_saliency(dtype)
+    call_concept_counts(torch.float32)
+
+
 def call_smoothgrad_noise(dtype: torch.dtype) -> None:
     ids, sigma = torch.zeros(2, dtype=torch.int64), empty(2)
     for side in (4, 8, 16):
@@ -232,6 +238,7 @@ CALLS: dict[str, Callable[[torch.dtype], None]] = {
     "gumbel_codebook_step": call_gumbel_codebook_step,
     "nearest_code": call_nearest_code,
     "random_stream": call_random_stream,
+    "saliency_counts": call_saliency_counts,
     "smoothgrad_noise": call_smoothgrad_noise,
     "token_saliency": call_token_saliency,
 }
