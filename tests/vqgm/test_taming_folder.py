@@ -279,3 +279,21 @@ def test_f16_16384_is_tamings(tmp_path, taming):
         theirs.quantize.embedding.weight.normal_(generator=torch.Generator().manual_seed(0))
     model = load("taming", write(tmp_path, autoencoder_config(F16_16384), theirs.state_dict()))
     assert_same_autoencoder(model, theirs, torch.rand(1, 3, 256, 256))
+
+
+@pytest.mark.slow
+def test_the_published_priors_logits_are_tamings(taming):
+    """cin_transformer's sizes, 1.4 billion weights, which both share."""
+    sizes = {"vocab_size": 16384, "block_size": 256, "n_layer": 48, "n_head": 24, "n_embd": 1536}
+    theirs = taming.GPT(**sizes).eval().requires_grad_(False)
+    for parameter in theirs.parameters():
+        if parameter.ndim == 1:  # zeros and ones
+            parameter += 0.1 * torch.randn_like(parameter)
+    with torch.device("meta"):
+        ours = GPT(**sizes).eval()
+    weights = theirs.state_dict()
+    ours.load_state_dict({name: weights[name] for name in ours.state_dict()}, assign=True)
+    tokens = torch.randint(16384, (1, 48))
+    with torch.no_grad():
+        logits, _ = theirs(tokens)
+        torch.testing.assert_close(ours(tokens), logits, rtol=1e-5, atol=1e-5 * logits.abs().max())
