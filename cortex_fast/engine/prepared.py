@@ -92,6 +92,12 @@ class Prepared(Parts):
         gradient = self.smoothgrad(x, target, noise, num_samples=num_samples, memory=memory)
         return ops.token_saliency(gradient[:, None], reduction=reduction)
 
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The extractor's own logits [B,classes] of x [B,d,h,w], without a gradient."""
+        self.check_weights()
+        return self.module(x.clone())
+
     def _check(self, x: Tensor, target: Tensor) -> None:
         checks.rank("x", x, "[B, d, m, m]")
         checks.floating("x", x)
@@ -263,11 +269,10 @@ def _as_it_is(
     """By autograd over the extractor: image by image where it looks at values, or images change each other's results."""
     logits, gradient = gradients_of(module, images.more)
     straighten_norms(module)
-    how = ""
+    how = ", image by image" if by_value else ""
     if not by_value and mixes(module, images):
-        by_value, reason = True, "the images of a batch change each other's results"
-    if by_value:
-        module, how = _Alone(module), ", image by image"
+        how = ", image by image (they change each other's results)"
+    module = _Alone(module) if how else module
     own = images.more.dtype
     if dtype == own == torch.float16:  # unscaled gradients may not fit it
         _, gradient = gradients_of(in_dtype(module, torch.float32), images.more.float())

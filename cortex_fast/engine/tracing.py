@@ -99,6 +99,8 @@ def recorded(extractor: nn.Module, x: Tensor) -> Tape:
             output = extractor(own)
     if recorder.writes is not None:
         raise WritesError(recorder.writes)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"extractor: expected a tensor of logits, got {type(output).__name__}")
     if recorder.refusal is not None:
         raise recorder.refusal
     result = recorder.value(output)
