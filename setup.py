@@ -1,7 +1,8 @@
 """Builds cortex_fast._native with CMake and Ninja, both from the build environment; everything else is pyproject.toml.
 
 The build needs a C++17 compiler and no torch. The package itself is never imported here. The environment variable
-CORTEX_FAST_CUDA is auto (CUDA kernels where nvcc is found, the default), on (or it fails) or off.
+CORTEX_FAST_CUDA is auto (CUDA kernels where nvcc is found, the default), on (or it fails) or off. nvcc is the one that
+CUDACXX names, or that of CUDA_HOME, PATH or /usr/local/cuda, the first of these that has one.
 """
 
 import os
