@@ -65,9 +65,11 @@ class TokenSaliency(Attribution):
         if isinstance(prepared, str):
             raise ValueError(f"forward_func: {prepared}")
         x = inputs.detach()
-        sigma = (
-            _ALPHA * (x.flatten(1).amax(1) - x.flatten(1).amin(1)) if stdevs is None else x.new_full((len(x),), stdevs)
-        )
+        if stdevs is None:
+            low, high = _wide(x).flatten(1).aminmax(dim=1)
+            sigma = _ALPHA * (high - low)
+        else:
+            sigma = _wide(x).new_full((len(x),), stdevs)
         memory = _memory(prepared, x, nt_samples_batch_size)
         return prepared.token_saliency(
             x, targets, _noise(x, sigma, shared=True), num_samples=nt_samples, reduction=reduction, memory=memory
@@ -118,7 +120,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
         if noise is not None:
             checks.floating("noise", noise)
             checks.same_shape("noise", noise, "a sample of each image", torch.Size((len(x), nt_samples, *x.shape[1:])))
-        sigma = x.new_full((len(x),), stdev)
+        sigma = _wide(x).new_full((len(x),), stdev)
         memory = _memory(prepared, x, nt_samples_batch_size)
         absolute = kwargs.get("abs", True)
         if nt_type == "smoothgrad" and not absolute and noise is None:
@@ -165,21 +167,28 @@ def _by_samples(
     noise: Tensor | None,
     memory: int,
 ) -> Tensor:
-    """What needs each sample's gradient: the mean of their absolute values, of their squares, or their variance."""
+    """What needs each sample's gradient: the mean of their absolute values, of their squares, or their variance.
+
+    Added up sample by sample, at least in float32, so that nothing depends on how many go together; the variance about
+    the mean so far (Welford), since the mean of squares less the square of the mean has no digits left in float32.
+    """
     seed = _seed()
-    total, squares = torch.zeros_like(x), torch.zeros_like(x)
+    total, mean, spread = (torch.zeros_like(_wide(x)) for _ in range(3))
     together = max(1, memory // (prepared.bytes_of_copy * len(x)))
     for first in range(0, nt_samples, together):
         count = min(together, nt_samples - first)
         given = None if noise is None else noise[:, first : first + count]
         copies = ops.smoothgrad_noise(x, sigma, count, seed=seed, first_sample=first, noise=given)
         _, gradients = prepared.value_and_grad(copies.flatten(0, 1), targets.repeat_interleave(count))
-        gradients = gradients.unflatten(0, (len(x), count))
-        total += (gradients.abs() if absolute else gradients).sum(dim=1)
-        if nt_type != "smoothgrad":
-            squares += gradients.square().sum(dim=1)
-    mean, square = total / nt_samples, squares / nt_samples
-    return {"smoothgrad": mean, "smoothgrad_sq": square}.get(nt_type, square - mean * mean)
+        gradients = gradients.abs() if absolute else gradients
+        for number, value in enumerate(gradients.unflatten(0, (len(x), count)).unbind(dim=1), start=first + 1):
+            if nt_type == "vargrad":
+                off = value - mean
+                mean += off / number
+                spread += off * (value - mean)
+            else:
+                total += value if nt_type == "smoothgrad" else value.square()
+    return (spread if nt_type == "vargrad" else total) / nt_samples
 
 
 def _targets(target: Any, x: Tensor) -> Tensor | None:
@@ -195,6 +204,10 @@ def _targets(target: Any, x: Tensor) -> Tensor | None:
     if targets.numel() not in (1, len(x)) or bool((targets < 0).any()):
         return None
     return targets.reshape(-1).long().expand(len(x))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _noise(x: Tensor, sigma: Tensor, *, shared: bool) -> Noise:

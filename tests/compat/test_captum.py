@@ -45,6 +45,40 @@ def test_equal_to_captums_own_with_the_same_noise(captums_noise, nt_type, absolu
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+def of_cubics(x, z, stdev, nt_type):
+    """Of gradients a (x + stdev z)^2, which are positive, in float64."""
+    gradients = (x.double()[:, None] + stdev * z.double()).square()
+    if nt_type == "vargrad":
+        return gradients.var(dim=1, unbiased=False)
+    return (gradients if nt_type == "smoothgrad" else gradients.square()).mean(dim=1)
+
+
+@pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+@pytest.mark.parametrize(
+    ("dtype", "stdev", "tolerance"),
+    [
+        (torch.bfloat16, 0.5, 0.02),
+        (torch.float16, 0.5, 0.005),
+        (torch.float32, 1e-4, 5e-3),  # the variance is 1e-8 of the mean's square
+        (torch.float64, 1e-6, 1e-6),
+    ],
+)
+def test_sums_keep_their_digits_in_every_dtype_and_batch(nt_type, dtype, stdev, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    x = (1 + torch.rand(2, 2, 4, 4, generator=generator, dtype=torch.float64)).to(dtype)
+    z = torch.randn(2, 700, 2, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    model = Cubic(2, 3).eval()
+    with torch.no_grad():
+        model.a.fill_(1.0)
+    settings = {"target": 1, "nt_type": nt_type, "nt_samples": 700, "stdevs": stdev, "noise": z}
+    tunnel, expected = NoiseTunnel(Saliency(model.to(dtype))), of_cubics(x, z, stdev, nt_type)
+    got = [tunnel.attribute(x, nt_samples_batch_size=size, **settings) for size in (1, 130, None)]
+    assert tunnel.not_served is None and {one.dtype for one in got} == {dtype}
+    assert got[0].equal(got[1]) and got[0].equal(got[2])
+    assert float((got[0].double() - expected).norm() / expected.norm()) < tolerance
+    assert bool((got[0] >= 0).all())
+
+
 @pytest.mark.parametrize("target", [1, [1, 1, 1], torch.tensor([1]), torch.tensor(1)])
 def test_targets_as_captum_takes_them_and_a_tuple_of_one(target):
     model, x = tiny("ce"), embedding()
