@@ -9,13 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast import checks, ops
+from cortex_fast.data import digests
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY
 from cortex_fast.explain.groups import Group, Judge, grouped
 from cortex_fast.explain.optimisation import (
     Records,
     blank,
-    digest,
     fingerprint_of,
     judged_at,
     optimise,
@@ -136,7 +136,7 @@ def draw_tokens(
     with tqdm(total=recipe.steps * len(groups), desc=progress or "", unit="step", disable=progress is None) as bar:
         for group in groups:
             _draw(problems, group, weights, recipe, seed, times, records, bar)
-    drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
+    drawn_by = {} if frequency is None else {"frequency": digests.of_parts([frequency])}
     name = "random tokens" if frequency is None else "frequent tokens"
     made = fingerprint_of(name, recipe, problems, seed=seed, **drawn_by)
     return result_of(problems, records, times, Recipe(), made)

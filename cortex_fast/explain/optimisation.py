@@ -1,8 +1,7 @@
 """The loop of token selection and its baselines: many problems step together, stop alone, and can go on later."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cortex_fast.data import digests
 from cortex_fast.data.results import ResultFileError, load_result, read_header, save_result
 from cortex_fast.engine import module_of
 from cortex_fast.explain.groups import Group, Judge, grouped, recut
@@ -72,7 +72,7 @@ def optimise(
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
     own = (problems.number, problems.start, problems.region, problems.target, problems.item_ids)
-    made = {**fingerprint, "problems": digest(own)}
+    made = {**fingerprint, "problems": digests.of_parts(own)}
     kept = None if checkpoint is None else _resume(checkpoint, made, records)
     done, state = 0, None
     if kept is not None:
@@ -244,22 +244,9 @@ def fingerprint_of(method: str, recipe: Recipe, problems: Problems, **more: Any)
     has which of several extractors."""
     states = [module_of(extractor).state_dict() for extractor in problems.extractors]
     contents = [part for state in states for part in (list(state), *state.values())]
-    inputs = {"extractor": digest(contents), "codebook": digest([problems.codebook])}
+    inputs = {"extractor": digests.of_parts(contents), "codebook": digests.of_parts([problems.codebook])}
     numbers = {"extractor_numbers": problems.number.tolist()} if len(states) > 1 else {}
     return {"method": method, **dataclasses.asdict(recipe), **inputs, **numbers, **more}
-
-
-def digest(tensors: Iterable[Any]) -> str:
-    """Of tensors' shapes, types and contents."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):  # a module's extra state
-            found.update(repr(tensor).encode())
-            continue
-        whole = tensor.detach().cpu().contiguous()
-        found.update(f"{list(whole.shape)} {whole.dtype}".encode())
-        found.update(whole.view(-1).view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
-    return found.hexdigest()
 
 
 def targets_of(checkpoint: Path) -> list[int]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks, ops
+from cortex_fast.data import digests
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY, module_of
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.groups import Judge
-from cortex_fast.explain.optimisation import digest, fingerprint_of, optimise, targets_of
+from cortex_fast.explain.optimisation import fingerprint_of, optimise, targets_of
 from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
 from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.results import TokenSelection
@@ -120,7 +121,7 @@ def _select(
 
 
 def _fingerprint(problems: Problems, recipe: Recipe, seed: int, mask: Tensor | None) -> dict[str, Any]:
-    limits = {} if mask is None else {"allowed": digest([mask])}
+    limits = {} if mask is None else {"allowed": digests.of_parts([mask])}
     return fingerprint_of("token selection", recipe, problems, seed=seed, **limits)
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.data import digests
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.extractors.build import build
 from cortex_fast.extractors.distributed import World
 from cortex_fast.extractors.files import extractor_header, save_extractor
 from cortex_fast.extractors.testing import accuracy, mean_loss
-from cortex_fast.extractors.training import Recipe, data_digest, train_extractor
+from cortex_fast.extractors.training import Recipe, train_extractor
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -62,8 +63,8 @@ def fit(
     if validation is not None:
         _check_validation(validation, sizes)
     made: dict[str, Any] = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
-    made["data"] = data_digest(codebook, store.tokens, store.labels)
-    made["validation"] = None if validation is None else data_digest(*_parts(validation))
+    made["data"] = digests.of_images(codebook, store.tokens, store.labels)
+    made["validation"] = None if validation is None else digests.of_images(*_parts(validation))
     if out.exists():
         _require_same(out, {"name": name, "sizes": sizes, **made})
         report(f"{out}: is trained already")

@@ -1,6 +1,5 @@
 """Training an extractor on token grids: the published recipe, resumable, in mixed precision, by several processes."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.data import digests
 from cortex_fast.data.token_store import gather
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.distributed import World
@@ -87,7 +87,7 @@ def train_extractor(
     if recipe.batch_size < 2 * world.size:
         raise ValueError(f"batch_size: expected at least two images a process, got {recipe.batch_size}")
     run = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
-    run |= {"data": data_digest(codebook, tokens, labels), **(about or {})}
+    run |= {"data": digests.of_images(codebook, tokens, labels), **(about or {})}
     data = _Images(codebook, tokens, labels)
     if world.size > 1 and data.device.type == "cuda":
         extractor = nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
@@ -112,7 +112,7 @@ def train_extractor(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * recipe.gamma ** (epoch // recipe.step_epochs)
             for step, rows in _batches(len(tokens), recipe.batch_size, seed, epoch, world, first_step):
-                torch.manual_seed(_seed(seed, "dropout", epoch, step, world.rank))
+                torch.manual_seed(digests.seed_of(seed, "dropout", epoch, step, world.rank))
                 part = world.part(rows)
                 embedding, truth = data.take(part)
                 with _autocast(data.device, precision):
@@ -144,14 +144,9 @@ def _used(images: int, size: int, world: World) -> int:
 
 def _batches(images: int, size: int, seed: int, epoch: int, world: World, first: int) -> Iterator[tuple[int, Tensor]]:
     """The epoch's global batches of rows, from number `first` on."""
-    order = torch.Generator().manual_seed(_seed(seed, "order", epoch))
+    order = torch.Generator().manual_seed(digests.seed_of(seed, "order", epoch))
     batches = torch.randperm(images, generator=order)[: _used(images, size, world)].split(size)
     yield from enumerate(batches[first:], start=first)
-
-
-def _seed(*parts: object) -> int:
-    """63 bits that differ with any of the parts."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -163,16 +158,6 @@ def _finite(total: Tensor, epoch: int) -> float:
     if not abs(loss) < float("inf"):
         raise FloatingPointError(f"the loss of epoch {epoch + 1} is {loss}: a lower learning rate may help")
     return loss
-
-
-def data_digest(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
-    """16 hex digits of what is trained on."""
-    digest = hashlib.sha256()
-    for tensor in (codebook.detach().float(), tokens, labels.long()):
-        digest.update(repr(tuple(tensor.shape)).encode())
-        for part in tensor.cpu().split(4096):
-            digest.update(part.contiguous().numpy())
-    return digest.hexdigest()[:16]
 
 
 class _Images:

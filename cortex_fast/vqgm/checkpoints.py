@@ -1,6 +1,5 @@
 """Reading torch checkpoints: their tensors, never their code."""
 
-import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -59,16 +58,6 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def digest(state: Mapping[str, Tensor], about: str = "") -> str:
-    """The first 16 hex digits of the SHA-256 over `about`, and names, dtypes, shapes and bytes in the names' order."""
-    found = hashlib.sha256(about.encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast import checks
+from cortex_fast.data import digests
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.vqgm.model import VQGM, Model
@@ -49,8 +49,8 @@ def sample_store(
     made = {
         "model": model.fingerprint,
         "seed": seed,
-        "labels": sha256(labels.long().cpu().numpy().tobytes()).hexdigest()[:16],
-        "names": sha256(json.dumps(list(names)).encode()).hexdigest()[:16],
+        "labels": digests.of_values(labels.long()),
+        "names": digests.short(digests.of_text(json.dumps(list(names)))),
     }
     if path.is_dir():
         raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cortex_fast.data.digests import of_state
 from cortex_fast.vqgm.autoencoder import GumbelVQ, VQModel
-from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
+from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 from cortex_fast.vqgm.model import Model
 from cortex_fast.vqgm.sampling import check_sampling
 from cortex_fast.vqgm.taming import taming_model
@@ -59,7 +60,7 @@ def load_taming(
         autoencoder,
         None if reason else prior,
         grid=autoencoder.grid,
-        fingerprint=digest(state, str(sorted((sampling or {}).items()))),
+        fingerprint=of_state(state, str(sorted((sampling or {}).items()))),
         num_classes=len(condition),
         first_token=condition.start,
         sampling=dict(sampling or {}),

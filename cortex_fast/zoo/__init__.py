@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
+from cortex_fast.data.digests import of_files
 from cortex_fast.extractors import build
 from cortex_fast.vqgm import GPT, Model, VQModel, taming_model
 from cortex_fast.zoo.composites import class_names
 from cortex_fast.zoo.judges import JUDGES, build_judge
-from cortex_fast.zoo.weight_files import fingerprint, load_weights, read_config
+from cortex_fast.zoo.weight_files import load_weights, read_config
 
 FOLDER = Path(__file__).parent / "weights"
 EXTRACTORS = ("ce", "re")
@@ -47,7 +48,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         tokenizer,
         prior,
         grid=16,
-        fingerprint=fingerprint([files["tokenizer"], files["prior"]]),
+        fingerprint=of_files([files["tokenizer"], files["prior"]]),
         num_classes=len(names),
         sampling=config["sampling"],
     )
@@ -56,7 +57,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         extractor = build(name, **read_config(files[name]))
         extractors[name] = load_weights(files[name], extractor)
     judges = {name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES}
-    return Zoo(vqgm, tokenizer, prior, extractors, judges, names, fingerprint(list(files.values())))
+    return Zoo(vqgm, tokenizer, prior, extractors, judges, names, of_files(list(files.values())))
 
 
 __all__ = ["EXTRACTORS", "FOLDER", "JUDGES", "Zoo", "class_names", "load"]

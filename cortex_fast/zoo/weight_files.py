@@ -1,6 +1,5 @@
 """Weight files of the bundled model: half-precision safetensors with the module's configuration beside the tensors."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,3 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     module.load_state_dict({k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()})
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)
-
-
-def fingerprint(paths: list[Path]) -> str:
-    """The first 16 hex digits of the SHA-256 over the files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

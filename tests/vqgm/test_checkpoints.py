@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
+from cortex_fast.data.digests import of_state
+from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 
 
 class Hyperparameters(dict):
@@ -73,7 +74,7 @@ def test_tensors_are_read_as_they_were_written(tmp_path, state, tensors_only):
     for content in ({"state_dict": state, "epoch": 3, "optimizer_states": [{"lr": 0.1, "m": torch.ones(2)}]}, state):
         torch.save(content, path)
         assert_same(read_state(path, tensors_only=tensors_only), state)
-    assert digest(read_state(path)) == digest(state) != digest({**state, "flag": torch.tensor(False)})
+    assert of_state(read_state(path)) == of_state(state) != of_state({**state, "flag": torch.tensor(False)})
 
 
 def test_lightnings_objects_are_named_then_left_out(tmp_path, state):

@@ -1,6 +1,5 @@
 """A token store as the published code's files: a table and one .npy [d,m,m] an image."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from cortex_fast.compat.published_data.layout import Split
 from cortex_fast.compat.published_data.pickles import write_token_lists
 from cortex_fast.compat.published_data.places import PublishedDataError, problem_of_name
 from cortex_fast.compat.published_data.tables import Style, write_rows
+from cortex_fast.data import digests
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 
@@ -29,7 +29,7 @@ def file_names(store: TokenStore, path: Path) -> list[str]:
         return [f"{label}_{row}.npy" for row, label in enumerate(store.labels.tolist())]
     listed = names_file(path)
     text = listed.read_bytes() if listed.is_file() else b""
-    if hashlib.sha256(text).hexdigest() != wanted:
+    if digests.of_text(text) != wanted:
         raise PublishedDataError(f"{listed}: expected the file names that {path} was imported with")
     names = text.decode().splitlines()
     for line, name in enumerate(names, start=1):

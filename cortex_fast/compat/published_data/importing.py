@@ -1,6 +1,5 @@
 """The published code's embeddings into a token store, every row held against the codebook."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from cortex_fast.compat.published_data.layout import Split, find_split
 from cortex_fast.compat.published_data.pickles import read_token_lists
 from cortex_fast.compat.published_data.places import Bad, PublishedDataError, summary
 from cortex_fast.compat.published_data.tables import Row, rows, style_of
+from cortex_fast.data import digests
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 
@@ -140,7 +140,7 @@ def import_embeddings(
         "codebook": "recovered" if recovered else "given",
         "skipped": len(bad),
         "skipped_rows": [f"line {one.line}: {one.name}" for one in bad[:_NAMED]],
-        "files_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        "files_sha256": digests.of_text(listed),
     }
     if recovered:
         made["unseen_codes"] = unseen

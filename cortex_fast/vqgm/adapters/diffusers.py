@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
     codes_of,
@@ -13,7 +14,6 @@ from cortex_fast.vqgm.adapters.shared import (
     latents_of,
     unit_range,
 )
-from cortex_fast.vqgm.checkpoints import digest
 from cortex_fast.vqgm.model import Model
 
 
@@ -37,7 +37,7 @@ def diffusers_vqmodel(model: Any, *, grid: int | None = None, unit_pixels: bool 
     found = Model(
         codes_of(model.quantize.embedding),
         grid_of(grid, config.sample_size >> (len(config.block_out_channels) - 1)),
-        digest(model.state_dict()),
+        of_state(model.state_dict()),
         latents=latents_of(model),
         pixels=pixels,
         reasons={"sampler": NO_PRIOR},

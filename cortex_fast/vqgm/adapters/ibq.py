@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
 from cortex_fast.vqgm.adapters.shapes import autoencoder_of
 from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
-from cortex_fast.vqgm.checkpoints import digest, read_state
+from cortex_fast.vqgm.checkpoints import read_state
 from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256
@@ -61,7 +62,7 @@ def _model(model: Any, grid: int) -> Model:
     return Model(
         codes,
         grid,
-        digest(model.state_dict()),
+        of_state(model.state_dict()),
         latents=latents_of(model),
         quantise=lambda latents: largest_product(latents.permute(0, 2, 3, 1), codes),
         pixels=pixels_of(model),

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
 from cortex_fast.vqgm.adapters.shapes import autoencoder_of
 from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
-from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
+from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256  # the smallest that it was published for
@@ -74,7 +75,7 @@ def _model(model: Any, grid: int | None, levels: int, normalised: bool) -> Model
     return Model(
         F.normalize(codes, dim=-1) if normalised else codes,
         grid_of(grid, IMAGE_SIZE >> (levels - 1)),
-        digest(model.state_dict(), "" if normalised else "codes as they are stored"),
+        of_state(model.state_dict(), "" if normalised else "codes as they are stored"),
         latents=(lambda images: F.normalize(latents(images), dim=1)) if normalised else latents,
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cortex_fast.data.digests import of_state
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
     codes_of,
@@ -10,7 +11,6 @@ from cortex_fast.vqgm.adapters.shared import (
     pixels_of,
     unit_range,
 )
-from cortex_fast.vqgm.checkpoints import digest
 from cortex_fast.vqgm.model import Model
 
 
@@ -21,7 +21,7 @@ def min_dalle(model: Any, *, grid: int | None = None) -> Model:
         Model(
             codes_of(model.embedding),
             grid_of(grid, 16),
-            digest(model.state_dict()),
+            of_state(model.state_dict()),
             pixels=pixels_of(model),
             reasons={"latents": "min-dalle's VQGanDetokenizer has no encoder", "sampler": NO_PRIOR},
         )

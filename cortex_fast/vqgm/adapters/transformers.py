@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
 from cortex_fast.ops import nearest_code
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
@@ -18,7 +19,6 @@ from cortex_fast.vqgm.adapters.shared import (
     latents_of,
     pixels_of,
 )
-from cortex_fast.vqgm.checkpoints import digest
 from cortex_fast.vqgm.model import Model
 
 
@@ -32,7 +32,7 @@ def janus(model: Any, *, grid: int | None = None) -> Model:
     return Model(
         F.normalize(stored, dim=-1),
         grid_of(grid, model.config.num_patches),
-        digest(model.state_dict()),
+        of_state(model.state_dict()),
         latents=latents_of(model),
         quantise=lambda latents: nearest_code(latents.permute(0, 2, 3, 1), stored),
         pixels=pixels_of(model),
@@ -66,7 +66,7 @@ def emu3(model: Any, *, grid: int | None = None) -> Model:
     return Model(
         codes_of(model.quantize.embedding),
         grid_of(grid, 0),
-        digest(model.state_dict()),
+        of_state(model.state_dict()),
         latents=latents,
         pixels=pixels,
         reasons={"sampler": NO_PRIOR},
@@ -80,7 +80,7 @@ def chameleon(model: Any, *, grid: int | None = None) -> Model:
     return Model(
         codes_of(model.quantize.embedding),
         grid_of(grid, config.resolution >> (len(config.channel_multiplier) - 1)),
-        digest(model.state_dict()),
+        of_state(model.state_dict()),
         latents=latents_of(model),
         reasons={"pixels": "transformers' ChameleonVQVAE has no decoder", "sampler": NO_PRIOR},
     )
