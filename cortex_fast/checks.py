@@ -4,12 +4,13 @@ Those of single numbers return them as Python's: they may come as numpy's scalar
 dimensions.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Integers = Tensor | np.ndarray | Sequence[int]  # what `integers` takes
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -58,6 +59,27 @@ def device(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a torch device such as 'cpu' or 'cuda:0', got {value!r}") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, got {value!r}")
+
+
+def integers(name: str, value: object, device: torch.device | None = None) -> Tensor:
+    """Integers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
+    if isinstance(value, Tensor):
+        integral(name, value)
+        return value
+    if isinstance(value, list | tuple | range):
+        numbers = [_number(one) for one in value]
+        for place, number in enumerate(numbers):
+            if not isinstance(number, int):
+                raise TypeError(f"{name}: expected whole numbers, got {shown(value[place])} at place {place}")
+            whole(f"{name}: place {place}", number, -(2**63), 2**63 - 1)
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+    if isinstance(value, np.ma.MaskedArray) or not hasattr(value, "__array__"):
+        raise TypeError(f"{name}: expected integers in a tensor, an array, a list or a tuple, got {shown(value)}")
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got an array of {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)  # torch takes no others
 
 
 def in_range(name: str, tensor: Tensor, stop: int) -> None:

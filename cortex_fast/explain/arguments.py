@@ -1,9 +1,15 @@
 """Checks that every explanation shares."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.data.classes import class_number, class_numbers, is_single
+
+Target = int | str | Sequence[int] | Sequence[str] | np.ndarray | Tensor
 
 
 def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
@@ -24,17 +30,24 @@ def check_embedding(embedding: Tensor) -> None:
     checks.finite("embedding", embedding)
 
 
-def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Tensor:
-    """`target`, one class or one for each image, as int64 [batch]."""
-    if isinstance(target, Tensor):
-        checks.integral("target", target)
-        if target.ndim == 0:
-            target = target.expand(batch)
-        if target.shape != (batch,):
-            raise ValueError(f"target: expected an int or shape [{batch}], got {list(target.shape)}")
-        return target.to(device, torch.int64)
-    checks.whole("target", target, 0)
-    return torch.full((batch,), target, dtype=torch.int64, device=device)
+def target_vector(target: Target, batch: int, device: torch.device, names: Sequence[str] = ()) -> Tensor:
+    """`target`, one class or one for each image, as int64 [batch]. A text stands for the class of that name."""
+    if is_single(target):
+        number = class_number("target", target, names)
+        return torch.full((batch,), number, dtype=torch.int64, device=device)
+    found = class_numbers("target", target, names).to(device)
+    if found.shape != (batch,):
+        raise ValueError(f"target: expected an int or shape [{batch}], got {list(found.shape)}")
+    return found
+
+
+def names_of(extractor: nn.Module) -> tuple[str, ...]:
+    """The classes' names where the extractor has them: as `names`, or in a configuration of transformers."""
+    named = getattr(getattr(extractor, "config", None), "id2label", None)
+    if isinstance(named, Mapping) and set(named) == set(range(len(named))):
+        return tuple(str(named[number]) for number in range(len(named)))
+    names = getattr(extractor, "names", ())
+    return tuple(names) if isinstance(names, list | tuple) and all(isinstance(one, str) for one in names) else ()
 
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:

@@ -12,6 +12,7 @@ from cortex_fast import checks, ops
 from cortex_fast.data import digests
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY
+from cortex_fast.explain.arguments import Target
 from cortex_fast.explain.groups import Group, Judge, grouped
 from cortex_fast.explain.optimisation import (
     Records,
@@ -39,9 +40,9 @@ _UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay": 0.0
 def optimise_embedding(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
-    tokens: Tensor | None = None,
+    tokens: checks.Integers | None = None,
     region: Regions = None,
     grid: int | None = None,
     recipe: Recipe | None = None,
@@ -105,14 +106,14 @@ def optimise_embedding(
 def draw_tokens(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
-    tokens: Tensor | None = None,
+    tokens: checks.Integers | None = None,
     region: Regions = None,
     grid: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
-    item_ids: Tensor | None = None,
+    item_ids: checks.Integers | None = None,
     frequency: Tensor | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
@@ -127,7 +128,7 @@ def draw_tokens(
     """
     recipe = recipe_of(recipe, settings)
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
-    checks.seed(seed)
+    seed = checks.seed(seed)
     weights = _log_weights(frequency, problems)
     times = judged_at(recipe)
     records = blank(problems, times, recipe)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.data.classes import is_single
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, module_of, ordinary
-from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
+from cortex_fast.explain.arguments import Target, check_classes, check_extractor, names_of, target_vector
 
 Box = tuple[int, int, int, int]
 Extractor = nn.Module | Prepared
@@ -81,11 +82,11 @@ class Problems:
 def check_problems(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
-    tokens: Tensor | None,
+    target: Target,
+    tokens: checks.Integers | None,
     region: Regions,
     grid: int | None,
-    item_ids: Tensor | None,
+    item_ids: checks.Integers | None,
 ) -> Problems:
     """The arguments that every optimisation shares, checked and made whole."""
     checks.rank("codebook", codebook, "[K, d]")
@@ -97,29 +98,26 @@ def check_problems(
     codebook, device = ordinary(codebook.detach()), codebook.device
     given = tokens is not None
     if tokens is None:
-        size = 16 if grid is None else grid
-        checks.whole("grid", size, 1)
-        batch = len(target) if isinstance(target, Tensor) and target.ndim else len(numbers or (0,))
+        size = checks.whole("grid", 16 if grid is None else grid, 1)
+        batch = len(numbers or (0,)) if is_single(target) else len(target)  # type: ignore[arg-type]
         tokens = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
         if region is not None:
             raise ValueError("region: expected None without tokens, since nothing is kept outside it")
     elif grid is not None:
         raise ValueError("grid: expected None with tokens, whose shape gives it")
+    tokens = checks.integers("tokens", tokens, device)
     checks.rank("tokens", tokens, "[P, m, m]")
-    checks.integral("tokens", tokens)
-    checks.same_device(codebook=codebook, tokens=tokens, item_ids=item_ids)
+    checks.same_device(codebook=codebook, tokens=tokens)
     checks.in_range("tokens", tokens, codebook.shape[0])
     tokens, count = ordinary(tokens.long()), len(tokens)
     if numbers is not None and len(numbers) != count:
         raise ValueError(f"extractor: expected one, or one for each of {count} problems, got {len(numbers)}")
     number = torch.tensor(numbers or [0] * count, dtype=torch.int64, device=device)
-    targets = ordinary(target_vector(target, count, device))
+    targets = ordinary(target_vector(target, count, device, _names(extractors)))
     if count:
         for index, one in enumerate(extractors):
             check_classes(module_of(one), gather(tokens[:1], codebook), targets[number == index])
-    if item_ids is None:
-        item_ids = torch.arange(count, device=device)
-    checks.integral("item_ids", item_ids)
+    item_ids = torch.arange(count) if item_ids is None else checks.integers("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
     checks.in_range("item_ids", item_ids, 2**32)
     return Problems(
@@ -129,7 +127,7 @@ def check_problems(
         start=tokens,
         region=region_masks(region, tokens.shape).to(device),
         target=targets,
-        item_ids=item_ids.long(),
+        item_ids=item_ids.to(device, torch.int64),
         given=given,
         places=torch.arange(count, device=device),
     )
@@ -144,6 +142,12 @@ def _extractors(extractor: Extractor | Sequence[Extractor]) -> tuple[tuple[Extra
     different = list({id(one): one for one in extractor}.values())
     places = {id(one): number for number, one in enumerate(different)}
     return tuple(different), [places[id(one)] for one in extractor]
+
+
+def _names(extractors: Sequence[Extractor]) -> tuple[str, ...]:
+    """The classes' names, where the extractors that have any have the same."""
+    found = {names for names in (names_of(module_of(one)) for one in extractors) if names}
+    return found.pop() if len(found) == 1 else ()
 
 
 def region_masks(region: Regions, shape: torch.Size) -> Tensor:

@@ -55,19 +55,19 @@ class TokenSelection:
 
     def changes(self, problem: int = 0) -> list[Change]:
         """One problem's edit, position by position."""
-        checks.whole("problem", problem, 0, len(self.tokens) - 1)
+        problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         before, after = self.initial[problem], self.tokens[problem]
         places = self.changed[problem].nonzero().tolist()
         return [Change(row, column, int(before[row, column]), int(after[row, column])) for row, column in places]
 
     def strip(self, decode: Callable[[Tensor], Tensor], problem: int = 0) -> Tensor:
         """One problem's pictures [T,3,H,W] at the judged steps, of decode: tokens [n,m,m] -> images [n,3,H,W]."""
-        checks.whole("problem", problem, 0, len(self.tokens) - 1)
+        problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         return decode(self.history[:, problem])
 
     def problem(self, problem: int) -> "TokenSelection":
         """The selection of one problem alone, with P = 1."""
-        checks.whole("problem", problem, 0, len(self.tokens) - 1)
+        problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         one = slice(problem, problem + 1)
         return TokenSelection(
             tokens=self.tokens[one],

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.data import digests
+from cortex_fast.data.classes import class_numbers
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import MEMORY, module_of
-from cortex_fast.explain.arguments import check_extractor
+from cortex_fast.engine import MEMORY, Prepared, module_of
+from cortex_fast.explain.arguments import Target, check_extractor, names_of
 from cortex_fast.explain.groups import Judge
 from cortex_fast.explain.optimisation import fingerprint_of, optimise, targets_of
 from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
@@ -34,14 +35,14 @@ _LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the s
 def select_tokens(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
-    tokens: Tensor | None = None,
+    tokens: checks.Integers | None = None,
     region: Regions = None,
     grid: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
-    item_ids: Tensor | None = None,
+    item_ids: checks.Integers | None = None,
     allowed: Tensor | None = None,
     banned: Tensor | None = None,
     judge: Judge | None = None,
@@ -96,7 +97,7 @@ def _select(
     progress: str | None,
 ) -> TokenSelection:
     """`select_tokens` of checked problems, that leaves the checkpoint where it is."""
-    checks.seed(seed)
+    seed = checks.seed(seed)
     if not problems.given and (recipe.start == "image" or recipe.stay):
         raise ValueError("tokens: expected those of an image to start from or to stay with, got None")
     made = _fingerprint(problems, recipe, seed, mask)
@@ -260,7 +261,7 @@ def select_concepts(
     codebook: Tensor,
     folder: Path | str,
     *,
-    classes: Sequence[int] | None = None,
+    classes: Target | None = None,
     grid: int = 16,
     together: int = 16,
     recipe: Recipe | None = None,
@@ -284,8 +285,8 @@ def select_concepts(
         if name in settings:
             raise TypeError(f"{name}: expected none for whole concepts, got one")
     folder, recipe = Path(folder), recipe_of(recipe, settings)
-    checks.whole("together", together, 1)
-    checks.whole("grid", grid, 1)
+    together, grid = checks.whole("together", together, 1), checks.whole("grid", grid, 1)
+    seed = checks.seed(seed)
     if isinstance(extractor, list | tuple):
         raise TypeError("extractor: expected one for all concepts, got several")
     for name, tensor in (("allowed", allowed), ("banned", banned)):
@@ -296,7 +297,8 @@ def select_concepts(
         check_extractor(module_of(extractor), codebook=codebook)
         sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
         classes = range(module_of(extractor)(sample.contiguous()).shape[1])
-    target = torch.tensor(list(classes), dtype=torch.int64, device=codebook.device)
+    names = names_of(module_of(extractor)) if isinstance(extractor, nn.Module | Prepared) else ()
+    target = class_numbers("classes", classes, names).to(codebook.device)
     problems = check_problems(extractor, codebook, target, None, None, grid, target)
     mask = allowed_tokens(problems, allowed, banned)
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in target.tolist()}

@@ -1,0 +1,40 @@
+"""Classes by their number or by their name."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cortex_fast import checks
+
+
+def is_single(target: object) -> bool:
+    """Whether it is one class for all, a number or a name, and not one for each."""
+    return isinstance(target, str) or not hasattr(target, "__len__") or getattr(target, "shape", None) == ()
+
+
+def class_number(name: str, value: object, names: Sequence[str]) -> int:
+    """A class by its number, or by its name among `names`. Raises ValueError for a name that is not there, with those
+    most like it."""
+    if not isinstance(value, str):
+        return checks.whole(name, value, 0)
+    if not names:
+        raise ValueError(f"{name}: expected a class number, got {value!r}: there are no names to look it up in")
+    found = [number for number, one in enumerate(names) if one == value]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name}: expected the name of one class, got {value!r}, which is that of classes {found}")
+    near = difflib.get_close_matches(value, names, n=3, cutoff=0.5) or names[:3]
+    raise ValueError(f"{name}: expected one of {len(names)} names, such as {', '.join(map(repr, near))}, got {value!r}")
+
+
+def class_numbers(name: str, values: Any, names: Sequence[str]) -> Tensor:
+    """Classes by number or name as int64 [n]."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        values = values.tolist()
+    if isinstance(values, list | tuple) and any(isinstance(one, str) for one in values):
+        values = [class_number(name, one, names) for one in values]
+    return checks.integers(name, values).long()
