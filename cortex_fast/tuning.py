@@ -63,7 +63,7 @@ def tune(
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
 
     logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))

@@ -64,8 +64,8 @@ def intervention(
     chance = random_positions(batch, cells, cells, seed).to(tokens.device)
     middle = order[:, most : cells - most]
     generator = torch.Generator().manual_seed(seed)
-    preference = torch.rand(batch, most, middle.shape[1], generator=generator).to(tokens.device)
-    after = torch.empty(len(ARMS), len(judges), len(ns))
+    preference = torch.rand(batch, most, middle.shape[1], generator=generator, dtype=torch.float32).to(tokens.device)
+    after = torch.empty(len(ARMS), len(judges), len(ns), dtype=torch.float32)
     for column, n in enumerate(ns):
         for arm, positions in enumerate((order[:, :n], chance[:, :n], order[:, cells - n :])):
             images = decode(replace_tokens(tokens, positions, middle, preference[:, :n]))

@@ -66,7 +66,7 @@ def cells_of_tokens(tokens: Tensor, chosen: Tensor) -> Tensor:
 def random_positions(batch: int, cells: int, n: int, seed: int) -> Tensor:
     """n different positions of each image, int64 [B,n] on the CPU: the same on every device, for every method."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, cells, generator=generator).argsort(dim=1)[:, :n]
+    return torch.rand(batch, cells, generator=generator, dtype=torch.float32).argsort(dim=1)[:, :n]
 
 
 def image_level(

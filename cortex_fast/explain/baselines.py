@@ -156,7 +156,7 @@ def _draw(
     """One group's draws, into its rows of the records."""
     own, rows = problems.take(group.rows), group.rows
     record(records, rows, 0, own.start, group.judge(own.start, own.target))
-    kept, lowest = own.start, torch.full((len(own),), torch.inf, device=rows.device)
+    kept, lowest = own.start, torch.full((len(own),), torch.inf, dtype=torch.float32, device=rows.device)
     for step in range(recipe.steps):
         draw = torch.tensor([step], device=rows.device)
         g = gumbel(seed, own.item_ids, draw, len(own.free), len(own.codebook))[:, 0]

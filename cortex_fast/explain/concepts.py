@@ -50,7 +50,7 @@ class ConceptExplanations:
     def shares(self) -> Tensor:
         """counts as a part, float32 [C,k] in [0,1]: of all top tokens ("occurrence"), or of all images ("image")."""
         each = self.top_n if self.per == "occurrence" else 1
-        return self.counts / (self.num_images * each).clamp(min=1)[:, None]
+        return self.counts.float() / (self.num_images * each).clamp(min=1)[:, None]
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, whole or not at all."""

@@ -191,8 +191,8 @@ def blank(problems: Problems, times: list[int], recipe: Recipe) -> Records:
     shape, device = (len(times), len(problems)), problems.codebook.device
     return Records(
         history=torch.zeros((*shape, *problems.start.shape[1:]), dtype=torch.int64, device=device),
-        probability=torch.full(shape, torch.nan, device=device),
-        loss=torch.full((recipe.steps, len(problems)), torch.nan, device=device),
+        probability=torch.full(shape, torch.nan, dtype=torch.float32, device=device),
+        loss=torch.full((recipe.steps, len(problems)), torch.nan, dtype=torch.float32, device=device),
         taken=torch.zeros(len(problems), dtype=torch.int64, device=device),
     )
 

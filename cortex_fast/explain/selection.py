@@ -197,7 +197,7 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
     def start(problems: Problems) -> Tensor:
         rows, codes = len(problems.free), len(problems.codebook)
         if recipe.start == "image":
-            logits = torch.zeros(len(problems), rows, codes, device=problems.codebook.device)
+            logits = torch.zeros(len(problems), rows, codes, dtype=torch.float32, device=problems.codebook.device)
             logits.scatter_(2, problems.own[..., None], math.log(codes) + _LIKELY)
         else:
             draw = torch.tensor([_START_DRAW], device=problems.codebook.device)

@@ -71,7 +71,7 @@ def fit(
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        extractor = build(name, **sizes).to(device)
+        extractor = build(name, **sizes).to(device, torch.float32)
     if codebook.shape[1] % 8 == 0:
         extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     least = float("inf")

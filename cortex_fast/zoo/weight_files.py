@@ -39,5 +39,5 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     read_config(path)  # refuses a damaged file by its name
     state = load_file(path)
     module.load_state_dict({k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()})
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(dtype=torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)

@@ -98,7 +98,7 @@ class Recovery:
     def codebook(self, codes: int | None) -> tuple[Tensor, list[int]]:
         """C float32 [K,d] and the codes never seen, whose rows are 0. `codes`: K, default up to the last seen."""
         size = max(max(self._rows, default=-1) + 1, codes or 0)
-        codebook = torch.zeros(size, self.width)
+        codebook = torch.zeros(size, self.width, dtype=torch.float32)
         for token, row in self._rows.items():
             codebook[token] = torch.from_numpy(row)
         return codebook, sorted(set(range(size)) - self._rows.keys())

@@ -10,7 +10,7 @@ from cortex_fast.kernels import native
 def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
     """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`: normals, or Gumbel(0, 1)."""
     items, draws = items.contiguous(), draws.contiguous()
-    out = torch.empty((len(items), len(draws), rows, length))
+    out = torch.empty((len(items), len(draws), rows, length), dtype=torch.float32)
     _native.random_stream(
         seed=seed,
         stream=stream,
