@@ -1,6 +1,7 @@
 """torch.set_default_dtype(torch.float64), as many scripts begin, changes no result: neither its bits nor its dtype."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cortex_fast.extractors import build, load_extractor, save_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.extractors.training import Recipe
 from cortex_fast.kernels import native
-from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
+from cortex_fast.vqgm import GPT, VQModel, load, sample_store, taming_model
 from tests.known_extractors import tiny
 from tests.vqgm.test_autoencoder import SMALL
 
@@ -91,6 +92,7 @@ RUNS: dict[str, Callable[[Path], Any]] = {
     "extractor files": lambda folder: _file(folder),
     "fit": lambda folder: _fitted(folder),
     "the bundled model": lambda _: _bundled(),
+    "a taming folder": lambda folder: _taming(folder),
     "compat.captum": lambda _: _captum(),
 }
 RUNS |= {
@@ -140,6 +142,17 @@ def _bundled() -> list[Tensor]:
     logits = [extractor(embedding) for extractor in model.extractors.values()]
     images = model.vqgm.decode(tokens)
     return [*logits, images, *(judge(images) for judge in model.judges.values())]
+
+
+def _taming(folder: Path) -> list[Tensor]:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    params = {"ddconfig": SMALL["ddconfig"], "n_embed": SMALL["n_embed"], "embed_dim": SMALL["embed_dim"]}
+    config = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+    (folder / "configs" / "model.yaml").write_text(json.dumps(config))
+    torch.save({"state_dict": MODULES[0].state_dict()}, folder / "checkpoints" / "last.ckpt")
+    model = load("taming", folder)
+    return [model.codebook, model.decode(TOKENS[:1])]
 
 
 def _captum() -> Tensor:

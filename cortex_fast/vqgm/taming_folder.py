@@ -170,5 +170,5 @@ def _fill(
         told = (f"{len(names)} keys {what}: {', '.join(names[:5])}" for what, names in problems.items() if names)
         raise CheckpointError(f"{file}: {'; '.join(told)}")
     for prefix, module in modules.items():
-        module.to_empty(device=device)
+        module.to(torch.float32).to_empty(device=device)
         module.load_state_dict({name: state[prefix + name] for name in module.state_dict()})
