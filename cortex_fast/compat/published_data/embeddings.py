@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.ops import gather_error, gather_error_of_files
 from cortex_fast.ops.gather_error import header_of
 
@@ -42,6 +43,7 @@ class Files:
 
 def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Any .npy file of floats of this shape, as float32. Raises as `Files.read`."""
+    refuse_foreign(path, ValueError)
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, TypeError) as error:
