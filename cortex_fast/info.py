@@ -138,7 +138,7 @@ def _triton_kernels() -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _openmp() -> str:

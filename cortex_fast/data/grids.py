@@ -9,14 +9,12 @@ Grid = int | tuple[int, int]  # m for m x m tokens, (h, w) for h rows of w token
 
 def sides(grid: Grid | Sequence[int], name: str = "grid") -> tuple[int, int]:
     """(h, w) of a grid m or (h, w). Raises TypeError or ValueError, naming it, for anything else."""
-    if not isinstance(grid, list | tuple):
-        checks.whole(name, grid, 1)
-        return int(grid), int(grid)  # type: ignore[call-overload]
-    if len(grid) != 2:
+    both = grid if isinstance(grid, list | tuple) else (grid, grid)
+    if len(both) != 2:
         raise ValueError(f"{name}: expected a whole number m, or rows and columns (h, w), got {grid!r}")
-    for side in grid:
+    for side in both:
         checks.whole(name, side, 1)
-    return int(grid[0]), int(grid[1])
+    return int(both[0]), int(both[1])
 
 
 def grid_of(shape: Sequence[int]) -> Grid:

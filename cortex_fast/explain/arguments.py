@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.extractors.build import check_grid
 
 
 def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
@@ -19,7 +20,7 @@ def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
 
 
 def check_embedding(embedding: Tensor) -> None:
-    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.rank("embedding", embedding, "[B, d, h, w]")
     checks.floating("embedding", embedding)
     checks.finite("embedding", embedding)
 
@@ -38,7 +39,8 @@ def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Ten
 
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
-    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
+    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,h,w]."""
+    check_grid(extractor, sample.shape)
     own = next((tensor.dtype for tensor in extractor.parameters() if tensor.is_floating_point()), sample.dtype)
     with torch.no_grad():
         try:

@@ -232,8 +232,8 @@ def _parts_of(ddconfig: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 class VQModel(nn.Module):
     """Autoencoder over a codebook. `ddconfig`, `n_embed` and `embed_dim` are taming-transformers' configuration keys.
 
-    `ddconfig["tanh_out"]` is latent-diffusion's. One key is ours: `ddconfig["norm_groups"]`, 32 there; with few channels
-    32 groups would erase an image's mean colour. Raises ValueError, naming it, for an unknown key.
+    `ddconfig["tanh_out"]` is latent-diffusion's. One key is ours: `ddconfig["norm_groups"]`, 32 there; with few
+    channels 32 groups would erase an image's mean colour. Raises ValueError, naming it, for an unknown key.
     """
 
     def __init__(self, *, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int) -> None:

@@ -15,8 +15,8 @@ _KEY = re.compile(r"[^.\[\]]+")
 
 
 class Config(Mapping[str, Any]):
-    """A mapping of a configuration. Values are looked up when they are asked for, so that what nobody reads may refer to
-    anything. Raises CheckpointError, naming the file and the key, for a reference that leads nowhere."""
+    """A mapping of a configuration. A value is looked up when it is asked for: what nobody reads may refer to anything.
+    Raises CheckpointError, naming the file and the key, for a reference that leads nowhere."""
 
     def __init__(self, file: "_File", content: Mapping[str, Any], place: tuple[Any, ...]) -> None:
         self._file, self._content, self._place = file, content, place

@@ -25,9 +25,9 @@ def taming_model(
     sampling: dict[str, Any] | None = None,
     reason: str | None = None,
 ) -> Model:
-    """`prior` knows `num_classes` conditions, of the tokens from `first_token` on; it draws a grid row by row. sampling:
-    `sample_tokens`' settings (temperature, top_k, top_p, dtype). reason: why there is no prior. grid: m or (h, w). cell:
-    as `Model` has it; None holds images to `grid`.
+    """`prior` knows `num_classes` conditions, of the tokens from `first_token` on; it draws a grid m or (h, w) row by
+    row. sampling: `sample_tokens`' settings (temperature, top_k, top_p, dtype). reason: why there is no prior. cell: as
+    `Model` has it; None holds images to `grid`.
 
     Puts both modules into eval mode, without gradients of their parameters. Raises ValueError for a prior of no class,
     TypeError or ValueError for other names or values in `sampling`.

@@ -23,7 +23,8 @@ def diffusers_vqmodel(model: Any, *, grid: Grid | None = None, unit_pixels: bool
 
     E decodes as it is: the library would quantise it again by default. The codebook is in the model's own space, that
     of `encode` and of `decode`; `scaling_factor` lies between it and a diffusion model and has no part here.
-    grid: m or (h, w), see `adapt`; by default that of the configuration's `sample_size`. unit_pixels: whether the model's pixels lie in
+    grid: m or (h, w), see `adapt`; by default that of the configuration's `sample_size`.
+    unit_pixels: whether the model's pixels lie in
     [0,1] instead of [-1,1]; by default where it has `lookup_from_codebook`, which is aMUSEd's.
     """
     freeze(model)

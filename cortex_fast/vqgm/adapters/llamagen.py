@@ -40,8 +40,8 @@ def load_llamagen(
 ) -> Model:
     """A published checkpoint, vq_ds16_c2i.pt for instance, by our own modules; widths and depth are read off it.
 
-    normalised: whether codes are looked up normalised (`codebook_l2_norm`), which the checkpoint does not say. grid: m or
-    (h, w), see `adapt`; by default that of 256 x 256 images.
+    normalised: whether codes are looked up normalised (`codebook_l2_norm`), which the checkpoint does not say.
+    grid: m or (h, w), see `adapt`; by default that of 256 x 256 images.
     tensors_only: for checkpoints that carry pickled objects, see `read_state`.
     Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
     """

@@ -15,7 +15,7 @@ from cortex_fast.vqgm.model import Model
 
 
 def min_dalle(model: Any, *, grid: Grid | None = None) -> Model:
-    """A `VQGanDetokenizer`, put into eval mode, without gradients of its parameters. grid: m or (h, w), by default 16."""
+    """A `VQGanDetokenizer`, put into eval mode, its parameters frozen. grid: m or (h, w), by default 16."""
     freeze(model)
     return unit_range(
         Model(
