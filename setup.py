@@ -36,7 +36,8 @@ def build_folder() -> Path:
     """Kept between builds, one for each interpreter; emptied when the source tree has moved."""
     folder = ROOT / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     cache = folder / "CMakeCache.txt"
-    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in cache.read_text().splitlines():
+    known = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in known:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

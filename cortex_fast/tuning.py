@@ -85,7 +85,8 @@ def tune(
     whole = tiles.read(tiles.table_file())
     found_before = whole.get(tiles.machine(device), {})
     whole[tiles.machine(device)] = found_before | {one.key: one.block for one in found}
-    replace_whole(tiles.table_file(), lambda path: path.write_text(json.dumps(whole, indent=1, sort_keys=True)))
+    text = json.dumps(whole, indent=1, sort_keys=True)
+    replace_whole(tiles.table_file(), lambda path: path.write_text(text, "utf-8"))
     return found
 
 

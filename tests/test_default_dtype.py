@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cortex_fast as cf
-from cortex_fast import evaluate, info, ops, zoo
+from cortex_fast import evaluate, info, zoo
 from cortex_fast.engine import prepare
 from cortex_fast.extractors import build, load_extractor, save_extractor
 from cortex_fast.extractors.fitting import fit
@@ -69,9 +69,7 @@ RUNS: dict[str, Callable[[Path], Any]] = {
         for path in cf.select_concepts(CE, CODEBOOK, folder, grid=8, classes=[1, 2], steps=2, restarts=2)
     ],
     "optimise_embedding": lambda _: cf.optimise_embedding(CE, CODEBOOK, 1, **EDIT),
-    "draw_tokens": lambda _: cf.draw_tokens(
-        CE, CODEBOOK, 1, tokens=TOKENS[:2], steps=3, frequency=torch.arange(12)
-    ),
+    "draw_tokens": lambda _: cf.draw_tokens(CE, CODEBOOK, 1, tokens=TOKENS[:2], steps=3, frequency=torch.arange(12)),
     "top_tokens": lambda _: cf.top_tokens(TSV, TOKENS, 7),
     "prepare": lambda _: prepare(CE, EMBEDDING, copies=1000).value_and_grad(EMBEDDING, LABELS),
     "prepare, bfloat16": lambda _: prepare(CE, EMBEDDING, precision="bfloat16").value_and_grad(EMBEDDING, LABELS),

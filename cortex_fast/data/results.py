@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cortex_fast.data.foreign import refuse_foreign
+
 FORMAT = "cortex_fast"
 Result = TypeVar("Result")
 
@@ -70,6 +72,7 @@ def kind_of(path: Path) -> str | None:
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no such result file: {path}")
+    refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -43,7 +43,7 @@ def edit_scores(
     source: Tensor,
     target: Tensor,
 ) -> EditScores:
-    """Score edits: tokens before [P,m,m], and after by each method's name; source and target classes int64 [P]."""
+    """Score edits: tokens before [P,h,w], and after by each method's name; source and target classes int64 [P]."""
     start = probabilities(judges, decode(before))
     ends = [probabilities(judges, decode(tokens)) for tokens in after.values()]
     return EditScores(

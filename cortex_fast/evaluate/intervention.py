@@ -27,7 +27,7 @@ class Intervention:
 
 
 def replace_tokens(tokens: Tensor, positions: Tensor, donors: Tensor, order: Tensor) -> Tensor:
-    """tokens int64 [B,m,m] with those at positions [B,n] replaced by other tokens, from donor positions [B,D].
+    """tokens int64 [B,h,w] with those at positions [B,n] replaced by other tokens, from donor positions [B,D].
 
     order float [B,n,D]: the donor of largest value whose token differs from the lost one is taken; where none differs,
     the token stays.
@@ -52,7 +52,7 @@ def intervention(
 ) -> Intervention:
     """Replace the n tokens of highest TSV, n random ones, or the n lowest, each by another token of the same image.
 
-    tokens int64 [B,m,m], tsv [B,m,m], labels int64 [B]. In all three arms the new tokens come from the same places, the
+    tokens int64 [B,h,w], tsv [B,h,w], labels int64 [B]. In all three arms the new tokens come from the same places, the
     positions that are neither among the top nor among the low max(ns), and every one differs from what it replaces, so
     the arms differ only in what is lost. Raises ValueError where 2 max(ns) leaves no such position.
     """

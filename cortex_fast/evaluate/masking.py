@@ -43,7 +43,7 @@ class ConceptMasking:
 
 
 def blacken(images: Tensor, mask: Tensor) -> Tensor:
-    """Images [B,3,H,W] with the cells of mask bool [B,m,m] set to black; m must divide H and W."""
+    """Images [B,3,H,W] with the cells of mask bool [B,h,w] set to black; h must divide H, and w W."""
     if images.shape[2] % mask.shape[1] or images.shape[3] % mask.shape[2]:
         got = f"{list(images.shape[2:])} and {list(mask.shape[1:])}"
         raise ValueError(f"images: expected sides that the grid divides, got {got}")
@@ -53,13 +53,13 @@ def blacken(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def cells_at(positions: Tensor, grid: Sequence[int]) -> Tensor:
-    """Flat positions int64 [B,n] -> bool [B,m,m]."""
+    """Flat positions int64 [B,n] -> bool [B,h,w]."""
     mask = torch.zeros(len(positions), grid[0] * grid[1], dtype=torch.bool, device=positions.device)
     return mask.scatter_(1, positions, True).view(-1, *grid)
 
 
 def cells_of_tokens(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """Where tokens int [B,m,m] holds one of the ids chosen int64 [B,n] of its image: bool [B,m,m]."""
+    """Where tokens int [B,h,w] holds one of the ids chosen int64 [B,n] of its image: bool [B,h,w]."""
     return (tokens.long()[..., None] == chosen[:, None, None, :]).any(dim=3)
 
 
@@ -82,7 +82,7 @@ def image_level(
 ) -> MaskingCurves:
     """Mask the top n tokens of each image, against n random positions, for every n in ns.
 
-    images [B,3,H,W] in [0,1]; tokens, tsv [B,m,m]; labels int64 [B]. by: "position" masks the top n positions (the
+    images [B,3,H,W] in [0,1]; tokens, tsv [B,h,w]; labels int64 [B]. by: "position" masks the top n positions (the
     paper), "token" every position whose id is among them (the published code), for both methods.
     """
     checks.one_of("by", by, MASK_BY)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.data.classes import class_number, class_numbers, is_single
+from cortex_fast.extractors.build import check_grid
 
 Target = int | str | Sequence[int] | Sequence[str] | np.ndarray | Tensor
 
@@ -25,7 +26,7 @@ def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
 
 
 def check_embedding(embedding: Tensor) -> None:
-    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.rank("embedding", embedding, "[B, d, h, w]")
     checks.floating("embedding", embedding)
     checks.finite("embedding", embedding)
 
@@ -51,7 +52,8 @@ def names_of(extractor: nn.Module) -> tuple[str, ...]:
 
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
-    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
+    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,h,w]."""
+    check_grid(extractor, sample.shape)
     own = next((tensor.dtype for tensor in extractor.parameters() if tensor.is_floating_point()), sample.dtype)
     with torch.no_grad():
         try:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from cortex_fast import checks, ops
 from cortex_fast.data import digests
+from cortex_fast.data.grids import Grid
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY
 from cortex_fast.explain.arguments import Target
@@ -44,7 +45,7 @@ def optimise_embedding(
     *,
     tokens: checks.Integers | None = None,
     region: Regions = None,
-    grid: int | None = None,
+    grid: Grid | None = None,
     recipe: Recipe | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
@@ -52,7 +53,7 @@ def optimise_embedding(
     progress: str | None = None,
     **settings: Any,
 ) -> TokenSelection:
-    """Gradient steps on E [P,d,m,m] in the region, then each position's nearest code: the baseline of eq. 10.
+    """Gradient steps on E [P,d,h,w] in the region, then each position's nearest code: the baseline of eq. 10.
 
     Arguments and result as in `select_tokens`; the start is the image's own embedding, so there is no randomness, and
     the recipe's tau, draws, restarts, start and stay have no meaning: ValueError for others than the default.
@@ -110,7 +111,7 @@ def draw_tokens(
     *,
     tokens: checks.Integers | None = None,
     region: Regions = None,
-    grid: int | None = None,
+    grid: Grid | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: checks.Integers | None = None,

@@ -88,7 +88,7 @@ def score_tokens(
     description: str = "scoring tokens",
     **settings: Any,
 ) -> Tensor:
-    """TSV [n,m,m] of every image for its own label, on the CPU; `settings` are `token_saliency`'s.
+    """TSV [n,h,w] of every image for its own label, on the CPU; `settings` are `token_saliency`'s.
 
     An image's noise is fixed by its number in the data set, so the result does not depend on batch_size (with
     sigma_range="batch" it does, as in the published code).
@@ -99,7 +99,7 @@ def score_tokens(
         if name in settings:
             raise TypeError(f"{name}: expected none, since the images' numbers and the progress bar take its place")
     dtype = torch.promote_types(dataset.codebook.dtype, torch.float32)
-    tsv = torch.empty(len(dataset), dataset.grid, dataset.grid, dtype=dtype)
+    tsv = torch.empty(dataset.tokens.shape, dtype=dtype)
     if len(dataset) and not isinstance(extractor, Prepared):
         check_extractor(extractor, codebook=dataset.codebook)
         samples = settings.get("num_samples", 20)
@@ -130,12 +130,12 @@ def explain_concepts(
 ) -> ConceptExplanations:
     """The top_k tokens that are most often among the top_n of an image, for every class of the data set (eq. 6).
 
-    extractor: eval-mode module, E [B,d,m,m] -> logits. per: "occurrence" (the published code) or "image" (a token
-    counts once an image). examples: occurrences kept for each token. tsv float [n,m,m]: scores from `score_tokens`,
+    extractor: eval-mode module, E [B,d,h,w] -> logits. per: "occurrence" (the published code) or "image" (a token
+    counts once an image). examples: occurrences kept for each token. tsv float [n,h,w]: scores from `score_tokens`,
     where they are at hand; else they are computed, with `settings` for `token_saliency` (num_samples, alpha, seed,
     ...). Raises TypeError or ValueError naming the argument.
     """
-    checks.whole("top_n", top_n, 1, dataset.grid**2)
+    checks.whole("top_n", top_n, 1, dataset.tokens.shape[1:].numel())
     checks.whole("top_k", top_k, 1)
     checks.whole("examples", examples, 0)
     checks.one_of("per", per, PER)

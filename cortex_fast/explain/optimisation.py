@@ -25,7 +25,7 @@ _KIND = "TokenSelectionState"
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """What is kept of all problems: history int64 [T,P,m,m] and probability [T,P] by judged time, loss [steps,P], NaN
+    """What is kept of all problems: history int64 [T,P,h,w] and probability [T,P] by judged time, loss [steps,P], NaN
     after a problem stopped, and taken int64 [P], the steps until then."""
 
     history: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.data.classes import is_single
+from cortex_fast.data.grids import Grid, sides
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, module_of, ordinary
 from cortex_fast.explain.arguments import Target, check_classes, check_extractor, names_of, target_vector
@@ -22,7 +23,7 @@ Regions = Box | Tensor | Sequence[Box] | None
 
 @dataclass(frozen=True)
 class Problems:
-    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [P,m,m], target [P], item ids [P].
+    """Checked arguments of P problems: codebook [K,d], start [P,h,w], region bool [P,h,w], target [P], item ids [P].
 
     extractors: the different ones, of which problem p has number[p]. given: the start is the user's, so that it may
     itself be the best. places int64 [P]: where the problems stand among all.
@@ -68,7 +69,7 @@ class Problems:
         return self.start[self.region].view(len(self), rows)
 
     def filled(self, tokens: Tensor) -> Tensor:
-        """The start with tokens [P,rows] at the free positions, [P,m,m]."""
+        """The start with tokens [P,rows] at the free positions, [P,h,w]."""
         return self.start.masked_scatter(self.region, tokens)
 
     @property
@@ -85,7 +86,7 @@ def check_problems(
     target: Target,
     tokens: checks.Integers | None,
     region: Regions,
-    grid: int | None,
+    grid: Grid | None,
     item_ids: checks.Integers | None,
 ) -> Problems:
     """The arguments that every optimisation shares, checked and made whole."""
@@ -98,15 +99,15 @@ def check_problems(
     codebook, device = ordinary(codebook.detach()), codebook.device
     given = tokens is not None
     if tokens is None:
-        size = checks.whole("grid", 16 if grid is None else grid, 1)
+        height, width = sides(16 if grid is None else grid)
         batch = len(numbers or (0,)) if is_single(target) else len(target)  # type: ignore[arg-type]
-        tokens = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
+        tokens = torch.zeros(batch, height, width, dtype=torch.int64, device=device)
         if region is not None:
             raise ValueError("region: expected None without tokens, since nothing is kept outside it")
     elif grid is not None:
         raise ValueError("grid: expected None with tokens, whose shape gives it")
     tokens = checks.integers("tokens", tokens, device)
-    checks.rank("tokens", tokens, "[P, m, m]")
+    checks.rank("tokens", tokens, "[P, h, w]")
     checks.same_device(codebook=codebook, tokens=tokens)
     checks.in_range("tokens", tokens, codebook.shape[0])
     tokens, count = ordinary(tokens.long()), len(tokens)
@@ -151,8 +152,8 @@ def _names(extractors: Sequence[Extractor]) -> tuple[str, ...]:
 
 
 def region_masks(region: Regions, shape: torch.Size) -> Tensor:
-    """A half-open box (top, left, bottom, right), a list of P of them, a boolean mask [m,m] or [P,m,m], or None
-    (everything) as boolean masks [P,m,m].
+    """A half-open box (top, left, bottom, right), a list of P of them, a boolean mask [h,w] or [P,h,w], or None
+    (everything) as boolean masks [P,h,w].
 
     Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
     """

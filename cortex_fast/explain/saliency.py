@@ -41,9 +41,9 @@ def smoothgrad(
     top_n: int = 20,
     tick: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
-    """Mean over N noisy copies of the gradient of the target's logit with respect to E (eq. 5): [B,d,m,m].
+    """Mean over N noisy copies of the gradient of the target's logit with respect to E (eq. 5): [B,d,h,w].
 
-    extractor: eval-mode module, E [B,d,m,m] -> logits [B,classes], or one that `prepare` made ready for many calls.
+    extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or one that `prepare` made ready for many calls.
     target: a class, or one for each image, int [B]: numbers, or names where the extractor has them (as `names`, or in a
     configuration of transformers).
     Noise is N(0, sigma^2) with sigma = alpha (max E - min E), of each image ("sample", the paper) or of the whole batch
@@ -56,7 +56,7 @@ def smoothgrad(
     Raises TypeError or ValueError naming the argument: wrong shapes or dtypes, non-finite E, a target outside the
     classes.
     """
-    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.rank("embedding", embedding, "[B, d, h, w]")
     gradients = torch.empty_like(embedding, dtype=torch.promote_types(embedding.dtype, torch.float32))
     settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, "absmax")
     for images, part in _mean_gradients(extractor, embedding, target, settings):
@@ -82,12 +82,12 @@ def token_saliency(
     top_n: int = 20,
     tick: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
-    """TSV [B,m,m]: the channel maximum of |smoothgrad(...)| (eq. 5); the other arguments are `smoothgrad`'s.
+    """TSV [B,h,w]: the channel maximum of |smoothgrad(...)| (eq. 5); the other arguments are `smoothgrad`'s.
 
     reduction: "absmax" (the paper), "max" or "mean" (the published code's signed maximum and mean).
     """
     checks.one_of("reduction", reduction, REDUCTIONS)
-    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.rank("embedding", embedding, "[B, d, h, w]")
     batch, _, *grid = embedding.shape
     tsv = torch.empty(
         (batch, *grid), dtype=torch.promote_types(embedding.dtype, torch.float32), device=embedding.device
@@ -116,7 +116,7 @@ class _Settings:
 def _mean_gradients(
     extractor: nn.Module | Prepared, embedding: Tensor, target: Target, settings: _Settings
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Check the arguments, then yield (images int64 [b], mean gradients [b,d,m,m]) until all images are done."""
+    """Check the arguments, then yield (images int64 [b], mean gradients [b,d,h,w]) until all images are done."""
     check_embedding(embedding)
     module = module_of(extractor)
     check_extractor(module, embedding=embedding)
@@ -175,10 +175,10 @@ def top_tokens(tsv: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """T*_image (eq. 6): the n positions of largest TSV, largest first: token ids int64 [B,n], flat positions int64
     [B,n].
 
-    tsv [B,m,m] floating; tokens int [B,m,m], a tensor or an array. Position y * m + x; ties go to the lower position.
-    Raises TypeError or ValueError for wrong dtypes, shapes that differ, n outside [1, m * m], or a NaN.
+    tsv [B,h,w] floating; tokens int [B,h,w], a tensor or an array. Position y * w + x; ties go to the lower position.
+    Raises TypeError or ValueError for wrong dtypes, shapes that differ, n outside [1, h * w], or a NaN.
     """
-    checks.rank("tsv", tsv, "[B, m, m]")
+    checks.rank("tsv", tsv, "[B, h, w]")
     checks.floating("tsv", tsv)
     tokens = checks.integers("tokens", tokens, tsv.device)
     checks.same_shape("tokens", tokens, "tsv", tsv.shape)

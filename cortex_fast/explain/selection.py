@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cortex_fast import checks, ops
 from cortex_fast.data import digests
 from cortex_fast.data.classes import class_numbers
+from cortex_fast.data.grids import Grid, sides
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY, Prepared, module_of
@@ -39,7 +40,7 @@ def select_tokens(
     *,
     tokens: checks.Integers | None = None,
     region: Regions = None,
-    grid: int | None = None,
+    grid: Grid | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: checks.Integers | None = None,
@@ -57,17 +58,17 @@ def select_tokens(
     E = M gumbel_softmax(P; tau) C + (1 - M) E_tokens, with straight-through hard selection.
 
     extractor: one, or a list of one for each problem. codebook C: float [K,d]. target: a class, or int [P]. tokens: int
-    [P,m,m] to start from and to keep outside the region; without it every position is free and `grid` is m (default
-    16). region: a half-open box (top, left, bottom, right) or a boolean [m,m] mask for all, or a list of P boxes or a
-    mask [P,m,m]; default everything. Problems of one extractor and one region step together. recipe: the settings
-    (default Recipe()), of which any can be given by name here: steps=200. The selection without noise is judged every
-    `judge_every` steps and at the end, and the one of largest target probability is kept (the tokens given are a
-    candidate too).
+    [P,h,w] to start from and to keep outside the region; without it every position is free and `grid` is m or (h, w)
+    (default 16). region: a half-open box (top, left, bottom, right) or a boolean [h,w] mask for all, or a list of P
+    boxes or a mask [P,h,w]; default everything. Problems of one extractor and one region step together. recipe: the
+    settings (default Recipe()), of which any can be given by name here: steps=200. The selection without noise is
+    judged every `judge_every` steps and at the end, and the one of largest target probability is kept (the tokens given
+    are a candidate too).
     Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...).
     allowed, banned: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may or may not take, by rows
     where every region has as many positions; an image that has others there is no candidate then. With a price `stay`
     the one kept is that of the largest log probability less the price.
-    judge: (tokens int64 [P,m,m], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
+    judge: (tokens int64 [P,h,w], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
     problems stepping together may take; it cuts the set, and changes no result beyond rounding. checkpoint: a file that
     the run's state is kept in while it goes on, every `judge_every` steps; a run that finds one goes on from it, to the
     same bits. progress: a progress bar's title; None: no bar.
@@ -262,7 +263,7 @@ def select_concepts(
     folder: Path | str,
     *,
     classes: Target | None = None,
-    grid: int = 16,
+    grid: Grid = 16,
     together: int = 16,
     recipe: Recipe | None = None,
     seed: int = 0,
@@ -285,8 +286,8 @@ def select_concepts(
         if name in settings:
             raise TypeError(f"{name}: expected none for whole concepts, got one")
     folder, recipe = Path(folder), recipe_of(recipe, settings)
-    together, grid = checks.whole("together", together, 1), checks.whole("grid", grid, 1)
-    seed = checks.seed(seed)
+    together, seed = checks.whole("together", together, 1), checks.seed(seed)
+    height, width = sides(grid)
     if isinstance(extractor, list | tuple):
         raise TypeError("extractor: expected one for all concepts, got several")
     for name, tensor in (("allowed", allowed), ("banned", banned)):
@@ -295,7 +296,7 @@ def select_concepts(
     if classes is None:
         checks.rank("codebook", codebook, "[K, d]")
         check_extractor(module_of(extractor), codebook=codebook)
-        sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
+        sample = gather(torch.zeros(1, height, width, dtype=torch.int64, device=codebook.device), codebook)
         classes = range(module_of(extractor)(sample.contiguous()).shape[1])
     names = names_of(module_of(extractor)) if isinstance(extractor, nn.Module | Prepared) else ()
     target = class_numbers("classes", classes, names).to(codebook.device)
@@ -303,7 +304,7 @@ def select_concepts(
     mask = allowed_tokens(problems, allowed, banned)
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in target.tolist()}
     made = _fingerprint(problems, recipe, seed, mask)
-    missing = [label for label, path in paths.items() if not _is_there(path, made, grid)]
+    missing = [label for label, path in paths.items() if not _is_there(path, made, (height, width))]
     groups = _begun(folder, paths.keys())
     anew = [label for label in missing if not any(label in labels for labels, _ in groups)]
     for first in range(0, len(anew), together):
@@ -333,11 +334,11 @@ def _begun(folder: Path, wanted: Collection[int]) -> list[tuple[list[int], Path]
     return groups
 
 
-def _is_there(path: Path, made: dict[str, Any], grid: int) -> bool:
+def _is_there(path: Path, made: dict[str, Any], grid: tuple[int, int]) -> bool:
     """Whether a concept's file holds what this run would write. Raises ResultFileError where it holds another."""
     if not path.exists():
         return False
     found = TokenSelection.load(path)
-    if found.fingerprint != made or found.region.shape[-1] != grid:
+    if found.fingerprint != made or found.region.shape[1:] != grid:
         raise ResultFileError(f"{path}: a concept of other settings, extractor, codebook or grid; move it away first")
     return True

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.data.results import ResultFileError, replace_whole
 
 
@@ -29,6 +30,7 @@ def load_checkpoint(
 
     Raises ResultFileError for a damaged file or one of another run, naming it.
     """
+    refuse_foreign(path, ResultFileError)
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         saved = kept["run"]

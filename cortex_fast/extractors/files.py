@@ -14,7 +14,7 @@ KIND = "Extractor"
 
 
 def save_extractor(
-    path: Path | str, extractor: nn.Module, name: str, sizes: Mapping[str, int], fingerprint: Mapping[str, Any]
+    path: Path | str, extractor: nn.Module, name: str, sizes: Mapping[str, Any], fingerprint: Mapping[str, Any]
 ) -> None:
     """Write one safetensors file, whole or not at all. `build(name, **sizes)` must make a module of these weights."""
     header = {"name": name, "sizes": dict(sizes), "fingerprint": dict(fingerprint)}
@@ -39,7 +39,11 @@ def load_extractor(path: Path | str) -> nn.Module:
 
 def extractor_header(path: Path | str) -> dict[str, Any]:
     """name, sizes and fingerprint of an extractor file. Raises as `load_extractor`."""
-    return read_header(Path(path), KIND)
+    header = read_header(Path(path), KIND)
+    sizes = header.get("sizes")
+    if isinstance(sizes, dict) and isinstance(sizes.get("grid"), list):  # JSON has no tuples
+        sizes["grid"] = tuple(sizes["grid"])
+    return header
 
 
 def fill(extractor: nn.Module, state: Mapping[str, Tensor]) -> None:

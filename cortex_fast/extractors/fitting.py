@@ -59,7 +59,8 @@ def fit(
         raise FileExistsError(f"{there}: is there already; resume goes on from it")
     world = World.current()
     codebook = store.codebook.float().to(device)
-    sizes = {"num_classes": len(store.names), "in_channels": codebook.shape[1], "width": width, "grid": store.grid}
+    sizes: dict[str, Any] = {"num_classes": len(store.names), "in_channels": codebook.shape[1]}
+    sizes |= {"width": width, "grid": store.grid}
     if validation is not None:
         _check_validation(validation, sizes)
     made: dict[str, Any] = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
@@ -124,7 +125,7 @@ def _parts(store: TokenStore) -> tuple[Tensor, Tensor, Tensor]:
     return store.codebook, store.tokens, store.labels
 
 
-def _check_validation(store: TokenStore, sizes: dict[str, int]) -> None:
+def _check_validation(store: TokenStore, sizes: dict[str, Any]) -> None:
     if not len(store):
         raise ValueError("validation: expected at least one image, got none")
     got = {"in_channels": store.codebook.shape[1], "grid": store.grid}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cortex_fast import checks
 from cortex_fast.data import digests
 from cortex_fast.data.token_store import gather
+from cortex_fast.extractors.build import check_grid
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.distributed import World
 
@@ -58,7 +59,7 @@ def train_extractor(
     after_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
     tick: Callable[[int], object] = lambda images: None,
 ) -> None:
-    """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,m,m] with `labels` int [n].
+    """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,h,w] with `labels` int [n].
 
     E is gathered on the codebook's device, where the extractor is and the tokens are brought at the beginning.
     precision: "bfloat16" is autocast, for GPUs. checkpoint: a file written after every epoch, and after every `every`
@@ -72,7 +73,7 @@ def train_extractor(
     Raises TypeError or ValueError naming the argument, FloatingPointError where the loss is no longer finite,
     ResultFileError for another run's checkpoint.
     """
-    checks.rank("tokens", tokens, "[n, m, m]")
+    checks.rank("tokens", tokens, "[n, h, w]")
     checks.integral("tokens", tokens)
     checks.integral("labels", labels)
     checks.in_range("tokens", tokens, codebook.shape[0])
@@ -81,6 +82,7 @@ def train_extractor(
     if every is not None:
         checks.whole("every", every, 1)
     checks.same_shape("labels", labels, "tokens' first dimension", tokens.shape[:1])
+    check_grid(extractor, tokens.shape)
     world = World.current()
     if len(tokens) < 2 * world.size:
         raise ValueError(f"tokens: expected at least two images a process, got {len(tokens)}")
@@ -172,7 +174,7 @@ class _Images:
         self._labels = labels.to(self.device, torch.int64)
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """E [B,d,m,m] and labels int64 [B] of some rows."""
+        """E [B,d,h,w] and labels int64 [B] of some rows."""
         rows = rows.to(self.device)
         ids = self._tokens[rows].long()
         embedding = gather(ids & 0xFFFF if self._small else ids, self._codebook)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from cortex_fast.data.foreign import refuse_foreign
+
 
 class CheckpointError(ValueError):
     """A checkpoint or its configuration cannot be used; the message names the file and what is wrong."""
@@ -30,6 +32,7 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
         raise IsADirectoryError(f"path: expected a checkpoint, got the folder {path}")
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    refuse_foreign(path, CheckpointError)
     try:
         archive = zipfile.is_zipfile(path)
         torchscript = archive and _is_torchscript(path)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cortex_fast import checks
 from cortex_fast.data import digests
+from cortex_fast.data.grids import sides
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.vqgm.model import VQGM, Model
@@ -63,7 +64,7 @@ def sample_store(
             working.unlink(missing_ok=True)
             counter.unlink()
         return store
-    shape = (len(labels), model.grid, model.grid)
+    shape = (len(labels), *sides(model.grid, "model.grid"))
     dtype = torch.uint16 if len(model.codebook) <= 2**16 else torch.int32
     size = dtype.itemsize * torch.Size(shape).numel()
     done = _done(working, counter, made, size)
@@ -117,7 +118,7 @@ def _done(working: Path, counter: Path, made: dict[str, Any], size: int) -> int:
 
 def _read_counter(counter: Path, made: dict[str, Any]) -> int:
     try:
-        kept = json.loads(counter.read_text())
+        kept = json.loads(counter.read_text(encoding="utf-8"))
         fingerprint, done = dict(kept["fingerprint"]), int(kept["done"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{counter}: not the state of a sampling run ({error})") from error
@@ -126,7 +127,7 @@ def _read_counter(counter: Path, made: dict[str, Any]) -> int:
 
 
 def _write_counter(counter: Path, made: dict[str, Any], done: int) -> None:
-    replace_whole(counter, lambda file: file.write_text(json.dumps({"fingerprint": made, "done": done})))
+    replace_whole(counter, lambda file: file.write_text(json.dumps({"fingerprint": made, "done": done}), "utf-8"))
 
 
 def _require_same(path: Path, got: dict[str, Any], made: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def load(folder: Path = FOLDER) -> Zoo:
     tokenizer = VQModel(**read_config(files["tokenizer"]))
     load_weights(files["tokenizer"], tokenizer)
     config = read_config(files["prior"])
+    sampling = config.pop("sampling")
     prior = GPT(**config)
     load_weights(files["prior"], prior)
     vqgm = taming_model(
@@ -50,7 +51,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         grid=16,
         fingerprint=of_files([files["tokenizer"], files["prior"]]),
         num_classes=len(names),
-        sampling=config["sampling"],
+        sampling=sampling,
     )
     extractors = {}
     for name in EXTRACTORS:

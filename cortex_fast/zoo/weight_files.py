@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cortex_fast import checks
+from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.data.results import ResultFileError, replace_whole
 
 
@@ -27,6 +28,7 @@ def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration beside the tensors. Raises ResultFileError, naming the file, where it is not whole."""
+    refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["config"])

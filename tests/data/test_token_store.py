@@ -56,7 +56,7 @@ def test_empty_store_and_batches(tmp_path):
     [
         ({"tokens": torch.zeros(5, 16, dtype=torch.int64)}, "tokens"),
         ({"tokens": torch.zeros(5, 4, 4)}, "tokens"),
-        ({"tokens": torch.zeros(5, 4, 3, dtype=torch.int64)}, "tokens"),
+        ({"tokens": torch.zeros(5, 4, 4, 1, dtype=torch.int64)}, "tokens"),
         ({"tokens": [[[0]]]}, "tokens"),
         ({"labels": [0, 1]}, "labels"),
         ({"tokens": torch.full((5, 4, 4), 30)}, "tokens"),

@@ -99,7 +99,7 @@ def test_a_flat_tsv_is_lowest_heat() -> None:
     assert (heat_overlay(GREY, np.full((2, 2), 7.0))[0, 0] == heat_overlay(GREY, gradient)[0, 0]).all()
 
 
-@pytest.mark.parametrize("tsv", [np.zeros((3, 4)), np.zeros(16), np.zeros((0, 0)), np.full((2, 2), np.nan)])
+@pytest.mark.parametrize("tsv", [np.zeros((3, 4, 1)), np.zeros(16), np.zeros((0, 0)), np.full((2, 2), np.nan)])
 def test_a_tsv_that_is_no_grid_is_refused(tsv: np.ndarray) -> None:
     with pytest.raises(ValueError, match="tsv: expected"):
         heat_overlay(GREY, tsv)

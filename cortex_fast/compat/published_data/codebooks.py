@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.vqgm import checkpoints
 
 _NAMES = ("codebook", "quantize.embedding.weight", "embedding.weight", "first_stage_model.quantize.embedding.weight")
@@ -26,6 +27,7 @@ def read_codebook(path: Path | str, *, tensors_only: bool = False) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"no such codebook file: {path}")
     of_torch = partial(_of_torch, tensors_only=tensors_only)
+    refuse_foreign(path, PublishedDataError)
     readers = {".npy": _of_numpy, ".safetensors": _of_safetensors} | dict.fromkeys((".pth", ".pt", ".ckpt"), of_torch)
     reader = readers.get(path.suffix)
     if reader is None:

@@ -1,4 +1,4 @@
-"""Embeddings on disk, one .npy [d,m,m] an image, held against the codebook gathered at their tokens.
+"""Embeddings on disk, one .npy [d,h,w] an image, held against the codebook gathered at their tokens.
 
 A row costs one copy of its file (262,272 bytes at paper scale), and one pass over it and as many bytes of the codebook.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.ops import gather_error, gather_error_of_files
 from cortex_fast.ops.gather_error import header_of
 
@@ -18,7 +19,7 @@ FLOAT_ERROR = 1e-5  # of the codebook's largest value; straight-through sums z +
 
 
 class Files:
-    """Reads embeddings [d,m,m] of a folder into one buffer; for one thread."""
+    """Reads embeddings [d,h,w] of a folder into one buffer; for one thread."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self._folder, self._shape = folder, shape
@@ -28,7 +29,7 @@ class Files:
         self._more = bytearray(1)  # what lies beyond the end
 
     def read(self, name: str) -> np.ndarray:
-        """float32 [d,m,m], until the next call. Raises ValueError or OSError saying what is wrong with the file."""
+        """float32 [d,h,w], until the next call. Raises ValueError or OSError saying what is wrong with the file."""
         path = os.path.join(self._folder, name)  # noqa: PTH118 (a Path a row is a fifth of the row's time)
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -42,6 +43,7 @@ class Files:
 
 def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Any .npy file of floats of this shape, as float32. Raises as `Files.read`."""
+    refuse_foreign(path, ValueError)
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, TypeError) as error:
@@ -58,7 +60,7 @@ def check(
 ) -> tuple[list[str | None], float]:
     """For each row the reason why its file is not C gathered at its tokens, or None; and the largest error of the good.
 
-    tokens: integer [n,m,m]. codebook: C float32 [K,d].
+    tokens: integer [n,h,w]. codebook: C float32 [K,d].
     """
     paths = [os.path.join(folder, name) for name in names]  # noqa: PTH118 (as above)
     errors, known = gather_error_of_files(paths, tokens, codebook)
@@ -88,7 +90,7 @@ class Recovery:
         self.width = 0
 
     def see(self, embedding: np.ndarray, tokens: np.ndarray) -> None:
-        """embedding float32 [d,m,m], tokens integer [m*m]."""
+        """embedding float32 [d,h,w], tokens integer [h,w]."""
         columns = embedding.reshape(len(embedding), -1)
         self.width = self.width or len(columns)
         for token, position in zip(*np.unique(tokens, return_index=True), strict=True):

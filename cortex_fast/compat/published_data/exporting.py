@@ -1,4 +1,4 @@
-"""A token store as the published code's files: a table and one .npy [d,m,m] an image."""
+"""A token store as the published code's files: a table and one .npy [d,h,w] an image."""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isqrt
@@ -55,13 +56,7 @@ class _Chunk:
     tokens: list[np.ndarray] = field(default_factory=list)
 
     def grids(self) -> Tensor:
-        return _grids(np.stack(self.tokens))
-
-
-def _grids(tokens: np.ndarray) -> Tensor:
-    """[n, m*m] -> [n,m,m]"""
-    side = isqrt(tokens.shape[1])
-    return torch.from_numpy(tokens).view(-1, side, side)
+        return torch.from_numpy(np.stack(self.tokens))
 
 
 def names_file(store: Path) -> Path:
@@ -88,7 +83,7 @@ def import_embeddings(
     seed: int = 0,
     tick: Callable[[int], object] = lambda rows: None,
 ) -> Imported:
-    """`folder`'s <split>_embeddings.csv and .npy files [d,m,m] into a token store at `out`.
+    """`folder`'s <split>_embeddings.csv and .npy files [d,h,w] into a token store at `out`.
 
     codebook: C float [K,d]. Every row's embedding must equal C at its tokens within 1e-5 of C's largest value. None
     recovers C from the embeddings: the first embedding of a token is its row, later ones are held against it, codes
@@ -144,7 +139,7 @@ def import_embeddings(
     }
     if recovered:
         made["unseen_codes"] = unseen
-    store = TokenStore(_grids(found.tokens), torch.from_numpy(found.labels), known, class_names, made)
+    store = TokenStore(torch.from_numpy(found.tokens), torch.from_numpy(found.labels), known, class_names, made)
     replace_whole(names_file(out), lambda file: file.write_text(listed, encoding="utf-8"))
     if bad:
         text = "".join(f"{one}\n" for one in bad)
@@ -199,7 +194,7 @@ def _read(
         wrong: dict[int, str | None] = {}
         if sample:
             order = sorted(sample)
-            picked = _grids(np.stack([whole.tokens[row] for row in order]))
+            picked = torch.from_numpy(np.stack([whole.tokens[row] for row in order]))
             reasons, largest = check(place.embeddings, [whole.names[row] for row in order], picked, codebook, tolerance)
             wrong = dict(zip(order, reasons, strict=True))
         keep(whole, [wrong.get(row) for row in range(len(whole.names))])
@@ -240,11 +235,11 @@ def _chunks(stream: Iterator[tuple[Row, np.ndarray]]) -> Iterator[_Chunk]:
 
 
 def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row, np.ndarray]]:
-    """The rows whose line holds, with their tokens; the others go to `bad`. `codes`: K, None where it is not known."""
+    """The rows whose line holds, with their tokens [h,w]; the others go to `bad`. `codes`: K, None where not known."""
     most = codes or _MOST_CODES
     small = np.uint16 if codes is not None and codes <= 2**16 else np.int32
     seen: dict[str, int] = {}
-    count = 0
+    grid: tuple[int, int] | None = None
     lists: dict[str, list[int]] | None = None
     for row in rows(place.table, np.int64):
         if isinstance(row, Bad):
@@ -261,7 +256,8 @@ def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row
                 values = np.array(lists.get(row.name, []), np.int64)
             except (ValueError, TypeError, OverflowError):
                 values = np.empty(0, np.int64)
-        count = count or (len(values) if isqrt(len(values)) ** 2 == len(values) else 0)
+        grid = grid or _grid_of(place.embeddings / row.name, len(values))
+        count = grid[0] * grid[1] if grid else 0
         reason = None
         if row.name in seen:
             reason = f"the file name stands in line {seen[row.name]} already"
@@ -273,7 +269,19 @@ def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row
             bad.append(Bad(place.table, row.line, row.name, reason))
             continue
         seen[row.name] = row.line
-        yield row, values.astype(small)
+        assert grid is not None
+        yield row, values.astype(small).reshape(grid)
+
+
+def _grid_of(embedding: Path, count: int) -> tuple[int, int] | None:
+    """(h, w) of an image's `count` tokens: its embedding's, or where that cannot be read a square's; else None."""
+    if embedding.is_file():
+        with suppress(OSError, ValueError, EOFError, TypeError, AttributeError):
+            shape: tuple[int, ...] = np.load(embedding, allow_pickle=False, mmap_mode="r").shape
+            if len(shape) == 3 and count and shape[1] * shape[2] == count:
+                return shape[1], shape[2]
+    side = isqrt(count)
+    return (side, side) if count and side * side == count else None
 
 
 def _recover(place: Split, codes: int | None) -> tuple[Tensor, list[int]]:
@@ -284,7 +292,7 @@ def _recover(place: Split, codes: int | None) -> tuple[Tensor, list[int]]:
         try:
             if files is None:
                 first = np.load(place.embeddings / row.name, allow_pickle=False, mmap_mode="r")
-                files = Files(place.embeddings, (first.shape[0], isqrt(len(tokens)), isqrt(len(tokens))))
+                files = Files(place.embeddings, (first.shape[0], *tokens.shape))
             recovery.see(files.read(row.name), tokens)
         except (OSError, ValueError, EOFError, TypeError, IndexError):
             continue

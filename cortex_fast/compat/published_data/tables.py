@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cortex_fast.compat.published_data.places import Bad, PublishedDataError, problem_of_name
+from cortex_fast.data.foreign import refuse_foreign
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Style:
 
 def style_of(path: Path) -> Style:
     """Raises FileNotFoundError, or PublishedDataError where there is no first line."""
+    refuse_foreign(path, PublishedDataError)
     with path.open("rb") as file:
         first = file.readline()
     line_end = b"\r\n" if first.endswith(b"\r\n") else b"\n"

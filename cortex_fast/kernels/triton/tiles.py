@@ -33,7 +33,7 @@ def read(file: Path) -> dict[str, dict[str, Block]]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         if all(_is_block(block) for blocks in found.values() for block in blocks.values()):
             return dict(found)
     except (OSError, ValueError, AttributeError):
