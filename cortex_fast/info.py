@@ -185,9 +185,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         "saliency_counts": lambda impl: ops.saliency_counts(
             grads, tokens, torch.tensor([1, 0]), top_n=4, num_concepts=2, codebook_size=5, impl=impl
         )[1],
-        "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(
-            grads[:, 0], torch.ones(2, dtype=torch.float32), 3, seed=1, impl=impl
-        ),
+        "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], grads.new_ones(2), 3, seed=1, impl=impl),
         "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
         "gumbel_codebook_step": stepped,
         "conv3x3": lambda impl: ops.conv3x3(grads[0], ops.prepare_filters(grads[0] / 30, impl=impl), relu=True),

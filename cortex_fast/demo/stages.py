@@ -15,6 +15,7 @@ from cortex_fast.data.results import load_result, save_result
 from cortex_fast.demo.settings import Settings
 from cortex_fast.explain import (
     ConceptExplanations,
+    Scores,
     TokenSelection,
     explain_concepts,
     optimise_embedding,
@@ -59,8 +60,8 @@ def saliency(
     path = folder / f"saliency-{name}.safetensors"
     if path.exists():
         tensors, header = load_result(path, "Saliency")
-        if header.get("demo") == made and "tsv" in tensors:
-            return tensors["tsv"]
+        if header.get("demo") == made and "tsv" in tensors and "fingerprint" in header:
+            return Scores(tensors["tsv"], header["fingerprint"])
     tsv = score_tokens(
         zoo.extractors[name],
         images,
@@ -69,7 +70,7 @@ def saliency(
         progress=progress,
         description=f"scoring tokens ({name.upper()})",
     )
-    save_result(path, "Saliency", {"tsv": tsv}, {"demo": made})
+    save_result(path, "Saliency", {"tsv": tsv}, {"demo": made, "fingerprint": tsv.fingerprint})
     return tsv
 
 

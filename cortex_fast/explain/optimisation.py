@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cortex_fast.data import digests
 from cortex_fast.data.results import ResultFileError, load_result, read_header, save_result
-from cortex_fast.engine import module_of
+from cortex_fast.explain.fingerprints import contents
 from cortex_fast.explain.groups import Group, Judge, grouped, recut
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
@@ -242,10 +242,9 @@ def result_of(
 def fingerprint_of(method: str, recipe: Recipe, problems: Problems, **more: Any) -> dict[str, Any]:
     """What made a result: method, settings, and digests of the extractors and the codebook; of the problems, which one
     has which of several extractors."""
-    states = [module_of(extractor).state_dict() for extractor in problems.extractors]
-    contents = [part for state in states for part in (list(state), *state.values())]
-    inputs = {"extractor": digests.of_parts(contents), "codebook": digests.of_parts([problems.codebook])}
-    numbers = {"extractor_numbers": problems.number.tolist()} if len(states) > 1 else {}
+    parts = [part for extractor in problems.extractors for part in contents(extractor)]
+    inputs = {"extractor": digests.of_parts(parts), "codebook": digests.of_parts([problems.codebook])}
+    numbers = {"extractor_numbers": problems.number.tolist()} if len(problems.extractors) > 1 else {}
     return {"method": method, **dataclasses.asdict(recipe), **inputs, **numbers, **more}
 
 

@@ -58,7 +58,7 @@ def smoothgrad(
     """
     checks.rank("embedding", embedding, "[B, d, h, w]")
     gradients = torch.empty_like(embedding, dtype=torch.promote_types(embedding.dtype, torch.float32))
-    settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, "absmax")
+    settings = Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, "absmax")
     for images, part in _mean_gradients(extractor, embedding, target, settings):
         gradients[images] = part
         tick(len(part))
@@ -86,13 +86,12 @@ def token_saliency(
 
     reduction: "absmax" (the paper), "max" or "mean" (the published code's signed maximum and mean).
     """
-    checks.one_of("reduction", reduction, REDUCTIONS)
     checks.rank("embedding", embedding, "[B, d, h, w]")
     batch, _, *grid = embedding.shape
     tsv = torch.empty(
         (batch, *grid), dtype=torch.promote_types(embedding.dtype, torch.float32), device=embedding.device
     )
-    settings = _Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, reduction)
+    settings = Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, reduction)
     for images, part in _mean_gradients(extractor, embedding, target, settings):
         tsv[images] = ops.token_saliency(part[:, None], reduction=reduction)
         tick(len(part))
@@ -100,7 +99,9 @@ def token_saliency(
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """`token_saliency`'s settings, checked, as plain values."""
+
     num_samples: int | str
     alpha: float
     sigma_range: str
@@ -112,23 +113,35 @@ class _Settings:
     top_n: int
     reduction: str
 
+    def __post_init__(self) -> None:
+        checks.one_of("sigma_range", self.sigma_range, SIGMA_RANGES)
+        checks.one_of("noise", self.noise, NOISES)
+        checks.one_of("reduction", self.reduction, REDUCTIONS)
+        plain = {
+            "num_samples": AUTO if self.auto else checks.whole("num_samples", self.num_samples, 1),
+            "alpha": checks.non_negative("alpha", self.alpha),
+            "seed": checks.seed(self.seed),
+            "antithetic": checks.flag("antithetic", self.antithetic),
+            "memory": checks.whole("memory", self.memory, 1),
+            "top_n": checks.whole("top_n", self.top_n, 1),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def auto(self) -> bool:
+        return isinstance(self.num_samples, str) and self.num_samples == AUTO
+
 
 def _mean_gradients(
-    extractor: nn.Module | Prepared, embedding: Tensor, target: Target, settings: _Settings
+    extractor: nn.Module | Prepared, embedding: Tensor, target: Target, settings: Settings
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Check the arguments, then yield (images int64 [b], mean gradients [b,d,h,w]) until all images are done."""
     check_embedding(embedding)
     module = module_of(extractor)
     check_extractor(module, embedding=embedding)
-    auto = isinstance(settings.num_samples, str) and settings.num_samples == AUTO
-    samples = range(1 if auto else checks.whole("num_samples", settings.num_samples, 1))
-    alpha = checks.non_negative("alpha", settings.alpha)
-    checks.one_of("sigma_range", settings.sigma_range, SIGMA_RANGES)
-    checks.one_of("noise", settings.noise, NOISES)
-    memory = checks.whole("memory", settings.memory, 1)
-    seed = checks.seed(settings.seed)
-    antithetic = checks.flag("antithetic", settings.antithetic)
-    top_n = checks.whole("top_n", settings.top_n, 1, embedding.shape[2] * embedding.shape[3] if auto else None)
+    if settings.auto:
+        checks.whole("top_n", settings.top_n, 1, embedding.shape[2] * embedding.shape[3])
     batch = embedding.shape[0]
     targets = target_vector(target, batch, embedding.device, names_of(module))
     items = torch.arange(batch) if settings.item_ids is None else checks.integers("item_ids", settings.item_ids)
@@ -138,28 +151,29 @@ def _mean_gradients(
         return
     check_classes(module, embedding[:1], targets)
     noise = Noise(
-        sigma=_sigma(embedding, alpha, settings.sigma_range),
+        sigma=_sigma(embedding, settings.alpha, settings.sigma_range),
         item_ids=items.to(embedding.device, torch.int64),
-        seed=seed,
+        seed=settings.seed,
         shared=settings.noise == "shared",
-        antithetic=antithetic,
+        antithetic=settings.antithetic,
     )
-    if auto:
+    if settings.auto:
         prepared = prepare(extractor, embedding[:1], copies=batch * 4 * ROUND)
         for images, part, _ in settled_gradients(
             prepared,
             embedding,
             targets,
             noise,
-            top_n=top_n,
+            top_n=settings.top_n,
             reduction=settings.reduction,
-            memory=memory,
+            memory=settings.memory,
         ):
             yield images, part
         return
+    samples = range(int(settings.num_samples))
     prepared = prepare(extractor, embedding[:1], copies=batch * len(samples))
     numbers = torch.arange(batch, device=embedding.device)
-    for rows, part in mean_gradients(prepared, embedding, targets, noise, samples, memory=memory):
+    for rows, part in mean_gradients(prepared, embedding, targets, noise, samples, memory=settings.memory):
         yield numbers[rows], part
 
 

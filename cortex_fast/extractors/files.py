@@ -29,8 +29,8 @@ def load_extractor(path: Path | str) -> nn.Module:
     state, header = load_result(path, KIND)
     try:
         extractor = build(header["name"], **header["sizes"])
-        floats = [value.dtype for value in state.values() if value.is_floating_point()]
-        fill(extractor.to(*floats[:1]), state)
+        own = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
+        fill(extractor.to(own), state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ResultFileError(f"{path}: not an extractor of this version ({error})") from error
     extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

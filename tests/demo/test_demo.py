@@ -45,6 +45,8 @@ def test_every_result_is_there_and_loads(finished):
     for name in ("ce", "re"):
         concepts = ConceptExplanations.load(folder / f"concepts-{name}.safetensors")
         assert concepts.counts.sum(dim=1).max() <= 20 and concepts.names == store.names
+        made = concepts.fingerprint["saliency"]  # computed, though they went through a file
+        assert made["made_by"] == "score_tokens" and name.upper() in made["extractor"]["class"]
     edits = TokenSelection.load(folder / "edits-tokens.safetensors")
     assert edits.loss.shape == (3, 12) and not edits.changed[:, :4].any()
     assert len(summary.rows) == 6
