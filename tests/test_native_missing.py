@@ -30,8 +30,8 @@ def source_folder(tmp_path: Path) -> Path:
 
 def test_python_started_in_an_unbuilt_source_folder_warns_once(source_folder: Path) -> None:
     code = (
-        f"import sys; {WITHOUT_EDITABLE}; import cortex_fast; from cortex_fast import info, ops; import cortex_fast.zoo;"
-        "facts = info.info(); print(facts.native['missing']); print(facts.cuda['missing'])"
+        f"import sys; {WITHOUT_EDITABLE}; import cortex_fast; from cortex_fast import info, ops, zoo;"
+        "print(info._native_core()['missing']); print(info._cuda_kernels()['missing'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     command = [sys.executable, "-c", code]
@@ -41,7 +41,8 @@ def test_python_started_in_an_unbuilt_source_folder_warns_once(source_folder: Pa
     assert done.stderr.count("RuntimeWarning: cortex_fast runs without its native core") == 1
     for text in (done.stderr, *done.stdout.splitlines()):
         assert f"took cortex_fast from the source folder {source_folder}, where it is not built" in text
-        assert "start Python in another folder, where it finds the installed package, or run: pip install -e" in text
+        assert "start Python in another folder, where it finds the installed package" in text
+        assert f"or run: pip install -e {source_folder}" in text
         assert "circular" not in text
 
 
