@@ -48,6 +48,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         tokenizer,
         prior,
         grid=16,
+        cell=tokenizer.cell,
         fingerprint=fingerprint([files["tokenizer"], files["prior"]]),
         num_classes=len(names),
         sampling=sampling,
