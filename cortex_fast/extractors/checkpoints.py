@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cortex_fast.data.complaints import complaint
 from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.data.results import ResultFileError, replace_whole
 
@@ -35,7 +36,7 @@ def load_checkpoint(
         kept = torch.load(path, map_location="cpu", weights_only=True)
         saved = kept["run"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ResultFileError(f"{path}: not a whole checkpoint of a training run ({error})") from error
+        raise ResultFileError(f"{path}: not a whole checkpoint of a training run ({complaint(error)})") from error
     if saved != dict(run):
         off = sorted(key for key in saved.keys() | run.keys() if saved.get(key) != run.get(key))
         described = ", ".join(f"{key}: expected {run.get(key)!r}, got {saved.get(key)!r}" for key in off)

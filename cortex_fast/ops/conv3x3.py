@@ -1,6 +1,7 @@
 """3 x 3 convolution with ReLU and max-pooling in one operator, differentiable in its input only."""
 
 from dataclasses import dataclass
+from typing import List  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ def _conv3x3_backward(
     weight: Tensor,
     backward: Tensor,
     pool: bool,
-    size: list[int],
+    size: List[int],  # noqa: UP006 (torch 2.6 makes no schema of list[int])
     padding: int,
     backend: str,
 ) -> Tensor:

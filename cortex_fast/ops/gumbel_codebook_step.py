@@ -1,5 +1,7 @@
 """The backward pass of `gumbel_codebook` fused with an optimiser's step on the logits, in place."""
 
+from typing import List  # noqa: UP035
+
 import torch
 from torch import Tensor
 
@@ -140,7 +142,7 @@ def _gumbel_codebook_step(
     seed: int,
     draw: int,
     lr: float,
-    betas: list[float],
+    betas: List[float],  # noqa: UP006 (torch 2.6 makes no schema of list[float])
     eps: float,
     step: int,
     impl: str,

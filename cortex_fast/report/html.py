@@ -152,7 +152,8 @@ def _concept_view(concept: ConceptPage, root: Path, stem: str) -> View:
         "sides": sides(concept.grid),
         "tokens": [_token_view(card, root, f"{images}/token{i}", most) for i, card in enumerate(concept.tokens, 1)],
         "examples": [
-            _example_view(e, concept.grid, root, f"{images}/example{i}") for i, e in enumerate(concept.examples, 1)
+            _example_view(example, concept.grid, root, f"{images}/example{number}")
+            for number, example in enumerate(concept.examples, 1)
         ],
         "edits": [_edit_view(e, concept.grid, root, f"{images}/edit{i}") for i, e in enumerate(concept.edits, 1)],
     }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from cortex_fast.data.complaints import complaint
 from cortex_fast.data.foreign import refuse_foreign
 
 
@@ -48,13 +49,13 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
     except pickle.UnpicklingError as error:
         names = _unsafe_names(path) if archive and not tensors_only else []
         if not names:
-            raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+            raise CheckpointError(f"{path}: not a readable checkpoint ({complaint(error)})") from error
         raise CheckpointError(
             f"{path}: carries pickled objects beside its tensors ({', '.join(names)}); "
             "tensors_only=True takes the tensors alone and executes nothing"
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({complaint(error)})") from error
     if isinstance(content, Tensor):
         return {"": content}
     state = next((content[key] for key in under if key in content), content) if isinstance(content, Mapping) else None

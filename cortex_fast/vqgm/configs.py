@@ -97,16 +97,14 @@ class _File:
         if target in asked:
             raise self._error(place, f"{shown} leads back to itself ({' -> '.join((*asked, target))})")
         value: Any = Config(self, self._content, ())
-        at: tuple[Any, ...] = ()
         for key in (*base, *keys):
-            value = self._step(value, key, at, (*asked, target))
+            value = self._step(value, key, (*asked, target))
             if value is _NOTHING:
                 raise self._error(place, f"{shown} names no key of the file")
-            at = (*at, key)
         return value
 
-    def _step(self, value: Any, key: Any, at: tuple[Any, ...], asked: tuple[str, ...]) -> Any:
-        """One key further, or _NOTHING."""
+    def _step(self, value: Any, key: Any, asked: tuple[str, ...]) -> Any:
+        """What `value` has under a key, or _NOTHING."""
         if isinstance(value, Config):
             content = value._content
             for name in (key, _number(key)):  # a key of digits may be a number in the file

@@ -47,12 +47,15 @@ def sample_store(
     checks.seed(seed)
     checks.whole("batch_size", batch_size, 1)
     path = Path(path)
-    made = {
+    grid = sides(model.grid, "model.grid")
+    made: dict[str, Any] = {
         "model": model.fingerprint,
         "seed": seed,
         "labels": digests.of_values(labels.long()),
         "names": digests.short(digests.of_text(json.dumps(list(names)))),
     }
+    if grid[0] != grid[1]:
+        made["grid"] = list(grid)
     if path.is_dir():
         raise IsADirectoryError(f"path: expected a file to write, got the folder {path}")
     working, counter = path.with_name(path.name + ".tokens"), path.with_name(path.name + ".done")
@@ -64,7 +67,7 @@ def sample_store(
             working.unlink(missing_ok=True)
             counter.unlink()
         return store
-    shape = (len(labels), *sides(model.grid, "model.grid"))
+    shape = (len(labels), *grid)
     dtype = torch.uint16 if len(model.codebook) <= 2**16 else torch.int32
     size = dtype.itemsize * torch.Size(shape).numel()
     done = _done(working, counter, made, size)
@@ -132,7 +135,9 @@ def _write_counter(counter: Path, made: dict[str, Any], done: int) -> None:
 
 def _require_same(path: Path, got: dict[str, Any], made: dict[str, Any]) -> None:
     different = [
-        f"{name}: expected {value}, got {got.get(name)}" for name, value in made.items() if got.get(name) != value
+        f"{name}: expected {made.get(name)}, got {got.get(name)}"
+        for name in dict.fromkeys((*made, "grid"))  # None where it is square, as in older files
+        if got.get(name) != made.get(name)
     ]
     if different:
         raise ValueError(f"{path}: made by other settings ({'; '.join(different)})")

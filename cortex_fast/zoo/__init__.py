@@ -49,6 +49,7 @@ def load(folder: Path = FOLDER) -> Zoo:
         tokenizer,
         prior,
         grid=16,
+        cell=tokenizer.cell,
         fingerprint=of_files([files["tokenizer"], files["prior"]]),
         num_classes=len(names),
         sampling=sampling,

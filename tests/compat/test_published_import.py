@@ -57,6 +57,21 @@ def test_round_trip_is_the_same_bytes(split, tmp_path):
         assert len(pickle.loads(lists)) == 7  # our own file
 
 
+@pytest.mark.parametrize("grid", [(3, 5), (4, 9)])  # 36 tokens could be 6 x 6
+@pytest.mark.parametrize("given", [True, False])
+def test_grids_are_those_of_the_embeddings(grid, given, tmp_path):
+    tokens = torch.randint(CODES, (5, *grid), generator=torch.Generator().manual_seed(0))
+    tokens[0].view(-1)[:15] = torch.arange(15)
+    store = TokenStore(tokens, torch.arange(5) % 2, C, ("0", "1"))
+    store.save(tmp_path / "s")
+    export_embeddings(tmp_path / "s", tmp_path / "data")
+    settings = {"codebook": C} if given else {"codes": CODES}
+    import_embeddings(tmp_path / "data", tmp_path / "again", **settings)
+    again = TokenStore.load(tmp_path / "again")
+    assert again.grid == grid and torch.equal(again.tokens.long(), tokens)
+    assert torch.equal(again.embedding(slice(0, 5)), store.embedding(slice(0, 5)))
+
+
 def test_a_paper_scale_image_takes_512_bytes(tmp_path):
     sizes = []
     for images in (10, 110):

@@ -71,6 +71,30 @@ def test_a_bad_score_line_is_told_with_its_place(old, new, reason, tmp_path):
         Scores.read(tmp_path / "scores")
 
 
+def test_scores_of_grids_that_are_not_square_are_not_written(tmp_path):
+    """4 x 9 scores would be read as 6 x 6: the tables do not say how many rows there are."""
+    scores = Scores(torch.randn(2, 4, 9), torch.tensor([0, 1]), ("0_0.npy", "1_0.npy"))
+    scores.save(tmp_path / "s")
+    assert torch.equal(Scores.load(tmp_path / "s").tsv, scores.tsv)
+    with pytest.raises(
+        ValueError, match=r"^tsv: expected square grids, as label_<label>\.csv has them, got \[2, 4, 9\]"
+    ):
+        scores.write(tmp_path / "tables")
+    assert not (tmp_path / "tables").exists()
+
+
+@pytest.mark.parametrize("name", ["ce", "te"])
+def test_a_checkpoints_grid_may_be_given(name, tmp_path):
+    extractor = build(name, **SIZES | {"grid": (8, 32)}).eval()  # as many tokens as 16 x 16
+    torch.save(extractor.state_dict(), tmp_path / "x.pth")
+    import_checkpoint(tmp_path / "x.pth", tmp_path / "e", grid=(8, 32))
+    assert extractor_header(tmp_path / "e")["sizes"] == SIZES | {"grid": (8, 32)}
+    x = torch.randn(2, 6, 8, 32)
+    torch.testing.assert_close(load_extractor(tmp_path / "e")(x), extractor(x))
+    with pytest.raises(PublishedDataError, match="not a ClassificationNet"):
+        import_checkpoint(tmp_path / "x.pth", tmp_path / "other", grid=(8, 12))
+
+
 def test_a_folder_without_scores(tmp_path):
     with pytest.raises(FileNotFoundError, match="label_"):
         Scores.read(tmp_path)

@@ -4,9 +4,21 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cortex_fast import ResultFileError, TokenStore, embed
+from cortex_fast import (
+    ResultFileError,
+    TokenStore,
+    embed,
+    explain_concepts,
+    score_tokens,
+    select_tokens,
+    top_tokens,
+)
 from cortex_fast.data.results import load_result, replace_whole, save_result
+from cortex_fast.extractors import Recipe as TrainingRecipe
+from cortex_fast.extractors import accuracy, build, train_extractor
 
 
 def store(count: int = 5, codes: int = 30) -> TokenStore:
@@ -30,6 +42,49 @@ def test_two_bytes_a_token_where_they_suffice():
     assert store().tokens.dtype == torch.uint16
     wide = TokenStore(torch.full((1, 2, 2), 70_000), torch.zeros(1, dtype=torch.int64), torch.zeros(70_001, 1), ("a",))
     assert wide.tokens.dtype == torch.int32 and int(wide.tokens.max()) == 70_000
+
+
+def test_grids_of_rows_and_columns(tmp_path):
+    tokens = torch.arange(30).view(1, 3, 10).repeat(4, 1, 1)
+    kept = TokenStore(tokens, torch.zeros(4).long(), torch.randn(30, 6), ("a",))
+    kept.save(tmp_path / "s")
+    again = TokenStore.load(tmp_path / "s")
+    assert kept.grid == again.grid == (3, 10) and store().grid == 4
+    assert torch.equal(again.tokens.long(), tokens)
+    assert torch.equal(again.embedding(slice(0, 1))[0, :, 1, 4], kept.codebook[14])
+
+
+class Unindexed(TorchDispatchMode):
+    """Lets through what torch 2.6 does with uint16: copies, conversions and views."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.dtype == torch.uint16 for tensor in tensors):
+            name = func.overloadpacket.__name__
+            assert name in ("view", "detach", "_to_copy", "copy_", "clone", "slice", "split", "alias"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operator_of_uint16_that_older_torch_lacks(tmp_path):
+    """Indexing came with torch 2.10; a minimum, comparisons and where are not there for all devices yet."""
+    tokens = torch.randint(2**16 - 300, 2**16, (6, 3, 5), generator=torch.Generator().manual_seed(0))
+    codebook, mask = torch.randn(2**16, 8), torch.tensor([True, False, True, True, False, True])
+    with Unindexed():
+        kept = TokenStore(tokens, torch.arange(6) % 2, codebook, ("a", "b"))
+        for rows in (torch.tensor([5, 0, 5]), mask, slice(1, 4), slice(None, None, 2)):
+            some, part = kept.select(rows), kept.embedding(rows)
+            assert some.tokens.dtype == torch.uint16 and torch.equal(some.tokens.long(), tokens[rows])
+            assert torch.equal(part, codebook[tokens[rows]].permute(0, 3, 1, 2))
+        kept.save(tmp_path / "s")
+        kept = TokenStore.load(tmp_path / "s")
+        extractor = build("re", num_classes=2, in_channels=8, width=16).eval()
+        tsv = score_tokens(extractor, kept, num_samples=1, progress=False)
+        explain_concepts(extractor, kept, tsv=tsv, top_n=2)
+        top_tokens(tsv, kept.tokens, 3)
+        accuracy(extractor, kept.codebook, kept.tokens, kept.labels)
+        train_extractor(extractor, kept.codebook, kept.tokens, kept.labels, TrainingRecipe(epochs=1, batch_size=3))
+        embed(kept.tokens, kept.codebook)
+        select_tokens(extractor, kept.codebook, 1, tokens=kept.tokens[:1], region=(0, 0, 1, 1), steps=1)
 
 
 def test_save_and_load(tmp_path):

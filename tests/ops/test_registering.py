@@ -1,7 +1,9 @@
 """What every operator has by its registration. Each operator's own file has its opcheck."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +65,14 @@ def test_the_compiler_does_not_look_into_a_kernel() -> None:
     grads = torch.randn(1, 2, 3, 4, 4)
     torch.testing.assert_close(torch.compile(lambda x: left(x) + 1, backend="eager")(grads), left(grads) + 1)
     assert not [reason for reason in counters["graph_break"] if "_native" in reason or "backends" in reason]
+
+
+def test_annotations_are_those_that_torch_2_6_makes_schemas_of():
+    """It knows typing.List alone, not list[int]; the schema is made at the import."""
+    found = []
+    for path in Path(ops.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and any("operator(" in ast.unparse(d) for d in node.decorator_list):
+                found.append(node.name)
+                assert not [a.arg for a in node.args.args if "list[" in ast.unparse(a.annotation)], node.name
+    assert len(found) > 8

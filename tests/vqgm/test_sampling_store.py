@@ -1,5 +1,6 @@
 """Sampling into a token store: the model's own samples, whole or not at all, and the same after a stop."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -70,6 +71,21 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, model):
     assert stopped.read_bytes()[-body:] == whole.read_bytes()[-body:]
     assert TokenStore.load(stopped).fingerprint == TokenStore.load(whole).fingerprint
     assert sorted(file.name for file in tmp_path.iterdir()) == ["stopped", "whole"]
+
+
+def test_grids_of_as_many_tokens_are_told_apart(tmp_path, model):
+    """A square's file has no grid in it, as those of earlier versions."""
+    wide = dataclasses.replace(model, grid=(4, 16))
+    for first, second in ((model, wide), (wide, model), (wide, dataclasses.replace(model, grid=(16, 4)))):
+        path = tmp_path / f"{first.grid}{second.grid}"
+        with pytest.raises(KeyboardInterrupt):
+            sample_store(Stopping(first, 2), LABELS, path, names=NAMES, batch_size=4)
+        with pytest.raises(ValueError, match=r"\.done: made by other settings \(grid: expected .*, got "):
+            sample_store(second, LABELS, path, names=NAMES)
+        store = sample_store(first, LABELS, path, names=NAMES)
+        assert store.grid == first.grid and ("grid" in store.fingerprint) == (first is wide)
+        with pytest.raises(ValueError, match=r"made by other settings \(grid: expected .*, got "):
+            sample_store(second, LABELS, path, names=NAMES)
 
 
 def test_files_of_other_settings_are_refused(tmp_path, model):
