@@ -63,21 +63,45 @@ def device(name: str, value: object) -> None:
 
 def integers(name: str, value: object, device: torch.device | None = None) -> Tensor:
     """Integers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
+    if isinstance(value, list | tuple | range):
+        for place, one in enumerate(value):
+            if not isinstance(_number(one), int):
+                raise TypeError(f"{name}: expected whole numbers, got {shown(one)} at place {place}")
+            whole(f"{name}: place {place}", one, -(2**63), 2**63 - 1)
+    found = _values(name, value, "iu", "integers", device)
+    integral(name, found)
+    return found
+
+
+def reals(name: str, value: object, device: torch.device | None = None) -> Tensor:
+    """Numbers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
+    return _values(name, value, "iuf", "numbers", device)
+
+
+def mask(name: str, value: object, device: torch.device | None = None) -> Tensor:
+    """Booleans as a tensor: a tensor as it is, or those of an array on `device`."""
+    found = _values(name, value, "b", "booleans", device) if isinstance(value, np.ndarray) else value
+    if not isinstance(found, Tensor) or found.dtype != torch.bool:
+        got = found.dtype if isinstance(found, Tensor) else shown(value)
+        raise TypeError(f"{name}: expected a boolean tensor, got {got}")
+    return found
+
+
+def _values(name: str, value: object, kinds: str, expected: str, device: torch.device | None) -> Tensor:
     if isinstance(value, Tensor):
-        integral(name, value)
         return value
     if isinstance(value, list | tuple | range):
         numbers = [_number(one) for one in value]
         for place, number in enumerate(numbers):
-            if not isinstance(number, int):
-                raise TypeError(f"{name}: expected whole numbers, got {shown(value[place])} at place {place}")
-            whole(f"{name}: place {place}", number, -(2**63), 2**63 - 1)
-        return torch.tensor(numbers, dtype=torch.int64, device=device)
-    if isinstance(value, np.ma.MaskedArray) or not hasattr(value, "__array__"):
-        raise TypeError(f"{name}: expected integers in a tensor, an array, a list or a tuple, got {shown(value)}")
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got an array of {array.dtype}")
+            if number is None:
+                raise TypeError(f"{name}: expected {expected}, got {shown(value[place])} at place {place}")
+        array = np.array(numbers, dtype=np.int64 if kinds == "iu" else np.float64)
+    elif isinstance(value, np.ma.MaskedArray) or not hasattr(value, "__array__"):
+        raise TypeError(f"{name}: expected {expected} in a tensor, an array, a list or a tuple, got {shown(value)}")
+    else:
+        array = np.asarray(value)
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name}: expected {expected}, got an array of {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)  # torch takes no others
 

@@ -163,7 +163,7 @@ def leaves(result: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(result):
         result = vars(result)
     if isinstance(result, dict):
-        result = list(result.values())
+        result = [result[name] for name in sorted(result)]
     if isinstance(result, list | tuple):
         for one in result:
             yield from leaves(one)

@@ -1,14 +1,16 @@
 """Captum's interface to this package: token saliency as an Attribution, and a NoiseTunnel on the engine."""
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.compat.preparing import prepared_of
+from cortex_fast.data.classes import Target, names_of
 from cortex_fast.engine import MEMORY, Noise, Prepared
+from cortex_fast.explain.arguments import target_vector
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
 try:
@@ -20,8 +22,6 @@ except ImportError as error:
 _ALPHA = 0.2  # the paper's: sigma in shares of an image's range
 _SERVED = {"target", "abs", "additional_forward_args"}
 _NO_TARGET = "target: expected a class, or one for each image"
-
-Target = int | Sequence[int] | Tensor
 
 
 class TokenSaliency(Attribution):
@@ -54,13 +54,13 @@ class TokenSaliency(Attribution):
         """
         checks.rank("inputs", inputs, "[B, d, m, m]")
         checks.floating("inputs", inputs)
-        checks.whole("nt_samples", nt_samples, 1)
+        nt_samples = checks.whole("nt_samples", nt_samples, 1)
         checks.one_of("reduction", reduction, REDUCTIONS)
         if stdevs is not None:
-            checks.non_negative("stdevs", stdevs)
-        targets = _targets(target, inputs)
-        if targets is None:
-            raise ValueError(f"{_NO_TARGET}, got {target!r}")
+            stdevs = checks.non_negative("stdevs", stdevs)
+        if target is None:
+            raise ValueError(f"{_NO_TARGET}, got None")
+        targets = target_vector(target, len(inputs), inputs.device, names_of(self.forward_func))
         prepared = prepared_of(self.forward_func, inputs)
         if isinstance(prepared, str):
             raise ValueError(f"forward_func: {prepared}")
@@ -104,6 +104,8 @@ class NoiseTunnel(CaptumNoiseTunnel):
         """Captum's arguments and result. noise [B,nt_samples,d,m,m]: standard normals in the place of drawn ones, for
         the engine alone: ValueError where it cannot serve. Drawn noise is seeded by torch's generator.
         """
+        kwargs |= {"target": _plain(kwargs["target"])} if "target" in kwargs else {}
+        stdevs = _plain(stdevs)
         served = self._served(inputs, nt_type, stdevs, kwargs)
         self.not_served = served if isinstance(served, str) else None
         if isinstance(served, str):
@@ -112,7 +114,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
             return super().attribute(
                 inputs, nt_type, nt_samples, nt_samples_batch_size, stdevs, draw_baseline_from_distrib, **kwargs
             )
-        checks.whole("nt_samples", nt_samples, 1)
+        nt_samples = checks.whole("nt_samples", nt_samples, 1)
         prepared, targets = served
         single = inputs[0] if isinstance(inputs, tuple) else inputs
         x, stdev = single.detach(), stdevs[0] if isinstance(stdevs, tuple) else stdevs
@@ -191,6 +193,11 @@ def _by_samples(
     return (spread if nt_type == "vargrad" else total) / nt_samples
 
 
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own, which Captum takes."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
 def _targets(target: Any, x: Tensor) -> Tensor | None:
     """A class for each image, int64 [B], of the ways in which Captum takes them; None for any other."""
     if isinstance(target, bool) or not isinstance(target, int | list | Tensor):
@@ -222,5 +229,4 @@ def _memory(prepared: Prepared, x: Tensor, samples: int | None) -> int:
     """Bytes of one pass of so many samples of every image."""
     if samples is None:
         return MEMORY
-    checks.whole("nt_samples_batch_size", samples, 1)
-    return prepared.bytes_of_copy * max(1, len(x)) * samples
+    return prepared.bytes_of_copy * max(1, len(x)) * checks.whole("nt_samples_batch_size", samples, 1)

@@ -1,13 +1,15 @@
 """Classes by their number or by their name."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from cortex_fast import checks
+
+Target = int | str | Sequence[int] | Sequence[str] | np.ndarray | Tensor  # one class, or one for each
 
 
 def is_single(target: object) -> bool:
@@ -38,3 +40,18 @@ def class_numbers(name: str, values: Any, names: Sequence[str]) -> Tensor:
     if isinstance(values, list | tuple) and any(isinstance(one, str) for one in values):
         values = [class_number(name, one, names) for one in values]
     return checks.integers(name, values).long()
+
+
+def names_of(extractor: nn.Module) -> tuple[str, ...]:
+    """The classes' names where the extractor has them: as `names`, or in a configuration of transformers."""
+    named = getattr(getattr(extractor, "config", None), "id2label", None)
+    if isinstance(named, Mapping) and set(named) == set(range(len(named))):
+        return tuple(str(named[number]) for number in range(len(named)))
+    names = getattr(extractor, "names", ())
+    return tuple(names) if isinstance(names, list | tuple) and all(isinstance(one, str) for one in names) else ()
+
+
+def name_classes(extractor: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Give an extractor its classes' names, by which targets then may be called."""
+    extractor.names = tuple(names)  # type: ignore[assignment]
+    return extractor

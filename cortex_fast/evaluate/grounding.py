@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.data.grids import Grid, sides
+from cortex_fast.evaluate.judging import class_of_each
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,20 @@ def object_cells(masks: Tensor, grid: Grid) -> Tensor:
     return F.adaptive_avg_pool2d(masks[:, None], sides(grid))[:, 0] >= 0.5
 
 
-def grounding(tsv: Tensor, tokens: Tensor, labels: Tensor, cells: Tensor, frequency: Tensor, n: int) -> Grounding:
-    """tsv, tokens [B,h,w], labels int64 [B], object cells bool [B,h,w], frequency [C,K] of each class's tokens.
+def grounding(
+    tsv: Tensor, tokens: Tensor, labels: checks.Integers, cells: Tensor, frequency: Tensor, n: int
+) -> Grounding:
+    """tsv, tokens [B,h,w], labels int [B], object cells bool [B,h,w], frequency [C,K] of each class's tokens.
 
     Random positions hit the object with its share of the area, exactly. The frequency baseline takes the n positions
     whose tokens are the most frequent of the class; ties count with their expected share.
     Raises TypeError or ValueError for n outside [1, h * w].
     """
-    checks.whole("n", n, 1, cells.shape[1] * cells.shape[2])
-    often = frequency.float().to(tokens.device)[labels[:, None, None], tokens.long()]
+    n = checks.whole("n", n, 1, cells.shape[1] * cells.shape[2])
+    counts = checks.reals("frequency", frequency).float().to(tokens.device)
+    checks.rank("frequency", counts, "[C, K]")
+    labels = class_of_each(labels, len(tokens), len(counts), tokens.device)
+    often = counts[labels[:, None, None], tokens.long()]
     return Grounding(hits(tsv, cells, n), cells.flatten(1).float().mean(dim=1), hits(often, cells, n))
 
 

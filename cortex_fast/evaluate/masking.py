@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.evaluate.judging import Judges, correct, of_class, probabilities
+from cortex_fast.evaluate.judging import Judges, class_of_each, correct, of_class, probabilities
 from cortex_fast.explain.saliency import top_tokens
 
 MASK_BY = ("position", "token")
@@ -74,7 +74,7 @@ def image_level(
     images: Tensor,
     tokens: Tensor,
     tsv: Tensor,
-    labels: Tensor,
+    labels: checks.Integers,
     *,
     ns: Sequence[int] = tuple(range(5, 51, 5)),
     by: str = "position",
@@ -82,14 +82,15 @@ def image_level(
 ) -> MaskingCurves:
     """Mask the top n tokens of each image, against n random positions, for every n in ns.
 
-    images [B,3,H,W] in [0,1]; tokens, tsv [B,h,w]; labels int64 [B]. by: "position" masks the top n positions (the
+    images [B,3,H,W] in [0,1]; tokens, tsv [B,h,w]; labels int [B]. by: "position" masks the top n positions (the
     paper), "token" every position whose id is among them (the published code), for both methods.
     """
     checks.one_of("by", by, MASK_BY)
+    seed, counts = checks.seed(seed), [checks.whole("ns", n, 1) for n in ns]
     grid = tuple(tokens.shape[1:])
     before = of_class(probabilities(judges, images), labels).mean(dim=1)
     curves: dict[str, list[Tensor]] = {"ours": [], "random": []}
-    for n in ns:
+    for n in counts:
         _, ours = top_tokens(tsv, tokens, n)
         chance = random_positions(len(images), grid[0] * grid[1], n, seed).to(tokens.device)
         for method, positions in (("ours", ours), ("random", chance)):
@@ -99,14 +100,14 @@ def image_level(
             masked = blacken(images, mask)
             curves[method].append(of_class(probabilities(judges, masked), labels).mean(dim=1))
     ours, chance = (torch.stack(curve, dim=1) for curve in curves.values())
-    return MaskingCurves(tuple(judges), tuple(ns), before, ours, chance)
+    return MaskingCurves(tuple(judges), tuple(counts), before, ours, chance)
 
 
 def concept_level(
     judges: Judges,
     images: Tensor,
     tokens: Tensor,
-    labels: Tensor,
+    labels: checks.Integers,
     concept_tokens: Tensor,
     frequent_tokens: Tensor,
     *,
@@ -117,7 +118,8 @@ def concept_level(
     concept_tokens, frequent_tokens int64 [C,k], -1 for none: ours, and the class's most frequent tokens. The two mask
     different amounts, so each is followed by its control: as many random positions in each image.
     """
-    start = probabilities(judges, images)
+    seed, start = checks.seed(seed), probabilities(judges, images)
+    labels = class_of_each(labels, len(images), min(len(concept_tokens), len(frequent_tokens)), tokens.device)
     cells = tokens.shape[1:].numel()
     order = random_positions(len(images), cells, cells, seed).argsort(dim=1).to(tokens.device)
     masks = {}

@@ -1,16 +1,13 @@
 """Checks that every explanation shares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
-from cortex_fast.data.classes import class_number, class_numbers, is_single
+from cortex_fast.data.classes import Target, class_number, class_numbers, is_single
 from cortex_fast.extractors.build import check_grid
-
-Target = int | str | Sequence[int] | Sequence[str] | np.ndarray | Tensor
 
 
 def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
@@ -40,15 +37,6 @@ def target_vector(target: Target, batch: int, device: torch.device, names: Seque
     if found.shape != (batch,):
         raise ValueError(f"target: expected an int or shape [{batch}], got {list(found.shape)}")
     return found
-
-
-def names_of(extractor: nn.Module) -> tuple[str, ...]:
-    """The classes' names where the extractor has them: as `names`, or in a configuration of transformers."""
-    named = getattr(getattr(extractor, "config", None), "id2label", None)
-    if isinstance(named, Mapping) and set(named) == set(range(len(named))):
-        return tuple(str(named[number]) for number in range(len(named)))
-    names = getattr(extractor, "names", ())
-    return tuple(names) if isinstance(names, list | tuple) and all(isinstance(one, str) for one in names) else ()
 
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:

@@ -1,6 +1,6 @@
 """What token selection is compared with: the embedding itself optimised, then the nearest tokens; and drawn tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from cortex_fast import checks, ops
 from cortex_fast.data import digests
+from cortex_fast.data.classes import Target
 from cortex_fast.data.grids import Grid
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY
-from cortex_fast.explain.arguments import Target
 from cortex_fast.explain.groups import Group, Judge, grouped
 from cortex_fast.explain.optimisation import (
     Records,
@@ -35,6 +35,12 @@ from cortex_fast.ops.random_stream import gumbel
 
 # settings of token selection alone, at what they are for others
 _UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay": 0.0}
+
+
+# of a recipe made for others, what would change the result and does not; its rates and temperature go without saying
+_UNUSED_BY_DRAWS = {"draws": 1, "restarts": 1, "patience": None, "start": "random", "stay": 0.0}
+_OF_DRAWS = ("steps", "judge_every")
+Frequency = checks.Integers | Sequence[float]
 
 
 @torch.inference_mode(False)
@@ -59,9 +65,7 @@ def optimise_embedding(
     the recipe's tau, draws, restarts, start and stay have no meaning: ValueError for others than the default.
     """
     recipe = recipe_of(recipe, settings)
-    for name, value in _UNUSED.items():
-        if getattr(recipe, name) != value:
-            raise ValueError(f"{name}: expected {value!r} for embeddings, got {getattr(recipe, name)!r}")
+    _refuse(recipe, _UNUSED, "embeddings")
     problems = check_problems(extractor, codebook, target, tokens, region, grid, None)
 
     def start(problems: Problems) -> Tensor:
@@ -115,7 +119,7 @@ def draw_tokens(
     recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: checks.Integers | None = None,
-    frequency: Tensor | None = None,
+    frequency: Frequency | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     progress: str | None = None,
@@ -125,9 +129,16 @@ def draw_tokens(
 
     frequency: [K] or [P,K], not negative: tokens are drawn in proportion to it, as often as they occur in the target's
     images for instance; default all alike. Arguments and result as in `select_tokens`, of whose recipe steps and
-    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger.
+    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger. Other settings
+    by name are a TypeError, and so are a ValueError a recipe's draws, restarts, patience, start and stay.
     """
+    for name in settings:
+        if name not in _OF_DRAWS:
+            raise TypeError(
+                f"{name}: expected {' or '.join(_OF_DRAWS)} for drawn tokens, got a setting without meaning"
+            )
     recipe = recipe_of(recipe, settings)
+    _refuse(recipe, _UNUSED_BY_DRAWS, "drawn tokens")
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
     seed = checks.seed(seed)
     weights = _log_weights(frequency, problems)
@@ -138,10 +149,18 @@ def draw_tokens(
     with tqdm(total=recipe.steps * len(groups), desc=progress or "", unit="step", disable=progress is None) as bar:
         for group in groups:
             _draw(problems, group, weights, recipe, seed, times, records, bar)
-    drawn_by = {} if frequency is None else {"frequency": digests.of_parts([frequency])}
+    drawn_by = (
+        {} if frequency is None else {"frequency": digests.of_parts([checks.reals("frequency", frequency).double()])}
+    )
     name = "random tokens" if frequency is None else "frequent tokens"
     made = fingerprint_of(name, recipe, problems, seed=seed, **drawn_by)
     return result_of(problems, records, times, Recipe(), made)
+
+
+def _refuse(recipe: Recipe, unused: Mapping[str, object], what: str) -> None:
+    for name, value in unused.items():
+        if getattr(recipe, name) != value:
+            raise ValueError(f"{name}: expected {value!r} for {what}, got {getattr(recipe, name)!r}")
 
 
 def _draw(
@@ -173,12 +192,11 @@ def _draw(
     records.taken[rows] = recipe.steps
 
 
-def _log_weights(frequency: Tensor | None, problems: Problems) -> Tensor | None:
+def _log_weights(frequency: Frequency | None, problems: Problems) -> Tensor | None:
     """[P,K]: what is added to Gumbel noise, so that the largest is drawn in proportion to the frequency."""
     if frequency is None:
         return None
-    if not isinstance(frequency, Tensor):
-        raise TypeError(f"frequency: expected a tensor, got {type(frequency).__name__}")
+    frequency = checks.reals("frequency", frequency, problems.codebook.device)
     shape = (len(problems), len(problems.codebook))
     if tuple(frequency.shape) not in (shape, shape[1:]):
         raise ValueError(f"frequency: expected shape {list(shape[1:])} or {list(shape)}, got {list(frequency.shape)}")

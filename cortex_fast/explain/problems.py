@@ -6,19 +6,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
-from cortex_fast.data.classes import is_single
+from cortex_fast.data.classes import Target, is_single, names_of
 from cortex_fast.data.grids import Grid, sides
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, module_of, ordinary
-from cortex_fast.explain.arguments import Target, check_classes, check_extractor, names_of, target_vector
+from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
 
 Box = tuple[int, int, int, int]
 Extractor = nn.Module | Prepared
-Regions = Box | Tensor | Sequence[Box] | None
+Regions = Box | Tensor | np.ndarray | Sequence[Box] | None
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def region_masks(region: Regions, shape: torch.Size) -> Tensor:
     Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
     """
     grid = shape[1:]
+    if isinstance(region, np.ndarray):
+        region = checks.mask("region", region) if region.dtype == bool else region.tolist()
     if region is None or not shape[0]:
         return torch.ones(shape, dtype=torch.bool)
     if isinstance(region, Tensor):

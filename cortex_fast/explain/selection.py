@@ -6,17 +6,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.data import digests
-from cortex_fast.data.classes import class_numbers
+from cortex_fast.data.classes import Target, class_numbers, is_single, names_of
 from cortex_fast.data.grids import Grid, sides
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY, Prepared, module_of
-from cortex_fast.explain.arguments import Target, check_extractor, names_of
+from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.groups import Judge
 from cortex_fast.explain.optimisation import fingerprint_of, optimise, targets_of
 from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
@@ -27,6 +28,7 @@ from cortex_fast.kernels.reference.descent import descend
 from cortex_fast.ops.gumbel_codebook import numbers
 from cortex_fast.ops.random_stream import gumbel, normal
 
+Mask = Tensor | np.ndarray
 _START_DRAW = 2**32 - 1  # the draw that makes the first logits; steps use 0, 1, 2, ...
 _RESTART_ITEMS = 2**26  # between the item ids of a problem's restarts
 _LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the start
@@ -44,8 +46,8 @@ def select_tokens(
     recipe: Recipe | None = None,
     seed: int = 0,
     item_ids: checks.Integers | None = None,
-    allowed: Tensor | None = None,
-    banned: Tensor | None = None,
+    allowed: Mask | None = None,
+    banned: Mask | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     checkpoint: Path | str | None = None,
@@ -57,7 +59,8 @@ def select_tokens(
     Minimises -f_Y(E)[target] + regularisation |E|^2 over logits P [rows, K] of the free positions, where
     E = M gumbel_softmax(P; tau) C + (1 - M) E_tokens, with straight-through hard selection.
 
-    extractor: one, or a list of one for each problem. codebook C: float [K,d]. target: a class, or int [P]. tokens: int
+    extractor: one, or a list of one for each problem. codebook C: float [K,d]. target: a class, or one for
+    each problem, int [P]: numbers, or names where the extractor has them. tokens: int
     [P,h,w] to start from and to keep outside the region; without it every position is free and `grid` is m or (h, w)
     (default 16). region: a half-open box (top, left, bottom, right) or a boolean [h,w] mask for all, or a list of P
     boxes or a mask [P,h,w]; default everything. Problems of one extractor and one region step together. recipe: the
@@ -155,7 +158,7 @@ def repeated(problems: Problems, recipe: Recipe) -> Problems:
     )
 
 
-def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | None) -> Tensor | None:
+def allowed_tokens(problems: Problems, allowed: Mask | None, banned: Mask | None) -> Tensor | None:
     """bool [K], [rows,K] or [P,rows,K]: the tokens that may be taken; None: all."""
     counts = problems.region.flatten(1).sum(dim=1)
     codes = len(problems.codebook)
@@ -167,8 +170,7 @@ def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | 
     for name, tensor in (("allowed", allowed), ("banned", banned)):
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
-            raise TypeError(f"{name}: expected a boolean tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
+        tensor = checks.mask(name, tensor, problems.codebook.device)
         if len(problems) and tuple(tensor.shape) not in shapes:
             expected = ", ".join(str(list(shape)) for shape in shapes)
             raise ValueError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
@@ -267,8 +269,8 @@ def select_concepts(
     together: int = 16,
     recipe: Recipe | None = None,
     seed: int = 0,
-    allowed: Tensor | None = None,
-    banned: Tensor | None = None,
+    allowed: Mask | None = None,
+    banned: Mask | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     progress: str | None = None,
@@ -276,9 +278,10 @@ def select_concepts(
 ) -> list[Path]:
     """`select_tokens` over whole grids for every class, no image given: one file for each concept, whole or not at all.
 
-    classes: default all that the extractor knows. together: how many step at once; no result depends on it beyond
-    rounding, for a class is its own item. Concepts whose file is there already are left as they are, and a run that was
-    cut off goes on where it was. allowed, banned: bool [K] or [rows,K] for all. The rest as `select_tokens` takes it.
+    classes: by number, or by name where the extractor has names; default all that it knows. together: how many step at
+    once; no result depends on it beyond rounding, for a class is its own item. Concepts whose file is there already are
+    left as they are, and a run that was cut off goes on where it was. allowed, banned: bool [K] or [rows,K] for all.
+    The rest as `select_tokens` takes it.
     Returns the files, concept-<class>.safetensors.
     Raises ResultFileError for a file of other settings, another extractor or codebook; else as `select_tokens`.
     """
@@ -291,7 +294,7 @@ def select_concepts(
     if isinstance(extractor, list | tuple):
         raise TypeError("extractor: expected one for all concepts, got several")
     for name, tensor in (("allowed", allowed), ("banned", banned)):
-        if isinstance(tensor, Tensor) and tensor.ndim > 2:
+        if isinstance(tensor, Tensor | np.ndarray) and tensor.ndim > 2:
             raise ValueError(f"{name}: expected shape [K] or [rows, K] for all concepts, got {list(tensor.shape)}")
     if classes is None:
         checks.rank("codebook", codebook, "[K, d]")
@@ -299,7 +302,7 @@ def select_concepts(
         sample = gather(torch.zeros(1, height, width, dtype=torch.int64, device=codebook.device), codebook)
         classes = range(module_of(extractor)(sample.contiguous()).shape[1])
     names = names_of(module_of(extractor)) if isinstance(extractor, nn.Module | Prepared) else ()
-    target = class_numbers("classes", classes, names).to(codebook.device)
+    target = class_numbers("classes", [classes] if is_single(classes) else classes, names).to(codebook.device)
     problems = check_problems(extractor, codebook, target, None, None, grid, target)
     mask = allowed_tokens(problems, allowed, banned)
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in target.tolist()}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cortex_fast.data.classes import name_classes, names_of
 from cortex_fast.data.results import ResultFileError, load_result, read_header, save_result
 from cortex_fast.extractors.build import build
 
@@ -16,8 +17,11 @@ KIND = "Extractor"
 def save_extractor(
     path: Path | str, extractor: nn.Module, name: str, sizes: Mapping[str, Any], fingerprint: Mapping[str, Any]
 ) -> None:
-    """Write one safetensors file, whole or not at all. `build(name, **sizes)` must make a module of these weights."""
-    header = {"name": name, "sizes": dict(sizes), "fingerprint": dict(fingerprint)}
+    """Write one safetensors file, whole or not at all, with the classes' names where the extractor has them.
+
+    `build(name, **sizes)` must make a module of these weights.
+    """
+    header = {"name": name, "sizes": dict(sizes), "fingerprint": dict(fingerprint), "names": names_of(extractor)}
     save_result(path, KIND, extractor.state_dict(), header)
 
 
@@ -31,6 +35,7 @@ def load_extractor(path: Path | str) -> nn.Module:
         extractor = build(header["name"], **header["sizes"])
         own = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
         fill(extractor.to(own), state)
+        name_classes(extractor, header.get("names", ()))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ResultFileError(f"{path}: not an extractor of this version ({error})") from error
     extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

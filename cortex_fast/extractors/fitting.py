@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.data import digests
+from cortex_fast.data.classes import name_classes
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.extractors.build import build
@@ -72,7 +73,7 @@ def fit(
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        extractor = build(name, **sizes).to(device, torch.float32)
+        extractor = name_classes(build(name, **sizes), store.names).to(device, torch.float32)
     if codebook.shape[1] % 8 == 0:
         extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     least = float("inf")

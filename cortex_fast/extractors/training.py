@@ -36,12 +36,16 @@ class Recipe:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.whole("epochs", self.epochs, 0)
-        checks.whole("batch_size", self.batch_size, 2)
-        checks.whole("step_epochs", self.step_epochs, 1)
-        checks.positive("lr", self.lr)
-        checks.positive("gamma", self.gamma)
-        checks.non_negative("weight_decay", self.weight_decay)
+        plain = {
+            "epochs": checks.whole("epochs", self.epochs, 0),
+            "batch_size": checks.whole("batch_size", self.batch_size, 2),
+            "step_epochs": checks.whole("step_epochs", self.step_epochs, 1),
+            "lr": checks.positive("lr", self.lr),
+            "gamma": checks.positive("gamma", self.gamma),
+            "weight_decay": checks.non_negative("weight_decay", self.weight_decay),
+        }
+        for name, value in plain.items():  # Python's own: checkpoints hold them as JSON
+            object.__setattr__(self, name, value)
 
 
 def train_extractor(
@@ -73,11 +77,10 @@ def train_extractor(
     Raises TypeError or ValueError naming the argument, FloatingPointError where the loss is no longer finite,
     ResultFileError for another run's checkpoint.
     """
+    tokens, labels = checks.integers("tokens", tokens), checks.integers("labels", labels)
     checks.rank("tokens", tokens, "[n, h, w]")
-    checks.integral("tokens", tokens)
-    checks.integral("labels", labels)
     checks.in_range("tokens", tokens, codebook.shape[0])
-    checks.seed(seed)
+    seed = checks.seed(seed)
     checks.one_of("precision", precision, PRECISIONS)
     if every is not None:
         checks.whole("every", every, 1)

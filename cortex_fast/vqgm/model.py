@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.data.classes import is_single
 from cortex_fast.data.grids import Grid, grid_of, sides
 from cortex_fast.data.token_store import embed
 from cortex_fast.ops import nearest_code
@@ -129,11 +130,11 @@ class Model:
 
     def sample(
         self,
-        condition: int | Tensor,
+        condition: int | checks.Integers,
         n: int | None = None,
         *,
         seed: int = 0,
-        item_ids: Tensor | None = None,
+        item_ids: checks.Integers | None = None,
         tick: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """Token grids int64 [n,h,w] of a class (with n) or of a label each, int [n].
@@ -142,20 +143,18 @@ class Model:
         position. Raises UnsupportedError without a prior, ValueError for a class that it does not know.
         """
         sampler = self._part("sample", "sampler", self.sampler)
-        if isinstance(condition, Tensor):
-            if n is not None:
-                raise ValueError("n: expected None with a label for each image")
-            labels = condition
+        if n is None and not is_single(condition):
+            labels = checks.integers("condition", condition, self.codebook.device)
+        elif not is_single(condition):
+            raise ValueError("n: expected None with a label for each image")
         else:
-            checks.whole("condition", condition, 0)
-            checks.whole("n", n, 0)
-            labels = torch.full((n or 0,), condition, dtype=torch.int64, device=self.codebook.device)
+            label, count = checks.whole("condition", condition, 0), checks.whole("n", n, 0)
+            labels = torch.full((count,), label, dtype=torch.int64, device=self.codebook.device)
         checks.rank("condition", labels, "[n]")
-        checks.integral("condition", labels)
         checks.in_range("condition", labels, sampler.conditions)
-        checks.seed(seed)
+        seed = checks.seed(seed)
         if item_ids is not None:
-            checks.integral("item_ids", item_ids)
+            item_ids = checks.integers("item_ids", item_ids, labels.device)
             checks.same_shape("item_ids", item_ids, "condition", labels.shape)
             checks.in_range("item_ids", item_ids, 2**32)  # beyond it they would be others again
         items = torch.arange(len(labels), device=labels.device) if item_ids is None else item_ids

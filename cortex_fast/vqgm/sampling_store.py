@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast import checks
 from cortex_fast.data import digests
+from cortex_fast.data.classes import Target, class_numbers
 from cortex_fast.data.grids import sides
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
@@ -21,7 +21,7 @@ from cortex_fast.vqgm.model import VQGM, Model
 
 def sample_store(
     model: VQGM,
-    labels: Tensor,
+    labels: Target,
     path: Path | str,
     *,
     names: Sequence[str],
@@ -33,19 +33,18 @@ def sample_store(
 
     The tokens go to a file of their final size beside it, `path` with .tokens added, and how many images are done to
     one with .done; at the end they become the store, whole, and these files go. Called again after it was stopped it
-    goes on, to the same tokens; called again when it is done it reads the store. names: the classes'. progress: a
-    progress bar's title; None: no bar.
+    goes on, to the same tokens; called again when it is done it reads the store. names: the classes', which labels may
+    be. progress: a progress bar's title; None: no bar.
     Raises ValueError, naming them, where a file there is of another model, seed, labels or names, or damaged,
     FileExistsError for a .tokens file that is not of such a run, OSError where the disk is full, and what the model
     raises that cannot sample, all before anything is sampled.
     """
+    labels = class_numbers("labels", labels, names)
     checks.rank("labels", labels, "[n]")
-    checks.integral("labels", labels)
     checks.in_range("labels", labels, len(names))
     if isinstance(model, Model):
         checks.in_range("labels", labels, model.conditions)
-    checks.seed(seed)
-    checks.whole("batch_size", batch_size, 1)
+    seed, batch_size = checks.seed(seed), checks.whole("batch_size", batch_size, 1)
     path = Path(path)
     grid = sides(model.grid, "model.grid")
     made: dict[str, Any] = {

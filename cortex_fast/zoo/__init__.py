@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from cortex_fast.data.classes import name_classes
 from cortex_fast.data.digests import of_files
 from cortex_fast.extractors import build
 from cortex_fast.vqgm import GPT, Model, VQModel, taming_model
@@ -23,7 +24,8 @@ EXTRACTORS = ("ce", "re")
 class Zoo:
     """`vqgm`: 64 x 64 px, a 16 x 16 grid, of the modules `tokenizer` and `prior`. `extractors`: "ce" and "re".
 
-    `judges`: four image classifiers of pixels in [0,1]. `names`: the classes'. `fingerprint`: of all weight files.
+    `judges`: four image classifiers of pixels in [0,1]. `names`: the classes', which the extractors have too, for
+    targets by name. `fingerprint`: of all weight files.
     """
 
     vqgm: Model
@@ -57,7 +59,7 @@ def load(folder: Path = FOLDER) -> Zoo:
     extractors = {}
     for name in EXTRACTORS:
         extractor = build(name, **read_config(files[name]))
-        extractors[name] = load_weights(files[name], extractor)
+        extractors[name] = name_classes(load_weights(files[name], extractor), names)
     judges = {name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES}
     return Zoo(vqgm, tokenizer, prior, extractors, judges, names, of_files(list(files.values())))
 
