@@ -65,6 +65,8 @@ def integers(name: str, value: object, device: torch.device | None = None) -> Te
     """Integers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
     if isinstance(value, list | tuple | range):
         for place, one in enumerate(value):
+            if isinstance(one, list | tuple):
+                raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__} of {type(one).__name__}s")
             if not isinstance(_number(one), int):
                 raise TypeError(f"{name}: expected whole numbers, got {shown(one)} at place {place}")
             whole(f"{name}: place {place}", one, -(2**63), 2**63 - 1)

@@ -202,6 +202,6 @@ def _log_weights(frequency: Frequency | None, problems: Problems) -> Tensor | No
         raise ValueError(f"frequency: expected shape {list(shape[1:])} or {list(shape)}, got {list(frequency.shape)}")
     checks.same_device(frequency=frequency, codebook=problems.codebook)
     weights = frequency.double()
-    if not bool((weights >= 0).all()) or not bool((weights > 0).any(dim=-1).all()):
+    if not bool(((weights >= 0) & weights.isfinite()).all()) or not bool((weights > 0).any(dim=-1).all()):
         raise ValueError("frequency: expected numbers from 0 on, and one above 0 for each problem")
     return weights.log().float().expand(shape)
