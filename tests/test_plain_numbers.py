@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import cortex_fast as cf
 from cortex_fast import evaluate
+from cortex_fast.data.classes import names_of
 from cortex_fast.engine import prepare
 from cortex_fast.extractors import Recipe, load_extractor, save_extractor, train_extractor
 from cortex_fast.extractors.fitting import fit
@@ -236,6 +237,8 @@ def test_names_come_with_configurations_files_and_trainings(tmp_path: Path) -> N
     configured.config = SimpleNamespace(id2label=dict(enumerate(NAMES)))
     wanted = cf.smoothgrad(CE, EMBEDDING, 2, num_samples=2)
     same(cf.smoothgrad(configured, EMBEDDING, "tabby cat", num_samples=2), wanted)
+    assert names_of(SimpleNamespace(names=dict(enumerate(NAMES)))) == NAMES
+    assert names_of(SimpleNamespace(names={1: "cat"})) == names_of(SimpleNamespace(names=["a", 3])) == ()
     sizes = {"num_classes": 4, "in_channels": 5, "width": 16, "grid": 8}
     save_extractor(tmp_path / "ce", CE, "ce", sizes, {})
     same(cf.smoothgrad(load_extractor(tmp_path / "ce"), EMBEDDING, "tabby cat", num_samples=2), wanted)

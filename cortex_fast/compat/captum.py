@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.compat.preparing import prepared_of
-from cortex_fast.data.classes import Target, names_of
+from cortex_fast.data.classes import Target, names_of, target_vector
 from cortex_fast.engine import MEMORY, Noise, Prepared
-from cortex_fast.explain.arguments import target_vector
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
 try:

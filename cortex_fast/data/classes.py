@@ -5,11 +5,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
 
 Target = int | str | Sequence[int] | Sequence[str] | np.ndarray | Tensor  # one class, or one for each
+
+
+def target_vector(target: Target, batch: int, device: torch.device, names: Sequence[str] = ()) -> Tensor:
+    """`target`, one class or one for each image, as int64 [batch]. A text stands for the class of that name."""
+    if is_single(target):
+        number = class_number("target", target, names)
+        return torch.full((batch,), number, dtype=torch.int64, device=device)
+    found = class_numbers("target", target, names).to(device)
+    if found.shape != (batch,):
+        raise ValueError(f"target: expected an int or shape [{batch}], got {list(found.shape)}")
+    return found
 
 
 def is_single(target: object) -> bool:
@@ -37,18 +49,21 @@ def class_numbers(name: str, values: Any, names: Sequence[str]) -> Tensor:
     """Classes by number or name as int64 [n]."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "U":
         values = values.tolist()
-    if isinstance(values, list | tuple) and any(isinstance(one, str) for one in values):
-        values = [class_number(name, one, names) for one in values]
+    if isinstance(values, list | tuple):
+        numbers = {one: class_number(name, one, names) for one in {one for one in values if isinstance(one, str)}}
+        values = [numbers[one] if isinstance(one, str) else one for one in values] if numbers else values
     return checks.integers(name, values).long()
 
 
 def names_of(extractor: nn.Module) -> tuple[str, ...]:
-    """The classes' names where the extractor has them: as `names`, or in a configuration of transformers."""
-    named = getattr(getattr(extractor, "config", None), "id2label", None)
-    if isinstance(named, Mapping) and set(named) == set(range(len(named))):
-        return tuple(str(named[number]) for number in range(len(named)))
-    names = getattr(extractor, "names", ())
-    return tuple(names) if isinstance(names, list | tuple) and all(isinstance(one, str) for one in names) else ()
+    """The classes' names where the extractor has them: as `names`, or as `id2label` in a configuration of transformers;
+    by number, or in order."""
+    for found in (getattr(extractor, "names", None), getattr(getattr(extractor, "config", None), "id2label", None)):
+        if isinstance(found, Mapping) and set(found) == set(range(len(found))):
+            found = [found[number] for number in range(len(found))]
+        if isinstance(found, list | tuple) and found and all(isinstance(one, str) for one in found):
+            return tuple(found)
+    return ()
 
 
 def name_classes(extractor: nn.Module, names: Sequence[str]) -> nn.Module:

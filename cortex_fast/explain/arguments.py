@@ -1,12 +1,9 @@
 """Checks that every explanation shares."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
-from cortex_fast.data.classes import Target, class_number, class_numbers, is_single
 from cortex_fast.extractors.build import check_grid
 
 
@@ -26,17 +23,6 @@ def check_embedding(embedding: Tensor) -> None:
     checks.rank("embedding", embedding, "[B, d, h, w]")
     checks.floating("embedding", embedding)
     checks.finite("embedding", embedding)
-
-
-def target_vector(target: Target, batch: int, device: torch.device, names: Sequence[str] = ()) -> Tensor:
-    """`target`, one class or one for each image, as int64 [batch]. A text stands for the class of that name."""
-    if is_single(target):
-        number = class_number("target", target, names)
-        return torch.full((batch,), number, dtype=torch.int64, device=device)
-    found = class_numbers("target", target, names).to(device)
-    if found.shape != (batch,):
-        raise ValueError(f"target: expected an int or shape [{batch}], got {list(found.shape)}")
-    return found
 
 
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
-from cortex_fast.data.classes import Target, is_single, names_of
+from cortex_fast.data.classes import Target, is_single, names_of, target_vector
 from cortex_fast.data.grids import Grid, sides
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, module_of, ordinary
-from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
+from cortex_fast.explain.arguments import check_classes, check_extractor
 
 Box = tuple[int, int, int, int]
 Extractor = nn.Module | Prepared

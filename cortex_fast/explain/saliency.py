@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.data.classes import Target, names_of
+from cortex_fast.data.classes import Target, names_of, target_vector
 from cortex_fast.engine import MEMORY, Noise, Prepared, mean_gradients, module_of, prepare
 from cortex_fast.engine.adaptive import ROUND, settled_gradients
-from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor, target_vector
+from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor
 from cortex_fast.ops.concept_counts import top_positions
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
