@@ -18,7 +18,7 @@ from cortex_fast.vqgm.sampling import check_sampling
 from cortex_fast.vqgm.taming import taming_model
 from cortex_fast.vqgm.transformer import GPT
 
-AUTOENCODERS = {"VQModel": VQModel, "GumbelVQ": GumbelVQ}
+AUTOENCODERS = {"VQModel": VQModel, "VQModelInterface": VQModel, "GumbelVQ": GumbelVQ}
 PRIOR = "Net2NetTransformer"
 UNCONDITIONAL = "__is_unconditional__"  # in place of a stage's configuration
 UNUSED = re.compile(
@@ -35,6 +35,7 @@ _SIZES = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_unmasked
 # Of each class the settings that count, and those that neither tokens nor pixels depend on. Others are refused.
 SETTINGS: dict[str, tuple[set[str], set[str]]] = {
     "VQModel": (_CODES, _TRAINING | _IMAGES | {"lr_g_factor", "use_ema"}),
+    "VQModelInterface": (_CODES, _TRAINING | _IMAGES | {"lr_g_factor", "use_ema"}),
     "GumbelVQ": (_CODES, _TRAINING | _IMAGES | {"temperature_scheduler_config", "kl_weight"}),
     PRIOR: (
         _STAGES | {"sos_token"},

@@ -211,7 +211,7 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, GumbelVQ"),
+        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, VQModelInterface, GumbelVQ"),
         ({"params": None}, "do not make a VQModel"),
         ({"target": None}, "model: expected a target"),
         ({"params": "none"}, "model: expected params by name, got 'none'"),
@@ -374,8 +374,10 @@ def test_settings_of_the_training_are_known(tmp_path, autoencoder):
         "sane_index_shape": False,
         "use_ema": True,
     }
-    model = load("taming", write(tmp_path, config, autoencoder.state_dict()))
-    assert_same_autoencoder(model, autoencoder, torch.rand(1, 3, 16, 16))
+    for kind in ("VQModel", "VQModelInterface"):
+        config["target"] = f"ldm.models.autoencoder.{kind}"
+        model = load("taming", write(tmp_path, config, autoencoder.state_dict()))
+        assert_same_autoencoder(model, autoencoder, torch.rand(1, 3, 16, 16))
 
 
 def averaged_state(state, prefix="", factor=1.5):
