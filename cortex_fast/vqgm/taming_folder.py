@@ -19,7 +19,7 @@ from cortex_fast.vqgm.sampling import check_sampling
 from cortex_fast.vqgm.taming import taming_model
 from cortex_fast.vqgm.transformer import GPT
 
-AUTOENCODERS = {"VQModel": VQModel, "GumbelVQ": GumbelVQ}
+AUTOENCODERS = {"VQModel": VQModel, "VQModelInterface": VQModel, "GumbelVQ": GumbelVQ}
 PRIOR = "Net2NetTransformer"
 UNCONDITIONAL = "__is_unconditional__"  # in place of a stage's configuration
 UNUSED = re.compile(
@@ -28,6 +28,7 @@ UNUSED = re.compile(
 )
 AVERAGES = re.compile(r"(first_stage_model\.)?model_ema\.")
 
+_MOST_BLOCKS = 1000
 _CODES = {"ddconfig", "n_embed", "embed_dim", "remap"}
 _TRAINING = {"lossconfig", "ckpt_path", "ignore_keys", "monitor", "scheduler_config", "learning_rate"}
 _IMAGES = {"image_key", "colorize_nlabels", "batch_resize_range", "sane_index_shape"}
@@ -36,6 +37,7 @@ _SIZES = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_unmasked
 # Of each class the settings that count, and those that neither tokens nor pixels depend on. Others are refused.
 SETTINGS: dict[str, tuple[set[str], set[str]]] = {
     "VQModel": (_CODES, _TRAINING | _IMAGES | {"lr_g_factor", "use_ema"}),
+    "VQModelInterface": (_CODES, _TRAINING | _IMAGES | {"lr_g_factor", "use_ema"}),
     "GumbelVQ": (_CODES, _TRAINING | _IMAGES | {"temperature_scheduler_config", "kl_weight"}),
     PRIOR: (
         _STAGES | {"sos_token"},
@@ -155,6 +157,7 @@ def _autoencoder(file: Path, part: _Part) -> VQModel:
     of_diffusion = part.target.split(".")[0] == "ldm"
     if isinstance(settings.get("ddconfig"), Mapping):
         settings["ddconfig"] = dict(settings["ddconfig"])
+        _few(file, settings["ddconfig"], "num_res_blocks")
         if settings["ddconfig"].get("tanh_out") and not of_diffusion:
             told = "latent-diffusion's decoder (a target in ldm) obeys it, and taming's ignores it"
             raise CheckpointError(f"{file}: {part.kind}: ddconfig: tanh_out: expected none for {part.target}: {told}")
@@ -171,6 +174,7 @@ def _prior(file: Path, parameters: Mapping[str, Any], autoencoder: VQModel) -> G
     unmasked = settings.pop("n_unmasked", None)
     if unmasked not in (None, 0, 1):
         raise CheckpointError(f"{file}: n_unmasked: expected 0, for causal attention, got {unmasked}")
+    _few(file, settings, "n_layer")
     prior = _build(file, GPT, settings)
     height, width = sides(autoencoder.grid)
     for name, got, least in (
@@ -200,13 +204,20 @@ def _condition(file: Path, parameters: Mapping[str, Any], prior: GPT) -> tuple[r
     return tokens, None
 
 
+def _few(file: Path, settings: Mapping[str, Any], name: str) -> None:
+    """Blocks are built one by one: a damaged number of them would take for ever."""
+    if isinstance(settings.get(name), int) and settings[name] > _MOST_BLOCKS:
+        raise CheckpointError(f"{file}: {name}: expected at most {_MOST_BLOCKS}, got {settings[name]}")
+
+
 def _build(file: Path, build: type, settings: Mapping[str, Any]):  # type: ignore[no-untyped-def]
     """A module without memory for its weights yet."""
     try:
         with torch.device("meta"):
             return build(**settings)
     except Exception as error:  # settings of any kind may be in the file, and raise nearly anything
-        raise CheckpointError(f"{file}: settings that do not make a {build.__name__} ({error})") from error
+        told = str(error).partition("\n")[0]  # torch adds its C++ frames
+        raise CheckpointError(f"{file}: settings that do not make a {build.__name__} ({told})") from error
 
 
 def _used(found: Mapping[str, Tensor], modules: Mapping[str, nn.Module], averaged: bool) -> dict[str, Tensor]:

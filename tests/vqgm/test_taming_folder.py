@@ -211,7 +211,7 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, GumbelVQ"),
+        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, VQModelInterface, GumbelVQ"),
         ({"params": None}, "do not make a VQModel"),
         ({"target": None}, "model: expected a target"),
         ({"params": "none"}, "model: expected params by name, got 'none'"),
@@ -230,6 +230,7 @@ def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, t
     [
         ("transformer_config", {"block_size": 63}, "block_size: expected at least 64"),
         ("transformer_config", {"vocab_size": 19}, "vocab_size: expected at least 20"),
+        ("transformer_config", {"n_layer": 10**9}, "n_layer: expected at most 1000"),
         ("transformer_config", {"n_unmasked": 5}, "n_unmasked: expected 0"),
         ("transformer_config", {"n_unmasked": "x"}, "n_unmasked: expected 0"),
         ("cond_stage_config", {"n_classes": 21}, "tokens of the vocabulary, got 0 to 20"),
@@ -328,6 +329,7 @@ def test_latent_diffusions_tanh_out_is_obeyed(tmp_path, autoencoder):
     [
         ({"tanh_in": True}, "ddconfig: unknown key tanh_in; known are"),
         ({"num_head_channels": 8}, "ddconfig: unknown key num_head_channels"),
+        ({"num_res_blocks": 10**8}, "num_res_blocks: expected at most 1000, got 100000000"),
         ({"attn_type": "linear"}, "ddconfig: attn_type: expected 'vanilla' or 'vanilla-xformers', got 'linear'"),
         ({"resamp_with_conv": False}, "ddconfig: resamp_with_conv: expected True, got False"),
         ({"give_pre_end": True}, "ddconfig: give_pre_end: expected False, got True"),
@@ -374,8 +376,10 @@ def test_settings_of_the_training_are_known(tmp_path, autoencoder):
         "sane_index_shape": False,
         "use_ema": True,
     }
-    model = load("taming", write(tmp_path, config, autoencoder.state_dict()))
-    assert_same_autoencoder(model, autoencoder, torch.rand(1, 3, 16, 16))
+    for kind in ("VQModel", "VQModelInterface"):
+        config["target"] = f"ldm.models.autoencoder.{kind}"
+        model = load("taming", write(tmp_path, config, autoencoder.state_dict()))
+        assert_same_autoencoder(model, autoencoder, torch.rand(1, 3, 16, 16))
 
 
 def averaged_state(state, prefix="", factor=1.5):
