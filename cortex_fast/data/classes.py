@@ -50,9 +50,8 @@ def class_numbers(name: str, values: Any, names: Sequence[str]) -> Tensor:
     if isinstance(values, np.ndarray) and values.dtype.kind == "U":
         values = values.tolist()
     if isinstance(values, list | tuple):
-        numbers = {
-            one: class_number(name, one, names) for one in dict.fromkeys(one for one in values if isinstance(one, str))
-        }
+        different = dict.fromkeys(one for one in values if isinstance(one, str))
+        numbers = {one: class_number(name, one, names) for one in different}
         values = [numbers[one] if isinstance(one, str) else one for one in values] if numbers else values
     return checks.integers(name, values).long()
 
