@@ -59,8 +59,13 @@ def check_counting(
     checks.same_shape("labels", labels, "tsv's batch", shape[:1])
     checks.one_of("per", per, PER)
     top_n = checks.whole("top_n", top_n, 1, shape[1] * shape[2])
-    codebook_size = checks.whole("codebook_size", codebook_size, 1, MOST_COUNTS)
-    return top_n, checks.whole("num_concepts", num_concepts, 1, MOST_COUNTS // codebook_size), codebook_size
+    num_concepts = checks.whole("num_concepts", num_concepts, 1)
+    codebook_size = checks.whole("codebook_size", codebook_size, 1)
+    if num_concepts * codebook_size > MOST_COUNTS:
+        raise ValueError(
+            f"num_concepts: expected num_concepts x codebook_size of at most 2^36, got {num_concepts} x {codebook_size}"
+        )
+    return top_n, num_concepts, codebook_size
 
 
 def check_values(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_size: int) -> None:

@@ -1,5 +1,6 @@
 """The backward pass of `gumbel_codebook` fused with an optimiser's step on the logits, in place."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -124,6 +125,14 @@ def _pair(name: str, value: Any, expected: str) -> Any:
     return value
 
 
+def _check_apart(changed: dict[str, Tensor | None]) -> None:
+    """This reads addresses, and so stands where no tracer looks."""
+    places = sorted((tensor.data_ptr(), name, tensor) for name, tensor in changed.items() if tensor is not None)
+    for (begin, before, tensor), (next_begin, name, _) in itertools.pairwise(places):
+        if begin + tensor.nbytes > next_begin:
+            raise ValueError(f"{name}: expected memory of its own, since it is changed in place, got that of {before}")
+
+
 def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
     checks.floating(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != logits.dtype:
@@ -131,6 +140,8 @@ def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
     checks.same_shape(name, tensor, "logits", logits.shape)
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected contiguous memory, since it is changed in place, got a strided view")
+    if not torch.compiler.is_compiling() and tensor.is_neg():  # the compiler cannot ask, and makes no such views
+        raise ValueError(f"{name}: expected memory of its own, since it is changed in place, got a negated view")
     if tensor.requires_grad:
         raise ValueError(f"{name}: expected a tensor that requires no gradient, since it is changed in place")
 
@@ -163,6 +174,7 @@ def _gumbel_codebook_step(
     if own is not None:
         checks.in_range("own", own, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)
+    _check_apart({"logits": logits, "moments[0]": first, "moments[1]": second})
     pair = (betas[0], betas[1])
     backend = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
     if backend == "cuda":

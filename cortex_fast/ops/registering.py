@@ -98,7 +98,8 @@ def operator(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Callab
 
 
 def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., Any]:
-    """The kernel, into which torch.compile does not look, that tells autograd which arguments it changed."""
+    """The kernel, into which torch.compile does not look, that tells autograd which arguments it changed. Autocast
+    would have it compute in another dtype than its result has."""
     untraced: Callable[..., Any] | None = None
 
     def run(*arguments: Any) -> Any:
@@ -108,6 +109,7 @@ def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., An
         for position in mutated:
             if arguments[position] is not None and not arguments[position].is_inference():
                 torch.autograd.graph.increment_version(arguments[position])
-        return (untraced or kernel)(*arguments)
+        with torch._C._DisableAutocast():
+            return (untraced or kernel)(*arguments)
 
     return run
