@@ -106,7 +106,8 @@ def backward(
     upstream, kept = upstream.float().contiguous(), kept.contiguous()
     codes, channels = codebook.shape
     grad_logits = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    grad_codebook = torch.empty((codes if codebook_needed else 0, channels), dtype=torch.float32, device=logits.device)
+    shape = (codes if codebook_needed else 0, channels)
+    grad_codebook = torch.empty(shape, dtype=torch.float32, device=logits.device)
     _call(
         "_backward",
         logits,

@@ -42,8 +42,11 @@ def run() -> Run:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Fresh memory for a kernel's result on the CPU, on large pages where it is large and the system has them."""
-    tensor = torch.empty(shape, dtype=dtype)
+    """Fresh memory for a kernel's result on the CPU, on large pages where it is large and the system has them.
+
+    Whatever torch's default dtype and device are.
+    """
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.nbytes >= _LARGE:
         _native.advise_large_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
