@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import cortex_fast as cf
 from cortex_fast import evaluate, info, zoo
+from cortex_fast.compat import cortex
+from cortex_fast.compat.cortex.replacing import Replacer
 from cortex_fast.engine import prepare
 from cortex_fast.extractors import build, load_extractor, save_extractor
 from cortex_fast.extractors.fitting import fit
@@ -193,6 +195,14 @@ def test_the_default_dtype_changes_nothing(name: str, tmp_path: Path, float64_by
             assert torch.equal(one.nan_to_num(nan=-1.0), other.nan_to_num(nan=-1.0))
         else:
             assert one == other
+
+
+@pytest.mark.parametrize("name", ["SingleSaliency", "sample_gumbel", "gumbel_softmax", "decode_input_embedding"])
+def test_published_definitions_are_replaced_with_it_too(name: str, float64_by_default: Callable[[], None]) -> None:
+    float64_by_default()
+    replacer = Replacer()
+    assert replacer(name, getattr(cortex, name)) is getattr(cortex, name)
+    assert not replacer.left
 
 
 def test_what_is_built_with_it_is_built_with_it(float64_by_default: Callable[[], None]) -> None:

@@ -118,7 +118,7 @@ def _try_saliency(theirs: type) -> None:
     factors = (targets + 1).view(-1, 1, 1, 1)
     saliency = theirs(_Squares().eval())
     calm = saliency.get_average_grad(x.clone(), targets, stdev_spread=0.0)
-    if calm.dtype != torch.float64 or not _alike(calm.detach().float(), x * factors):
+    if calm.dtype != torch.float64 or not _alike(calm.detach().to(x.dtype), x * factors):
         raise DifferentError("its gradients differ from the published one's")
     drawn = (saliency.get_average_grad(x.clone(), targets).detach() / factors - x).std()
     expected = 0.2 * (x.max() - x.min()) / 20**0.5
