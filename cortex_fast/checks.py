@@ -5,6 +5,7 @@ dimensions.
 """
 
 from collections.abc import Collection, Sequence
+from types import UnionType
 
 import numpy as np
 import torch
@@ -63,20 +64,13 @@ def device(name: str, value: object) -> None:
 
 def integers(name: str, value: object, device: torch.device | None = None) -> Tensor:
     """Integers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
-    if isinstance(value, list | tuple | range):
-        for place, one in enumerate(value):
-            if isinstance(one, list | tuple):
-                raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__} of {type(one).__name__}s")
-            if not isinstance(_number(one), int):
-                raise TypeError(f"{name}: expected whole numbers, got {shown(one)} at place {place}")
-            whole(f"{name}: place {place}", one, -(2**63), 2**63 - 1)
-    found = _values(name, value, "iu", "integers", device)
+    found = _values(name, value, "iu", "whole numbers", device)
     integral(name, found)
     return found
 
 
 def reals(name: str, value: object, device: torch.device | None = None) -> Tensor:
-    """Numbers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
+    """Numbers as a tensor: a tensor as it is, or those of an array, a list or a tuple as float64, on `device`."""
     return _values(name, value, "iuf", "numbers", device)
 
 
@@ -93,19 +87,31 @@ def _values(name: str, value: object, kinds: str, expected: str, device: torch.d
     if isinstance(value, Tensor):
         return value
     if isinstance(value, list | tuple | range):
-        numbers = [_number(one) for one in value]
-        for place, number in enumerate(numbers):
-            if number is None:
-                raise TypeError(f"{name}: expected {expected}, got {shown(value[place])} at place {place}")
-        array = np.array(numbers, dtype=np.int64 if kinds == "iu" else np.float64)
+        array = _array(name, value, int if kinds == "iu" else int | float, expected)
     elif isinstance(value, np.ma.MaskedArray) or not hasattr(value, "__array__"):
         raise TypeError(f"{name}: expected {expected} in a tensor, an array, a list or a tuple, got {shown(value)}")
     else:
         array = np.asarray(value)
     if array.dtype.kind not in kinds:
         raise TypeError(f"{name}: expected {expected}, got an array of {array.dtype}")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = array.astype(np.float64 if "f" in kinds else array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)  # torch takes no others
+
+
+def _array(name: str, values: Sequence[object], kind: type | UnionType, expected: str) -> np.ndarray:
+    numbers = [_number(one) for one in values]
+    for place, number in enumerate(numbers):
+        if not isinstance(number, kind):
+            one = values[place]
+            if isinstance(one, list | tuple):
+                raise TypeError(
+                    f"{name}: expected a torch.Tensor, got {type(values).__name__} of {type(one).__name__}s"
+                )
+            raise TypeError(f"{name}: expected {expected}, got {shown(one)} at place {place}")
+    try:
+        return np.array(numbers, dtype=np.int64 if kind is int else np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{name}: expected numbers of 64 bits, got larger ones") from error
 
 
 def in_range(name: str, tensor: Tensor, stop: int) -> None:

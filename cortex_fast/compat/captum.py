@@ -59,7 +59,9 @@ class TokenSaliency(Attribution):
             stdevs = checks.non_negative("stdevs", stdevs)
         if target is None:
             raise ValueError(f"{_NO_TARGET}, got None")
-        targets = target_vector(target, len(inputs), inputs.device, names_of(self.forward_func))
+        targets = _targets(target, inputs)
+        if targets is None:
+            targets = target_vector(target, len(inputs), inputs.device, names_of(self.forward_func))
         prepared = prepared_of(self.forward_func, inputs)
         if isinstance(prepared, str):
             raise ValueError(f"forward_func: {prepared}")

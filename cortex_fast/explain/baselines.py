@@ -129,8 +129,8 @@ def draw_tokens(
 
     frequency: [K] or [P,K], not negative: tokens are drawn in proportion to it, as often as they occur in the target's
     images for instance; default all alike. Arguments and result as in `select_tokens`, of whose recipe steps and
-    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger. Other settings
-    by name are a TypeError, and so are a ValueError a recipe's draws, restarts, patience, start and stay.
+    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger. TypeError for
+    other settings by name; ValueError for a recipe of several draws or restarts, of patience, start or stay.
     """
     for name in settings:
         if name not in _OF_DRAWS:

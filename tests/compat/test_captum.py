@@ -174,6 +174,15 @@ def test_token_saliency_is_the_channels_largest_absolute_mean(batch_size):
     torch.testing.assert_close(whole, (a * (x**2 + sigma**2)).amax(dim=1), rtol=0.3, atol=0.3)
 
 
+@pytest.mark.parametrize("target", [[1], torch.tensor([1]), torch.tensor(1), [1, 1, 1]])
+def test_token_saliency_takes_targets_as_captum_does(target):
+    found = []
+    for one in (target, 1):
+        torch.manual_seed(0)
+        found.append(TokenSaliency(tiny("ce")).attribute(embedding(), one, nt_samples=2))
+    assert found[0].equal(found[1])
+
+
 def test_token_saliency_says_what_it_needs():
     with pytest.raises(TypeError, match=r"forward_func: expected a torch\.nn\.Module, got function"):
         TokenSaliency(lambda x: x)
