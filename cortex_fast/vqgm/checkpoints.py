@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from cortex_fast.data.archives import Inert, check_archive
+
 
 class CheckpointError(ValueError):
     """A checkpoint or its configuration cannot be used; the message names the file and what is wrong."""
@@ -24,6 +26,8 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
 
     By default torch.load's `weights_only=True` reads it, which refuses pickled objects. With `tensors_only` they become
     inert placeholders: only functions of ours that put tensors together are ever called, whatever the file names.
+    The zip format, which torch writes since 1.6, has checksums: it is read through once to compare them, then mapped.
+    The format before it has none, so that a changed number in it goes unseen; sizes are compared in both.
     Raises FileNotFoundError, IsADirectoryError, or CheckpointError for a file that is damaged, that carries pickled
     objects (naming them), or that has no tensors.
     """
@@ -34,6 +38,8 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
     try:
         archive = zipfile.is_zipfile(path)
         torchscript = archive and _is_torchscript(path)
+        if archive and not torchscript:
+            check_archive(path)
     except Exception as error:  # a damaged list of members raises nearly anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if torchscript:
@@ -84,30 +90,6 @@ def _unsafe_names(path: Path) -> list[str]:
         return []
 
 
-class _Inert:
-    """Stands for any class or function that a pickle names. Whatever a pickle does to it, nothing happens."""
-
-    def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
-        return object.__new__(cls)
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        pass
-
-    def __call__(self, *_args: object, **_kwargs: object) -> "_Inert":
-        return self
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-    def __setitem__(self, _key: object, _value: object) -> None:
-        pass
-
-    def append(self, _value: object) -> None:
-        pass
-
-    extend = add = update = append
-
-
 class _Allowed:
     """A function that a pickle may call, and nothing else: without attributes of its own that it could set."""
 
@@ -148,7 +130,7 @@ class _Unpickler(pickle.Unpickler):
             return _Allowed(_FUNCTIONS[module, name])
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
-        return _Inert
+        return Inert
 
 
 def _refuse(*_args: object, **_kwargs: object) -> None:
