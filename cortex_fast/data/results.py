@@ -85,7 +85,7 @@ def _sum_of(tensors: Mapping[str, Tensor]) -> int:
         tensor = tensors[name]
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), found)
         if tensor.numel():
-            found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), found)
+            found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, found)
     return found
 
 

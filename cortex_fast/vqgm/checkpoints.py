@@ -60,11 +60,14 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if isinstance(content, Tensor):
-        return {"": content}
+        content = {"": content}
     state = next((content[key] for key in under if key in content), content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, tensor in found.items():
+        _check_tensor(path, name, tensor)
+    return found
 
 
 def digest(state: Mapping[str, Tensor], about: str = "") -> str:
@@ -75,6 +78,14 @@ def digest(state: Mapping[str, Tensor], about: str = "") -> str:
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    """Its numbers are in the file: a stride of 0, as after `expand`, makes any size of a few bytes."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise CheckpointError(f"{path}: {name}: expected a plain tensor, got {tensor.layout}, {tensor.dtype}")
+    if tensor.numel() * tensor.itemsize > (size := path.stat().st_size):
+        raise CheckpointError(f"{path}: {name}: {list(tensor.shape)} is more than a file of {size} bytes holds")
 
 
 def _is_torchscript(path: Path) -> bool:

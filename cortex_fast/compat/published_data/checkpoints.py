@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cortex_fast.compat.published_data.codebooks import read_state
 from cortex_fast.compat.published_data.places import PublishedDataError
 from cortex_fast.data.results import replace_whole
-from cortex_fast.extractors import build
-from cortex_fast.extractors.files import fill, load_extractor, save_extractor
+from cortex_fast.extractors.files import filled, load_extractor, save_extractor
+from cortex_fast.vqgm.checkpoints import read_state
 
 _PARALLEL = "module."  # what DataParallel puts before every name
 
@@ -20,7 +19,8 @@ def import_checkpoint(path: Path | str, out: Path | str, *, tensors_only: bool =
     """Write the extractor file of a checkpoint and return the extractor's name ("ce", "ce_deep", "re" or "te").
 
     Sizes are read off the weights' shapes. tensors_only: for checkpoints that carry pickled objects, see `read_state`.
-    Raises FileNotFoundError, or PublishedDataError naming the file.
+    Raises FileNotFoundError, CheckpointError for a file that is no whole checkpoint, or PublishedDataError for the
+    weights of something else, naming the file.
     """
     path = Path(path)
     state = read_state(path, tensors_only=tensors_only)
@@ -28,9 +28,8 @@ def import_checkpoint(path: Path | str, out: Path | str, *, tensors_only: bool =
         state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
     try:
         name, sizes = _recognise(state)
-        extractor = build(name, **sizes)
-        fill(extractor, state)
-    except (KeyError, IndexError, ValueError) as error:
+        extractor = filled(name, sizes, state)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PublishedDataError(f"{path}: not a ClassificationNet1 to 4 of the published code ({error})") from error
     save_extractor(out, extractor, name, sizes, {"made_by": "import-published", "checkpoint": path.name})
     return name
