@@ -38,9 +38,9 @@ def sample_store(
     one with .done; at the end they become the store, whole, and these files go. Called again after it was stopped it
     goes on, to the same tokens; called again when it is done it reads the store. names: the classes'. progress: a
     progress bar's title; None: no bar.
-    Raises ValueError, naming them, where a file there is of another model, seed, labels or names, or damaged or changed,
-    FileExistsError for a .tokens file that is not of such a run, BlockingIOError while another run samples to `path`,
-    OSError where the disk is full, and what the model raises that cannot sample, all before anything is sampled.
+    Raises ValueError, naming them, where a file there is of another model, seed, labels or names, damaged or changed
+    since, FileExistsError for a .tokens file that is not of such a run, BlockingIOError while another run samples to
+    `path`, OSError where the disk is full, and what the model raises that cannot sample, all before it samples.
     """
     checks.rank("labels", labels, "[n]")
     checks.integral("labels", labels)
@@ -136,9 +136,8 @@ def _done(working: Path, counter: Path, made: dict[str, Any], size: int, each: i
     elif working.exists():
         raise FileExistsError(f"{working}: is there already, without {counter.name}; nothing is written over it")
     working.parent.mkdir(parents=True, exist_ok=True)
-    _write_counter(
-        counter, made, 0, hashlib.sha256().hexdigest()
-    )  # first: so the other is known as ours, however the run ends
+    nothing = hashlib.sha256()
+    _write_counter(counter, made, 0, nothing.hexdigest())  # first: so the other is known as ours, however the run ends
     with working.open("wb") as file:
         try:
             if size and hasattr(os, "posix_fallocate"):
@@ -148,7 +147,7 @@ def _done(working: Path, counter: Path, made: dict[str, Any], size: int, each: i
             working.unlink()
             counter.unlink()
             raise OSError(error.errno, f"{error.strerror} ({size} bytes for the tokens)", str(working)) from error
-    return 0, hashlib.sha256()
+    return 0, nothing
 
 
 def _digest_of(working: Path, size: int) -> "hashlib._Hash":

@@ -95,9 +95,19 @@ class Recovery:
             if int(token) not in self._rows:
                 self._rows[int(token)] = columns[:, position].copy()
 
+    @property
+    def seen(self) -> int:
+        """How many different tokens."""
+        return len(self._rows)
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token."""
+        return max(self._rows, default=-1) + 1
+
     def codebook(self, codes: int | None) -> tuple[Tensor, list[int]]:
         """C float32 [K,d] and the codes never seen, whose rows are 0. `codes`: K, default up to the last seen."""
-        size = max(max(self._rows, default=-1) + 1, codes or 0)
+        size = max(self.size, codes or 0)
         codebook = torch.zeros(size, self.width)
         for token, row in self._rows.items():
             codebook[token] = torch.from_numpy(row)
