@@ -1,6 +1,6 @@
 """Checks of arguments, for the public edge only: each names the argument, what was expected and what was got."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -86,6 +86,12 @@ def positive(name: str, value: object) -> None:
 def one_of(name: str, value: object, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def texts(name: str, values: Iterable[object]) -> None:
+    others = [value for value in values if not isinstance(value, str)]
+    if others:
+        raise TypeError(f"{name}: expected texts, got {others[0]!r}")
 
 
 def seed(value: object) -> None:
