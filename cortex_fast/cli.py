@@ -53,12 +53,11 @@ def _told(error: Exception) -> str:
     text = str(error)
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return "out of memory; smaller numbers, or a smaller file, need less"
-    if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+    ours = type(error).__module__.startswith("cortex_fast.")
+    if ours or isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return text
     line = text.partition("\n")[0]
-    return (
-        f"{type(error).__name__}: {line} (not foreseen; cortex-fast --traceback COMMAND ... shows where, for a report)"
-    )
+    return f"{type(error).__name__}: {line} (not foreseen; for a report, cortex-fast --traceback COMMAND shows where)"
 
 
 def _info() -> int:

@@ -8,6 +8,7 @@ from cortex_fast.extractors.ce_deep import CEDeep
 from cortex_fast.extractors.re import RE
 from cortex_fast.extractors.te import TE
 
+MOST = 2**20  # of any size: what is larger was not meant
 NAMES = ("ce", "ce_deep", "re", "te")
 
 
@@ -28,7 +29,7 @@ def build(name: str, *, num_classes: int = 1000, in_channels: int = 256, width: 
         ("width", width),
         ("grid", grid),
     ):
-        checks.whole(argument, value, 1)
+        checks.whole(argument, value, 1, MOST)
     if width % 16:
         raise ValueError(f"width: expected a multiple of 16, got {width}")
     if name in ("ce", "ce_deep") and grid % 4:

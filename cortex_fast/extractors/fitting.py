@@ -16,7 +16,7 @@ from cortex_fast.data.token_store import TokenStore
 from cortex_fast.data.workspaces import sweep
 from cortex_fast.extractors.build import build
 from cortex_fast.extractors.distributed import World
-from cortex_fast.extractors.files import extractor_header, save_extractor
+from cortex_fast.extractors.files import extractor_header, load_extractor, save_extractor
 from cortex_fast.extractors.testing import accuracy, mean_loss
 from cortex_fast.extractors.training import Recipe, data_digest, train_extractor
 
@@ -164,6 +164,7 @@ def _check_validation(store: TokenStore, sizes: dict[str, int]) -> None:
 def _least(best: Path, wanted: dict[str, Any]) -> float:
     """The validation loss of the best epoch so far. Raises ResultFileError where that is no epoch of this run."""
     _require_same(best, wanted)
+    load_extractor(best)  # it is what this run will leave, if no epoch is better
     least = extractor_header(best)["fingerprint"].get("validation_loss")
     if not isinstance(least, float):
         raise ResultFileError(f"{best}: expected its validation loss, got {least!r}")

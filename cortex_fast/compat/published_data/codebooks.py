@@ -45,7 +45,9 @@ def _of_numpy(path: Path) -> Tensor:
         return torch.from_numpy(
             np.array(np.load(path, mmap_mode="r", allow_pickle=False))
         )  # mapped: sizes are compared
-    except (ValueError, EOFError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises nearly anything
         raise PublishedDataError(f"{path}: not a whole .npy file of numbers ({error})") from error
 
 

@@ -44,7 +44,9 @@ def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Any .npy file of floats of this shape, as float32. Raises as `Files.read`."""
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises nearly anything
         raise ValueError(f"not a whole .npy file ({path.stat().st_size} bytes): {error}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.dtype.itemsize < 4:
         raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")

@@ -297,7 +297,7 @@ def _recover(place: Split, codes: int | None, classes: int) -> tuple[Tensor, lis
                 first = np.load(place.embeddings / row.name, allow_pickle=False, mmap_mode="r")
                 files = Files(place.embeddings, (first.shape[0], isqrt(len(tokens)), isqrt(len(tokens))))
             recovery.see(files.read(row.name), tokens)
-        except (OSError, ValueError, EOFError, TypeError, IndexError):
+        except Exception:  # a damaged header raises nearly anything
             continue
     if codes is None and recovery.size > max(_SPARSE * recovery.seen, 2**16):
         told = f"ids to {recovery.size - 1}, of which {recovery.seen} are used"
