@@ -120,6 +120,19 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
 
 
+def _typed_tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], _grad: bool, _hooks: object,
+    dtype: torch.dtype, *_rest: object,
+) -> Tensor:  # fmt: skip
+    return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, size, stride)
+
+
+class _Bytes(Inert):
+    """Stands for the storage of types that have no storage of their own, such as uint16."""
+
+    dtype = torch.uint8
+
+
 def _parameter(data: Tensor, *_rest: object) -> Tensor:
     return data
 
@@ -127,6 +140,7 @@ def _parameter(data: Tensor, *_rest: object) -> Tensor:
 _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
@@ -141,7 +155,7 @@ class _Unpickler(pickle.Unpickler):
             return _Allowed(_FUNCTIONS[module, name])
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
-        return Inert
+        return _Bytes if (module, name) == ("torch.storage", "UntypedStorage") else Inert
 
 
 def _refuse(*_args: object, **_kwargs: object) -> None:
