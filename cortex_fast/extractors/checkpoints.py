@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cortex_fast.data.archives import check_archive
 from cortex_fast.data.results import ResultFileError, replace_whole
 
+_OPTIMIZER = {"state": dict, "param_groups": list}
 AT = {"epoch": torch.int64, "step": torch.int64, "total": torch.float64, "loss": torch.float64}
 
 
@@ -81,7 +82,7 @@ def _problem(name: str, got: Any, wanted: Mapping[str, Tensor]) -> str | None:
 
 def _problem_of_optimizer(got: Any, optimizer: torch.optim.Optimizer) -> str | None:
     """Why this is no state of Adam for these parameters with these settings; the learning rate is set every epoch."""
-    if not isinstance(got, dict) or not isinstance(got.get("state"), dict) or not isinstance(got["param_groups"], list):
+    if not isinstance(got, dict) or {name: type(part) for name, part in got.items()} != _OPTIMIZER:
         return "optimizer: expected its state"
     groups = optimizer.state_dict()["param_groups"]
     if [_settings(group) for group in got["param_groups"]] != [_settings(group) for group in groups]:

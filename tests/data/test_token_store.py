@@ -199,7 +199,7 @@ def test_a_codebook_of_8_bits_is_refused_by_name(kind, tmp_path):
         TokenStore(tokens, labels, codebook, ("a",))
     header = {"names": ["a"], "fingerprint": {}}
     save_result(tmp_path / "s", "TokenStore", {"tokens": tokens, "labels": labels, "codebook": codebook}, header)
-    with pytest.raises(ResultFileError, match="/s: .*codebook"):
+    with pytest.raises(ResultFileError, match=r"/s: .*codebook"):
         TokenStore.load(tmp_path / "s")
 
 
