@@ -56,6 +56,7 @@ def fit(
     settings or data with it, or damaged, ValueError for a validation store that does not fit, BlockingIOError while
     another run writes to `out`.
     """
+    checks.seed(seed)
     world = World.current()
     with nullcontext() if world.rank > 0 or out.exists() else held(out):
         _fit(store, out, name, recipe, world, width, validation, seed, precision, device, every, resume, report, tick)

@@ -281,9 +281,9 @@ def test_a_store_of_our_own_is_exported_and_read_back(tmp_path):
 def test_a_label_beyond_reason_is_a_bad_row(folder, tmp_path):
     replace(folder / "train_embeddings.csv", "1_4.npy,1", "1_4.npy,99999999")
     reason = r"train_embeddings\.csv:6: 1_4\.npy: expected a label in \[0, 65536\), got 99999999"
-    for codebook in (C, None):
+    for given in (C, None):
         with pytest.raises(PublishedDataError, match=reason):
-            import_embeddings(folder, tmp_path / "s", codebook=codebook)
+            import_embeddings(folder, tmp_path / "s", codebook=given)
     with pytest.raises(PublishedDataError, match=reason):
         import_embeddings(folder, tmp_path / "s", codebook=C, class_names=["a", "b", "c"])
     assert import_embeddings(folder, tmp_path / "s", codebook=C, skip_bad=True).written == 6
