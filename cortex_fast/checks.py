@@ -1,9 +1,12 @@
 """Checks of arguments, for the public edge only: each names the argument, what was expected and what was got."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PART = 2**22  # values looked at in one go where they must be widened for it
 
 
 def rank(name: str, tensor: Tensor, shape: str) -> None:
@@ -21,8 +24,8 @@ def same_shape(name: str, tensor: Tensor, other_name: str, shape: torch.Size) ->
 
 def floating(name: str, tensor: Tensor) -> None:
     _tensor(name, tensor)
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+    if tensor.dtype not in _FLOATS:  # narrower ones have next to no operators
+        raise TypeError(f"{name}: expected a floating-point tensor of at least 16 bits, got {tensor.dtype}")
 
 
 def integral(name: str, tensor: Tensor) -> None:
@@ -53,7 +56,8 @@ def in_range(name: str, tensor: Tensor, stop: int) -> None:
     if tensor.numel() == 0 or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        tensor = tensor.long()  # torch has no minimum of these
+        parts = [part.long().aminmax() for part in tensor.reshape(-1).split(_PART)]  # torch has no minimum of these
+        tensor = torch.stack([value for part in parts for value in part])
     low, high = int(tensor.min()), int(tensor.max())
     if low < 0 or high >= stop:
         raise ValueError(f"{name}: expected values in [0, {stop}), got {low} to {high}")
@@ -82,6 +86,12 @@ def positive(name: str, value: object) -> None:
 def one_of(name: str, value: object, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def texts(name: str, values: Iterable[object]) -> None:
+    others = [value for value in values if not isinstance(value, str)]
+    if others:
+        raise TypeError(f"{name}: expected texts, got {others[0]!r}")
 
 
 def seed(value: object) -> None:
