@@ -4,7 +4,7 @@ Those of single numbers return them as Python's: they may come as numpy's scalar
 dimensions.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import UnionType
 
 import numpy as np
@@ -17,6 +17,7 @@ _INTEGERS = (
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     *(torch.int8, torch.int16, torch.int32, torch.int64),
 )
+_PART = 2**22  # values looked at in one go where they must be widened for it
 
 
 def rank(name: str, tensor: Tensor, shape: str) -> None:
@@ -36,7 +37,7 @@ def floating(name: str, tensor: Tensor) -> None:
     """Of 16, 32 or 64 bits."""
     _tensor(name, tensor)
     if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected a floating-point tensor of 16, 32 or 64 bits, got {tensor.dtype}")
+        raise TypeError(f"{name}: expected a floating-point tensor of at least 16 bits, got {tensor.dtype}")
 
 
 def integral(name: str, tensor: Tensor) -> None:
@@ -119,7 +120,8 @@ def in_range(name: str, tensor: Tensor, stop: int) -> None:
     if tensor.numel() == 0 or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        tensor = tensor.long()  # torch has no minimum of these
+        parts = [part.long().aminmax() for part in tensor.reshape(-1).split(_PART)]  # torch has no minimum of these
+        tensor = torch.stack([value for part in parts for value in part])
     low, high = int(tensor.min()), int(tensor.max())
     if low < 0 or high >= stop:
         raise ValueError(f"{name}: expected values in [0, {stop}), got {low} to {high}")
@@ -177,6 +179,12 @@ def shown(value: object) -> str:
         return f"{type(value).__name__} of {value.dtype}, shape {list(value.shape)}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def texts(name: str, values: Iterable[object]) -> None:
+    others = [value for value in values if not isinstance(value, str)]
+    if others:
+        raise TypeError(f"{name}: expected texts, got {others[0]!r}")
 
 
 def _real(name: str, value: object, expected: str) -> float:

@@ -19,19 +19,20 @@ def without_encoding(tree: ast.AST) -> list[int]:
         name = call.func.attr if method else getattr(call.func, "id", "")
         if name not in PLACES or (not method and name != "open"):
             continue
-        mode = next((k.value for k in call.keywords if k.arg == "mode"), None)
-        before = call.args[:1] if method else call.args[1:2]
-        binary = name == "open" and any("b" in getattr(one, "value", "") for one in [mode, *before] if one is not None)
-        of_system = name == "open" and ast.unparse(call.func) == "os.open"
+        modes = [*(call.args[:1] if method else call.args[1:2]), *(k.value for k in call.keywords if k.arg == "mode")]
+        texts = [mode.value for mode in modes if isinstance(mode, ast.Constant)]
+        binary = any("b" in str(text) for text in texts)
+        of_archive = method and bool(modes) and not texts  # a member's name, or os.open's path
         given = any(k.arg == "encoding" for k in call.keywords) or len(call.args) > PLACES[name]
-        if not (binary or of_system or given):
+        if not (name == "open" and (binary or of_archive)) and not given:
             lines.append(call.lineno)
     return lines
 
 
 def test_the_rule_sees_what_leaves_it_to_the_locale():
     text = "p.read_text()\np.write_text(t)\np.open()\nopen(p)\nopen(p, 'w')\np.open('r')\n"
-    good = "p.read_text('utf-8')\np.write_text(t, encoding='utf-8')\np.open('rb')\nopen(p, 'rb')\nos.open(p, f)\n"
+    good = "p.read_text('utf-8')\np.write_text(t, encoding='utf-8')\np.open('rb')\nopen(p, 'rb')\n"
+    good += "os.open(p, f)\narchive.open(name)\n"
     assert without_encoding(ast.parse(text)) == [1, 2, 3, 4, 5, 6] and without_encoding(ast.parse(good)) == []
 
 

@@ -137,6 +137,24 @@ def test_training_and_its_file(store, tmp_path):
         fit(store, tmp_path / "x", "te", Recipe(epochs=1, batch_size=6), width=16, validation=square)
 
 
+def test_a_stopped_training_goes_on(store, tmp_path):
+    seen = []
+
+    def stop(images):
+        seen.append(images)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    recipe, settings = Recipe(epochs=1, batch_size=4), {"width": 16, "every": 1, "resume": True}
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, tmp_path / "e", "te", recipe, **settings, tick=stop)
+    fit(store, tmp_path / "e", "te", recipe, **settings, tick=seen.append)
+    assert seen == [4] * 4  # the third batch again
+    fit(store, tmp_path / "whole", "te", recipe, **settings)
+    resumed, whole = (load_extractor(tmp_path / name).state_dict() for name in ("e", "whole"))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_top_tokens_and_concepts(extractor, store, tsv, tmp_path):
     chosen, positions = top_tokens(tsv, store.tokens, TOP)
     for image in range(12):

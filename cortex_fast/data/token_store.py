@@ -66,6 +66,7 @@ class TokenStore:
         checks.floating("codebook", self.codebook)
         checks.finite("codebook", self.codebook)
         checks.in_range("tokens", self.tokens, self.codebook.shape[0])
+        checks.texts("names", self.names)
         checks.in_range("labels", self.labels, len(self.names))
         small = torch.uint16 if self.codebook.shape[0] <= 2**16 else torch.int32
         object.__setattr__(self, "tokens", self.tokens.to(small))

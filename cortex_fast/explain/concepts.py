@@ -44,6 +44,9 @@ class ConceptExplanations:
     per: str
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        checks.texts("names", self.names)
+
     @property
     def shares(self) -> Tensor:
         """counts as a part, float32 [C,k] in [0,1]: of all top tokens ("occurrence"), or of all images ("image")."""

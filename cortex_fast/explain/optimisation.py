@@ -1,7 +1,8 @@
 """The loop of token selection and its baselines: many problems step together, stop alone, and can go on later."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast.data import digests
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import ResultFileError, load_result, read_header, save_result
 from cortex_fast.explain.fingerprints import contents
 from cortex_fast.explain.groups import Group, Judge, grouped, recut
@@ -73,24 +75,25 @@ def optimise(
     records = blank(problems, times, recipe)
     own = (problems.number, problems.start, problems.region, problems.target, problems.item_ids)
     made = {**fingerprint, "problems": digests.of_parts(own)}
-    kept = None if checkpoint is None else _resume(checkpoint, made, records)
-    done, state = 0, None
-    if kept is not None:
-        sizes, done, state = kept  # the groups as they were, whatever memory is now
-        groups = recut(groups, sizes)
-    sizes = [len(group.rows) for group in groups]
+    with nullcontext() if checkpoint is None else held(checkpoint):
+        kept = None if checkpoint is None else _resume(checkpoint, made, records)
+        done, state = 0, None
+        if kept is not None:
+            sizes, done, state = kept  # the groups as they were, whatever memory is now
+            groups = recut(groups, sizes)
+        sizes = [len(group.rows) for group in groups]
 
-    def save(number: int, state: State | None) -> None:
-        if checkpoint is not None:
-            _save(checkpoint, made, problems.target, sizes, number, state, records)
+        def save(number: int, state: State | None) -> None:
+            if checkpoint is not None:
+                _save(checkpoint, made, problems.target, sizes, number, state, records)
 
-    description = progress or ""
-    with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
-        bar.update(done * recipe.steps + (state.step if state else 0))
-        for number in range(done, len(groups)):
-            _run(problems, groups[number], method, recipe, times, records, state, bar, partial(save, number))
-            state = None
-            save(number + 1, None)
+        description = progress or ""
+        with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
+            bar.update(done * recipe.steps + (state.step if state else 0))
+            for number in range(done, len(groups)):
+                _run(problems, groups[number], method, recipe, times, records, state, bar, partial(save, number))
+                state = None
+                save(number + 1, None)
     return result_of(problems, records, times, recipe, fingerprint, startable)
 
 
@@ -250,7 +253,10 @@ def fingerprint_of(method: str, recipe: Recipe, problems: Problems, **more: Any)
 
 def targets_of(checkpoint: Path) -> list[int]:
     """The targets of the problems whose state a file keeps."""
-    return list(read_header(checkpoint, _KIND)["targets"])
+    targets = read_header(checkpoint, _KIND).get("targets")
+    if not isinstance(targets, list) or any(type(target) is not int for target in targets):
+        raise ResultFileError(f"{checkpoint}: not the state of a token selection (targets: got {targets!r})")
+    return targets
 
 
 def _save(
@@ -288,6 +294,9 @@ def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[list[in
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     if header.get("made") != made:
         raise ResultFileError(f"{path}: the state of a run with other settings, extractor or problems")
+    problem = _problem(tensors, header, records)
+    if problem is not None:
+        raise ResultFileError(f"{path}: not the state of a token selection ({problem})")
     for name, tensor in vars(records).items():
         tensor.copy_(tensors[name])
     if header["step"] is None:
@@ -295,3 +304,32 @@ def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[list[in
     moments = (tensors["first"], tensors["second"]) if "first" in tensors else None
     state = State(header["step"], tensors["active"], tensors["variables"], moments, tensors["latest"], tensors["same"])
     return header["sizes"], header["group"], state
+
+
+def _problem(tensors: Mapping[str, Tensor], header: Mapping[str, Any], records: Records) -> str | None:
+    """Why this is no state to go on from."""
+    for name, tensor in vars(records).items():
+        if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
+            return f"{name}: expected {tensor.dtype} {list(tensor.shape)}"
+    sizes, group, step = (header.get(name) for name in ("sizes", "group", "step"))
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 1 for size in sizes):
+        return f"sizes: expected those of groups, got {sizes!r}"
+    if sum(sizes) != records.history.shape[1] or type(group) is not int or not 0 <= group <= len(sizes):
+        return f"group: expected one of {len(sizes)} for {records.history.shape[1]} problems, got {group!r}"
+    if step is None:
+        return None
+    if type(step) is not int or not 0 < step < len(records.loss) or group == len(sizes):
+        return f"step: expected one of {len(records.loss)} of a group, got {step!r}"
+    names = ("active", "variables", "latest", "same", *(("first", "second") if "first" in tensors else ()))
+    if any(name not in tensors for name in names):
+        return f"expected {', '.join(names)}"
+    active, variables = tensors["active"], tensors["variables"]
+    if active.dtype != torch.int64 or active.ndim != 1 or len(variables) != len(active):
+        return "active: expected the problems that still step"
+    if not bool(((active >= 0) & (active < sizes[group])).all()):
+        return f"active: expected problems of a group of {sizes[group]}"
+    if any(tensors[name].shape != variables.shape for name in names[4:]):
+        return "first, second: expected moments of the variables"
+    if len(tensors["latest"]) != sizes[group] or tensors["same"].shape != (sizes[group],):
+        return f"latest, same: expected those of {sizes[group]} problems"
+    return None

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from cortex_fast import checks, ops
 from cortex_fast.data import digests
 from cortex_fast.data.classes import Target, class_numbers, is_single, names_of
 from cortex_fast.data.grids import Grid, sides
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
+from cortex_fast.data.workspaces import sweep
 from cortex_fast.engine import MEMORY, Prepared, module_of
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.groups import Judge
@@ -76,7 +79,8 @@ def select_tokens(
     the run's state is kept in while it goes on, every `judge_every` steps; a run that finds one goes on from it, to the
     same bits. progress: a progress bar's title; None: no bar.
     Raises TypeError or ValueError naming the argument: shapes that do not fit, tokens outside [0, K), a target outside
-    the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a checkpoint of another run.
+    the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a damaged checkpoint or another run's,
+    BlockingIOError while another run writes to it.
     """
     path, recipe = None if checkpoint is None else Path(checkpoint), recipe_of(recipe, settings)
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
@@ -283,7 +287,8 @@ def select_concepts(
     left as they are, and a run that was cut off goes on where it was. allowed, banned: bool [K] or [rows,K] for all.
     The rest as `select_tokens` takes it.
     Returns the files, concept-<class>.safetensors.
-    Raises ResultFileError for a file of other settings, another extractor or codebook; else as `select_tokens`.
+    Raises ResultFileError for a file of other settings, another extractor or codebook, BlockingIOError while another
+    run is at the same classes there; else as `select_tokens`.
     """
     for name in ("tokens", "region", "item_ids", "checkpoint"):
         if name in settings:
@@ -307,23 +312,26 @@ def select_concepts(
     mask = allowed_tokens(problems, allowed, banned)
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in target.tolist()}
     made = _fingerprint(problems, recipe, seed, mask)
-    missing = [label for label, path in paths.items() if not _is_there(path, made, (height, width))]
-    groups = _begun(folder, paths.keys())
-    anew = [label for label in missing if not any(label in labels for labels, _ in groups)]
-    for first in range(0, len(anew), together):
-        labels = anew[first : first + together]
-        groups.append((labels, folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}-{len(labels)}.safetensors"))
-    places = {label: place for place, label in enumerate(paths)}
-    for labels, state in groups:
-        rows = torch.tensor([places[label] for label in labels], device=codebook.device)
-        found = _select(
-            problems.take(rows), recipe, seed=seed, mask=mask, judge=judge, memory=memory, checkpoint=state,
-            progress=progress,
-        )  # fmt: skip
-        for problem, label in enumerate(labels):
-            if label in missing:
-                found.problem(problem).save(paths[label])
-        state.unlink(missing_ok=True)
+    run = folder / f"concepts-{min(paths, default=0):04d}-{max(paths, default=0):04d}-{len(paths)}"
+    with nullcontext() if all(path.exists() for path in paths.values()) else held(run):
+        missing = [label for label, path in paths.items() if not _is_there(path, made, (height, width))]
+        groups = _begun(folder, paths.keys())
+        anew = [label for label in missing if not any(label in labels for labels, _ in groups)]
+        for first in range(0, len(anew), together):
+            labels = anew[first : first + together]
+            groups.append((labels, folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}-{len(labels)}.safetensors"))
+        places = {label: place for place, label in enumerate(paths)}
+        for labels, state in groups:
+            rows = torch.tensor([places[label] for label in labels], device=codebook.device)
+            found = _select(
+                problems.take(rows), recipe, seed=seed, mask=mask, judge=judge, memory=memory, checkpoint=state,
+                progress=progress,
+            )  # fmt: skip
+            for problem, label in enumerate(labels):
+                if label in missing:
+                    found.problem(problem).save(paths[label])
+            state.unlink(missing_ok=True)
+    sweep(folder)
     return list(paths.values())
 
 

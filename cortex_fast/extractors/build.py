@@ -11,6 +11,7 @@ from cortex_fast.extractors.ce_deep import CEDeep
 from cortex_fast.extractors.re import RE
 from cortex_fast.extractors.te import TE
 
+MOST = 2**20  # of any size: what is larger was not meant
 NAMES = ("ce", "ce_deep", "re", "te")
 
 
@@ -32,7 +33,7 @@ def build(
         ("in_channels", in_channels),
         ("width", width),
     ):
-        checks.whole(argument, value, 1)
+        checks.whole(argument, value, 1, MOST)
     if width % 16:
         raise ValueError(f"width: expected a multiple of 16, got {width}")
     if any(side % 4 for side in sides(grid)) and name in ("ce", "ce_deep"):

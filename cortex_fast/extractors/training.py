@@ -1,7 +1,7 @@
 """Training an extractor on token grids: the published recipe, resumable, in mixed precision, by several processes."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.data import digests
+from cortex_fast.data.locks import held
 from cortex_fast.data.token_store import gather
 from cortex_fast.extractors.build import check_grid
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.distributed import World
 
+MOST = 2**31 - 1  # epochs, and images a batch
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -37,8 +39,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         plain = {
-            "epochs": checks.whole("epochs", self.epochs, 0),
-            "batch_size": checks.whole("batch_size", self.batch_size, 2),
+            "epochs": checks.whole("epochs", self.epochs, 0, MOST),
+            "batch_size": checks.whole("batch_size", self.batch_size, 2, MOST),
             "step_epochs": checks.whole("step_epochs", self.step_epochs, 1),
             "lr": checks.positive("lr", self.lr),
             "gamma": checks.positive("gamma", self.gamma),
@@ -62,7 +64,7 @@ def train_extractor(
     about: Mapping[str, Any] | None = None,
     after_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
     tick: Callable[[int], object] = lambda images: None,
-) -> None:
+) -> float | None:
     """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,h,w] with `labels` int [n].
 
     E is gathered on the codebook's device, where the extractor is and the tokens are brought at the beginning.
@@ -74,8 +76,9 @@ def train_extractor(
     those of the whole batch, but for BatchNorm: on GPUs it is made SyncBatchNorm; on CPUs each process normalises by
     its own part, and the running statistics are the first process's.
     The extractor is left in eval mode. Torch's global random state is neither used nor changed.
+    Returns the mean loss of the last epoch, None where there was none.
     Raises TypeError or ValueError naming the argument, FloatingPointError where the loss is no longer finite,
-    ResultFileError for another run's checkpoint.
+    ResultFileError for a damaged checkpoint or another run's, BlockingIOError while another run writes to it.
     """
     tokens, labels = checks.integers("tokens", tokens), checks.integers("labels", labels)
     checks.rank("tokens", tokens, "[n, h, w]")
@@ -93,14 +96,33 @@ def train_extractor(
         raise ValueError(f"batch_size: expected at least two images a process, got {recipe.batch_size}")
     run = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
     run |= {"data": digests.of_images(codebook, tokens, labels), **(about or {})}
-    data = _Images(codebook, tokens, labels)
+    with nullcontext() if checkpoint is None or world.rank > 0 else held(checkpoint):
+        return _train(
+            extractor, _Images(codebook, tokens, labels), recipe, run, world, checkpoint, every, after_epoch, tick
+        )
+
+
+def _train(
+    extractor: nn.Module,
+    data: "_Images",
+    recipe: Recipe,
+    run: Mapping[str, Any],
+    world: World,
+    checkpoint: Path | None,
+    every: int | None,
+    after_epoch: Callable[[int, float], object],
+    tick: Callable[[int], object],
+) -> float | None:
+    """`train_extractor` of checked arguments, whose checkpoint is ours alone."""
+    seed, precision = run["seed"], run["precision"]
     if world.size > 1 and data.device.type == "cuda":
         extractor = nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
     optimizer = torch.optim.Adam(extractor.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    at = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": torch.zeros((), dtype=torch.float64)}
+    nothing = torch.tensor(0.0, dtype=torch.float64)
+    at = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": nothing, "loss": nothing}
     if checkpoint is not None and checkpoint.exists():
         at = load_checkpoint(checkpoint, run, extractor, optimizer)
-    first_epoch, first_step = int(at["epoch"]), int(at["step"])
+    first_epoch, first_step, mean = int(at["epoch"]), int(at["step"]), float(at["loss"])
     parallel = world.wrap(extractor, data.device)
     total = at["total"].to(data.device)  # of this process; the checkpoint has all processes' sum
     if world.rank > 0:
@@ -109,6 +131,7 @@ def train_extractor(
     def keep(epoch: int, step: int, loss: Tensor) -> None:
         if checkpoint is not None and world.rank == 0:
             where = {"epoch": torch.tensor(epoch), "step": torch.tensor(step), "total": loss.cpu()}
+            where["loss"] = torch.tensor(mean, dtype=torch.float64)
             save_checkpoint(checkpoint, run, extractor, optimizer, where)
 
     with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
@@ -116,7 +139,7 @@ def train_extractor(
             extractor.train()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * recipe.gamma ** (epoch // recipe.step_epochs)
-            for step, rows in _batches(len(tokens), recipe.batch_size, seed, epoch, world, first_step):
+            for step, rows in _batches(len(data), recipe.batch_size, seed, epoch, world, first_step):
                 torch.manual_seed(digests.seed_of(seed, "dropout", epoch, step, world.rank))
                 part = world.part(rows)
                 embedding, truth = data.take(part)
@@ -132,12 +155,13 @@ def train_extractor(
                     _finite(so_far, epoch)
                     keep(epoch, step + 1, so_far)
             first_step = 0
-            mean = _finite(world.total(total), epoch) / _used(len(tokens), recipe.batch_size, world)
+            mean = _finite(world.total(total), epoch) / _used(len(data), recipe.batch_size, world)
             total.zero_()
             extractor.eval()
             after_epoch(epoch, mean)
             keep(epoch + 1, 0, total)
     extractor.eval()
+    return mean if recipe.epochs else None
 
 
 def _used(images: int, size: int, world: World) -> int:
@@ -175,6 +199,9 @@ class _Images:
         stored = tokens.view(torch.int16) if self._small else tokens  # CUDA indexes no uint16
         self._tokens = stored.to(self.device)
         self._labels = labels.to(self.device, torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """E [B,d,h,w] and labels int64 [B] of some rows."""

@@ -6,17 +6,16 @@ interrupted run leaves nothing half-written.
 
 import math
 import re
-import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from cortex_fast.data.grids import Grid, sides
+from cortex_fast.data.workspaces import put_in_place, workspace
 from cortex_fast.report import pictures
 from cortex_fast.report.content import Cell, ConceptPage, Curves, Edit, ExampleImage, Report, Table, TokenCard
 
@@ -39,14 +38,11 @@ def write_report(report: Report, folder: Path) -> Path:
     """
     target = Path(folder).resolve()
     check_replaceable(target)
-    part = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    try:
-        part.mkdir(parents=True)
+    with workspace(target) as space:
+        part = space / f"{target.name}.part"
+        part.mkdir()
         _write_pages(report, part)
-        _put_in_place(part, target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        put_in_place(part, target)
     return Path(folder) / "index.html"
 
 
@@ -68,20 +64,6 @@ def check_replaceable(target: Path) -> None:
     """Raise FileExistsError where the folder holds anything but an older report."""
     if target.exists() and not (target.is_dir() and ((target / _MARKER).is_file() or not any(target.iterdir()))):
         raise FileExistsError(f"folder: expected none, an empty one or an older report, got other content at {target}")
-
-
-def _put_in_place(part: Path, target: Path) -> None:
-    if not target.exists():
-        part.rename(target)
-        return
-    old = part.with_suffix(".old")
-    target.rename(old)
-    try:
-        part.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
 
 
 def _environment() -> Environment:

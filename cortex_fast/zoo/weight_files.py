@@ -11,7 +11,7 @@ from torch import nn
 
 from cortex_fast import checks
 from cortex_fast.data.foreign import refuse_foreign
-from cortex_fast.data.results import ResultFileError, replace_whole
+from cortex_fast.data.results import ResultFileError, parse_json, replace_whole
 
 
 def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
@@ -31,8 +31,8 @@ def read_config(path: Path) -> dict[str, Any]:
     refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["config"])
-    except SafetensorError as error:
+            return dict(parse_json(file.metadata()["config"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ResultFileError(f"{path}: not a whole weight file ({error})") from error
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,18 @@ def test_no_other_module_makes_digests():
     package = Path(digests.__file__).parents[1]
     makers = [path for path in package.rglob("*.py") if re.search(r"\b(hashlib|blake2|crc32)\b", path.read_text())]
     assert makers == [Path(digests.__file__)]
+
+
+def test_a_digest_of_a_files_beginning_goes_on(tmp_path):
+    (tmp_path / "tokens").write_bytes(b"sampled" * 1_000_000 + b"not yet")
+    running = digests.begun(tmp_path / "tokens", 7_000_000)
+    running.update(b"more")
+    assert running.hexdigest() == sha(b"sampled" * 1_000_000, b"more")
+    assert digests.begun().hexdigest() == sha("")
+
+
+def test_sums_of_states_and_texts():
+    state = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T, "n": torch.tensor(7), "e": torch.empty(0, 2)}
+    wanted = b"e torch.float32 [0, 2]\nn torch.int64 []\n" + struct.pack("<q", 7) + b"w torch.float32 [2, 2]\n"
+    assert digests.crc_of_state(state) == zlib.crc32(wanted + floats(1, 3, 2, 4))
+    assert digests.crc_of_text("ü") == zlib.crc32("ü".encode())

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cortex_fast.compat.published_data.codebooks import read_state
 from cortex_fast.compat.published_data.places import PublishedDataError
 from cortex_fast.data.grids import Grid, grid_of, sides
 from cortex_fast.data.results import replace_whole
-from cortex_fast.extractors import build
-from cortex_fast.extractors.files import fill, load_extractor, save_extractor
+from cortex_fast.extractors.files import filled, load_extractor, save_extractor
+from cortex_fast.vqgm.checkpoints import read_state
 
 _PARALLEL = "module."  # what DataParallel puts before every name
 
@@ -25,7 +24,8 @@ def import_checkpoint(
 
     Sizes are read off the weights' shapes. grid: m or (h, w); default a square, since the shapes tell the number of its
     tokens alone. tensors_only: for checkpoints that carry pickled objects, see `read_state`.
-    Raises FileNotFoundError, or PublishedDataError naming the file.
+    Raises FileNotFoundError, CheckpointError for a file that is no whole checkpoint, or PublishedDataError for the
+    weights of something else, naming the file.
     """
     path = Path(path)
     state = read_state(path, tensors_only=tensors_only)
@@ -34,9 +34,8 @@ def import_checkpoint(
     try:
         name, sizes = _recognise(state)
         sizes |= {} if grid is None else {"grid": grid_of(sides(grid))}
-        extractor = build(name, **sizes)
-        fill(extractor, state)
-    except (KeyError, IndexError, ValueError) as error:
+        extractor = filled(name, sizes, state)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PublishedDataError(f"{path}: not a ClassificationNet1 to 4 of the published code ({error})") from error
     save_extractor(out, extractor, name, sizes, {"made_by": "import-published", "checkpoint": path.name})
     return name

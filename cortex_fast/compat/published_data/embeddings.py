@@ -46,7 +46,9 @@ def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     refuse_foreign(path, ValueError)
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises nearly anything
         raise ValueError(f"not a whole .npy file ({path.stat().st_size} bytes): {error}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.dtype.itemsize < 4:
         raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")
@@ -97,9 +99,19 @@ class Recovery:
             if int(token) not in self._rows:
                 self._rows[int(token)] = columns[:, position].copy()
 
+    @property
+    def seen(self) -> int:
+        """How many different tokens."""
+        return len(self._rows)
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token."""
+        return max(self._rows, default=-1) + 1
+
     def codebook(self, codes: int | None) -> tuple[Tensor, list[int]]:
         """C float32 [K,d] and the codes never seen, whose rows are 0. `codes`: K, default up to the last seen."""
-        size = max(max(self._rows, default=-1) + 1, codes or 0)
+        size = max(self.size, codes or 0)
         codebook = torch.zeros(size, self.width, dtype=torch.float32)
         for token, row in self._rows.items():
             codebook[token] = torch.from_numpy(row)

@@ -17,7 +17,7 @@ from cortex_fast.compat.published_data.tables import Row, Style, rows, style_of,
 from cortex_fast.data.results import read_result, replace_whole, save_result
 
 _KIND = "PublishedScores"
-_TABLE = re.compile(r"label_(\d+)\.csv")
+_TABLE = re.compile(r"label_(\d{1,9})\.csv")
 _STYLE = Style("filename,label,contribution", "\r\n")
 
 
