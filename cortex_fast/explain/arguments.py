@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.extractors.build import check_grid
 
 
 def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
@@ -19,26 +20,14 @@ def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
 
 
 def check_embedding(embedding: Tensor) -> None:
-    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.rank("embedding", embedding, "[B, d, h, w]")
     checks.floating("embedding", embedding)
     checks.finite("embedding", embedding)
 
 
-def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Tensor:
-    """`target`, one class or one for each image, as int64 [batch]."""
-    if isinstance(target, Tensor):
-        checks.integral("target", target)
-        if target.ndim == 0:
-            target = target.expand(batch)
-        if target.shape != (batch,):
-            raise ValueError(f"target: expected an int or shape [{batch}], got {list(target.shape)}")
-        return target.to(device, torch.int64)
-    checks.whole("target", target, 0)
-    return torch.full((batch,), target, dtype=torch.int64, device=device)
-
-
 def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
-    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
+    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,h,w]."""
+    check_grid(extractor, sample.shape)
     own = next((tensor.dtype for tensor in extractor.parameters() if tensor.is_floating_point()), sample.dtype)
     with torch.no_grad():
         try:

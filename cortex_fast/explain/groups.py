@@ -30,7 +30,7 @@ def grouped(
     """The problems in groups of those alike, whose variables, `bytes_of_row` for each free position, fit into `memory`
     bytes together with the activations of `copies` images. passes: how often a problem goes through its extractor.
     """
-    checks.whole("memory", memory, 1)
+    memory = checks.whole("memory", memory, 1)
     sample, groups = gather(problems.start[:1], problems.codebook), []
     each = [
         prepare(extractor, sample, copies=passes * int((problems.number == number).sum()))
