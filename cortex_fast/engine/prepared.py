@@ -127,6 +127,17 @@ def module_of(extractor: nn.Module | Prepared) -> nn.Module:
     return extractor.extractor if isinstance(extractor, Prepared) else extractor
 
 
+@torch.no_grad()
+def logits_of(extractor: nn.Module | Prepared, x: Tensor) -> Tensor:
+    """An extractor's logits [B,classes] of x [B,d,h,w], without a gradient; the extractor is left as it is.
+
+    Raises ValueError where it gives none, and whatever its forward raises.
+    """
+    if isinstance(extractor, Prepared):
+        return extractor.logits(x)
+    return Logits(borrowed(extractor, tensors_too=True))(ordinary(x).clone())
+
+
 def prepare(
     extractor: nn.Module | Prepared,
     sample: Tensor,
@@ -169,9 +180,7 @@ def prepare(
         return replace(prepared, weights=weights, exact=exact)
 
 
-def _tried(
-    extractor: nn.Module, images: Images, dtype: torch.dtype, copies: int | None, output: Output
-) -> Prepared:
+def _tried(extractor: nn.Module, images: Images, dtype: torch.dtype, copies: int | None, output: Output) -> Prepared:
     """By a graph, or as it is with the reason."""
     module: nn.Module = Logits(borrowed(extractor), output)
     by_value = False
@@ -266,7 +275,7 @@ def _hold(
 def _as_it_is(
     extractor: nn.Module, module: nn.Module, images: Images, dtype: torch.dtype, reason: str, *, by_value: bool
 ) -> Prepared:
-    """By autograd over the extractor: image by image where it looks at values, or images change each other's results."""
+    """By autograd over the extractor: image by image where it looks at values, or images change each other."""
     logits, gradient = gradients_of(module, images.more)
     straighten_norms(module)
     how = ", image by image" if by_value else ""
@@ -306,7 +315,9 @@ class _Alone(nn.Module):
         try:
             return torch.cat([self.module(x[image : image + 1].clone()) for image in range(len(x))])
         except ValueError as error:
-            raise ValueError(f"extractor: its images change each other's results, and one alone fails: {error}") from error
+            raise ValueError(
+                f"extractor: its images change each other's results, and one alone fails: {error}"
+            ) from error
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.lifting import lift_norms
 from cortex_fast.engine.outputs import NoLogitsError
-from cortex_fast.engine.tracing import Tape, UntraceableError, WritesError, recorded
+from cortex_fast.engine.tracing import Tape, UntraceableError, recorded
 
 _ROUNDINGS = 4  # times the dtype's own: how far the graph may be from the forward
 ALIKE = 1e-7  # in float64, of the norm: how far what is made of the graph may be from it

@@ -1,9 +1,9 @@
 """Checks that every explanation shares."""
 
-import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.engine import Prepared, logits_of, module_of
 from cortex_fast.extractors.build import check_grid
 
 
@@ -25,19 +25,15 @@ def check_embedding(embedding: Tensor) -> None:
     checks.finite("embedding", embedding)
 
 
-def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
+def check_classes(extractor: nn.Module | Prepared, sample: Tensor, target: Tensor) -> None:
     """The targets against the number of logits that the extractor gives for one image `sample` [1,d,h,w]."""
-    check_grid(extractor, sample.shape)
-    own = next((tensor.dtype for tensor in extractor.parameters() if tensor.is_floating_point()), sample.dtype)
-    with torch.no_grad():
-        try:
-            logits = extractor(sample.contiguous())  # a user's forward may take views
-        except RuntimeError as error:
-            if own == sample.dtype or "type" not in str(error):
-                raise
-            raise TypeError(f"extractor: expected weights of the embedding's {sample.dtype}, got {own}") from error
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"extractor: expected a tensor of logits, got {type(logits).__name__}")
-    if logits.ndim != 2 or logits.shape[0] != 1:
-        raise ValueError(f"extractor: expected logits [B, classes] for B = 1, got {list(logits.shape)}")
+    module = module_of(extractor)
+    check_grid(module, sample.shape)
+    own = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), sample.dtype)
+    try:
+        logits = logits_of(extractor, sample)
+    except RuntimeError as error:
+        if own == sample.dtype or "type" not in str(error):
+            raise
+        raise TypeError(f"extractor: expected weights of the embedding's {sample.dtype}, got {own}") from error
     checks.in_range("target", target, logits.shape[1])

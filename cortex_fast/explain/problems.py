@@ -118,7 +118,7 @@ def check_problems(
     targets = ordinary(target_vector(target, count, device, _names(extractors)))
     if count:
         for index, one in enumerate(extractors):
-            check_classes(module_of(one), gather(tokens[:1], codebook), targets[number == index])
+            check_classes(one, gather(tokens[:1], codebook), targets[number == index])
     item_ids = torch.arange(count) if item_ids is None else checks.integers("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
     checks.in_range("item_ids", item_ids, 2**32)

@@ -143,7 +143,7 @@ def _mean_gradients(
     checks.in_range("item_ids", items, 2**32)
     if batch == 0:
         return
-    check_classes(module, embedding[:1], targets)
+    check_classes(extractor, embedding[:1], targets)
     noise = Noise(
         sigma=_sigma(embedding, settings.alpha, settings.sigma_range),
         item_ids=items.to(embedding.device, torch.int64),

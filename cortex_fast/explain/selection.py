@@ -19,7 +19,7 @@ from cortex_fast.data.locks import held
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
 from cortex_fast.data.workspaces import sweep
-from cortex_fast.engine import MEMORY, Prepared, module_of
+from cortex_fast.engine import MEMORY, Prepared, logits_of, module_of
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.groups import Judge
 from cortex_fast.explain.optimisation import fingerprint_of, optimise, targets_of
@@ -305,7 +305,7 @@ def select_concepts(
         checks.rank("codebook", codebook, "[K, d]")
         check_extractor(module_of(extractor), codebook=codebook)
         sample = gather(torch.zeros(1, height, width, dtype=torch.int64, device=codebook.device), codebook)
-        classes = range(module_of(extractor)(sample.contiguous()).shape[1])
+        classes = range(logits_of(extractor, sample).shape[1])
     names = names_of(module_of(extractor)) if isinstance(extractor, nn.Module | Prepared) else ()
     target = class_numbers("classes", [classes] if is_single(classes) else classes, names).to(codebook.device)
     problems = check_problems(extractor, codebook, target, None, None, grid, target)

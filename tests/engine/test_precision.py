@@ -25,16 +25,17 @@ class Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         packet = operator.overloadpacket
-        if packet in (torch.ops.aten.convolution, torch.ops.aten.convolution_backward):
-            if torch.backends.cudnn.allow_tf32:
-                self.rounded += 1
-                args = tuple(
-                    (((a.view(torch.int32) + 4096) & -8192).view(torch.float32) if a.dtype == torch.float32 else a)
-                    if isinstance(a, torch.Tensor)
-                    else a
-                    for a in args
-                )
+        convolutions = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+        if packet in convolutions and torch.backends.cudnn.allow_tf32:
+            self.rounded += 1
+            args = tuple(rounded(value) if isinstance(value, torch.Tensor) else value for value in args)
         return operator(*args, **(kwargs or {}))
+
+
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype != torch.float32:
+        return tensor
+    return ((tensor.view(torch.int32) + 4096) & -8192).view(torch.float32)
 
 
 @pytest.fixture(autouse=True)
