@@ -164,8 +164,8 @@ def _with_bias(graph: Graph, node: fx.Node) -> nn.Module | None:
     source, bias = arguments(node)[0], _constant(graph, arguments(node)[1])
     if bias is None or not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
         return None
-    layer: Any = graph.get_submodule(str(source.target))
-    if type(layer) is not nn.Linear or layer.bias is not None or bias.shape != layer.weight.shape[:1]:
+    layer = graph.get_submodule(str(source.target))
+    if type(layer) is not nn.Linear or getattr(layer, "bias", None) is not None or bias.shape != layer.weight.shape[:1]:
         return None
     merged = nn.Linear(layer.in_features, layer.out_features, device="meta")
     return _holding(merged, layer.weight, bias)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import Prepared, prepare
+from cortex_fast.engine import Prepared, logits_of, prepare
 from cortex_fast.explain.problems import Problems
 
 Judge = Callable[[Tensor, Tensor], Tensor]
@@ -51,12 +51,12 @@ def recut(groups: list[Group], sizes: list[int]) -> list[Group]:
     return [dataclasses.replace(whose[int(part[0])], rows=part) for part in rows]
 
 
-def by_extractor(extractor: Prepared, codebook: Tensor) -> Judge:
+def by_extractor(extractor: nn.Module | Prepared, codebook: Tensor) -> Judge:
     """The extractor's own probability of the target."""
 
     @torch.no_grad()
     def judge(tokens: Tensor, target: Tensor) -> Tensor:
-        probability = extractor.logits(gather(tokens, codebook).contiguous()).softmax(dim=1)
+        probability = logits_of(extractor, gather(tokens, codebook).contiguous()).softmax(dim=1)
         return probability.gather(1, target[:, None])[:, 0].float()
 
     return judge
