@@ -333,7 +333,7 @@ def _resize(b: _Builder) -> None:
 
 
 def _constant(b: _Builder) -> None:
-    which = b.draw(st.integers(0, 5))
+    which = b.draw(st.integers(0, 6))
     if which == 0:
         step = Step(layers.with_buffer)
         step.register_buffer("scale", torch.rand(b.shape[0], 1, 1) + 0.5)
@@ -343,6 +343,8 @@ def _constant(b: _Builder) -> None:
         b.add(Step(layers.with_attribute, factor=torch.rand(b.shape[0], 1, 1) + 0.5))
     elif which == 2:
         b.add(Step(layers.with_constant))
+    elif which == 3:
+        b.add(Step(layers.with_table, table=None))
     else:
         b.add(Step(b.one_of(*layers.CONSTANTS)))
 
