@@ -42,6 +42,10 @@ class Case:
         how = {name: value for name, value in vars(self).items() if name not in ("extractor", "x", "target")}
         return f"{how}, x {list(self.x.shape)}, target {self.target.tolist()}, {self.extractor}"
 
+    def _repr_pretty_(self, printer, cycle: bool) -> None:
+        """For hypothesis, which would write out every tensor."""
+        printer.text(repr(self))
+
 
 @st.composite
 def cases(draw, wrapped: bool = False) -> Case:

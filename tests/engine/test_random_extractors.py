@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,7 +125,7 @@ def remembered(extractor: nn.Module) -> dict[str, object]:
 
 
 def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
-    found = [name for name in before.keys() ^ after.keys()]
+    found = list(before.keys() ^ after.keys())
     for name in before.keys() & after.keys():
         one, other = before[name], after[name]
         if isinstance(one, tuple) and isinstance(other, tuple) and isinstance(one[0], Tensor):
@@ -241,7 +241,13 @@ def run(strategy, examples: int) -> Counter:
     seen: Counter = Counter()
 
     @settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        report_multiple_bugs=False,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
     )
     @given(case=strategy)
     def every(case: Case) -> None:
