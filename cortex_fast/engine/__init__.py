@@ -1,6 +1,6 @@
 """How gradients of an extractor are computed."""
 
-from cortex_fast.engine.gradients import frozen, ordinary
+from cortex_fast.engine.gradients import ordinary
 from cortex_fast.engine.prepared import PRECISIONS, Prepared, module_of, prepare
 from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 
@@ -9,7 +9,6 @@ __all__ = [
     "PRECISIONS",
     "Noise",
     "Prepared",
-    "frozen",
     "mean_gradients",
     "module_of",
     "ordinary",

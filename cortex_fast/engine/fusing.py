@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
 from cortex_fast import ops
+from cortex_fast.engine.graphs import Graph, layers
 from cortex_fast.engine.nodes import is_pool, is_relu, only_user
+
+Filters = dict[tuple[int, torch.Size], ops.Filters]
 
 
 class Convolution(nn.Module):
@@ -19,38 +23,35 @@ class Convolution(nn.Module):
         return ops.conv3x3(x, self.filters, relu=self.relu, pool=self.pool)
 
 
-def fuse(module: fx.GraphModule, known: dict[int, ops.Filters] | None = None) -> int:
+def fuse(graph: Graph, known: Filters | None = None) -> int:
     """Replace, in place, every convolution that `ops.conv3x3` can serve; returns how many.
 
-    known: filters by their weight's address, which more modules may share.
+    known: filters by their weight's address and shape, which more graphs may share.
     """
     known = {} if known is None else known
     replaced = 0
-    for node in list(module.graph.find_nodes(op="call_module")):
-        layer = module.get_submodule(str(node.target))
+    for node, layer in list(layers(graph)):
         if not isinstance(layer, nn.Conv2d) or not _serves(layer):
             continue
         last, relu, pool = node, False, False
         follower = only_user(last)
-        if follower is not None and is_relu(module, follower):
+        if follower is not None and is_relu(follower):
             last, relu = follower, True
             follower = only_user(last)
-            if follower is not None and is_pool(module, follower):
+            if follower is not None and is_pool(follower):
                 last, pool = follower, True
-        address = layer.weight.data_ptr()
+        address = layer.weight.data_ptr(), layer.weight.shape
         if address not in known:
             known[address] = ops.prepare_filters(layer.weight, layer.bias)
         bias = None if layer.bias is None else layer.bias.detach().contiguous()
         filters = replace(known[address], bias=bias)
         name = f"{node.name}_fused"
-        module.add_submodule(name, Convolution(filters, relu, pool))
-        with module.graph.inserting_after(last):
-            fused = module.graph.call_module(name, (node.all_input_nodes[0],))
+        graph.add_module(name, Convolution(filters, relu, pool))
+        with node.graph.inserting_after(last):
+            fused = node.graph.call_module(name, (node.all_input_nodes[0],))
         last.replace_all_uses_with(fused)
         replaced += 1
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
+    graph.compile_steps()
     return replaced
 
 

@@ -1,23 +1,23 @@
 """The ReLUs at a body's beginning, taken out of it: noise is added and cut off in one place, in the same memory."""
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.nodes import is_relu, only_user
 
 
-def take_gates(body: fx.GraphModule) -> tuple[bool, ...]:
+def take_gates(body: Graph) -> tuple[bool, ...]:
     """For each input of the body whether it went through a ReLU and nothing else, which is now out of the graph."""
     gates = []
     for start in list(body.graph.find_nodes(op="placeholder")):
         relu = only_user(start)
-        gate = relu is not None and is_relu(body, relu) and all(user.op != "output" for user in relu.users)
+        gate = relu is not None and is_relu(relu) and all(user.op != "output" for user in relu.users)
         if gate and relu is not None:
             relu.replace_all_uses_with(start)
             body.graph.erase_node(relu)
         gates.append(gate)
-    body.delete_all_unused_submodules()
-    body.recompile()
+    body.compile_steps()
     return tuple(gates)
 
 

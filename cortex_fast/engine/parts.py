@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_fast.engine.splitting import tensors
+from cortex_fast.engine.watching import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +19,12 @@ class Parts:
     notes: what was done, and what was not and why. bytes_of_copy: about what the activations of one noisy copy take
     while its gradient is computed.
     layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
-    extractor: the module itself, which stays as it is; state: which weights it had; classes: how many, where known.
+    extractor: the user's module, which is not run; module: a stand-in that shares its weights and gives its logits.
+    weights: those it had; classes: how many, where known. exact: float32 is not rounded to tf32.
     """
 
     extractor: nn.Module
+    module: nn.Module
     prefix: nn.Module
     linear: nn.Module
     body: nn.Module
@@ -31,9 +34,10 @@ class Parts:
     bytes_of_copy: int = 1 << 20
     layout: torch.memory_format = torch.channels_last
     gates: tuple[bool, ...] = ()
-    state: tuple[int, ...] = ()
+    weights: Weights | None = None
     scale: float = 1.0
     classes: int | None = None
+    exact: bool = True
 
     def cast(self, x: Tensor) -> Tensor:
         """x [n,d,m,m] as the parts take it: in their dtype and memory format."""

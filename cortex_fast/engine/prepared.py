@@ -1,26 +1,51 @@
 """Any extractor, prepared for input gradients: the least arithmetic that gives the same answer."""
 
-import copy
 import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.engine.folding import UntraceableError, fold
-from cortex_fast.engine.fusing import fuse
+from cortex_fast.engine.borrowing import borrowed, in_dtype
+from cortex_fast.engine.folding import fold
+from cortex_fast.engine.fusing import Filters, fuse
 from cortex_fast.engine.gating import take_gates
-from cortex_fast.engine.gradients import frozen, ordinary
+from cortex_fast.engine.gradients import ordinary
+from cortex_fast.engine.graphs import Graph, layers
+from cortex_fast.engine.outputs import Logits, NoLogitsError, Output
 from cortex_fast.engine.parts import Parts, target_value, total
+from cortex_fast.engine.precision import without_tf32
 from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 from cortex_fast.engine.splitting import cut
+from cortex_fast.engine.tracing import UntraceableError, WritesError
+from cortex_fast.engine.trying import (
+    ALIKE,
+    Gradients,
+    Images,
+    apart_in_float64,
+    copied,
+    gradients_of,
+    graph_of,
+    images_of,
+    mixes,
+    near,
+    targets_of,
+)
+from cortex_fast.engine.watching import changed, identity_of, weights_of
 from cortex_fast.ops.backends import verdicts
 from cortex_fast.ops.conv3x3 import BACKENDS as CONV_BACKENDS
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _ON_THE_WAY = 5  # tensors of the largest size that are there at once, beside what autograd keeps
 _WORTH_FUSING = 64  # copies: below it the filters' transform costs more than it saves
+_CHANGED = "extractor: its weights changed since it was prepared; call prepare() again"
+_AS_IT_IS = "autograd over the extractor as it is"
 
 
 class Prepared(Parts):
@@ -29,11 +54,13 @@ class Prepared(Parts):
     def value(self, x: Tensor, target: Tensor) -> Tensor:
         """The logit of each image's target [B], differentiable in x [B,d,m,m]."""
         self._check(x, target)
-        return target_value(self, self.start(x), target)
+        with without_tf32(self.exact):
+            return target_value(self, self.start(x), target)
 
     def value_and_grad(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The logit of each image's target [B], and its gradient in x [B,d,m,m], both at least float32."""
-        with torch.inference_mode(False), torch.enable_grad(), frozen(self.extractor):
+        self.check_weights()
+        with torch.inference_mode(False), torch.enable_grad(), without_tf32(self.exact):
             x, target = _wide(ordinary(x).detach()).requires_grad_(True), ordinary(target)
             value = self.value(x, target)
             (gradient,) = torch.autograd.grad(total(value) * self.scale, x)
@@ -46,6 +73,7 @@ class Prepared(Parts):
         least float32. memory: bytes that the activations of one pass may take; the result does not depend on it.
         """
         self._check(x, target)
+        self.check_weights()
         checks.whole("num_samples", num_samples, 1)
         parts = mean_gradients(self, x, target, noise, range(num_samples), memory=memory)
         return torch.cat([gradient for _, gradient in parts]) if len(x) else _wide(x)
@@ -75,12 +103,17 @@ class Prepared(Parts):
                 checks.in_range("target", target, self.classes)
             elif bool((target < 0).any()):
                 raise ValueError(f"target: expected classes from 0 on, got {int(target.min())}")
-        self.check_weights()
+        if self.weights is not None and self.weights.identity != identity_of(self.extractor):
+            raise ValueError(_CHANGED)
 
     def check_weights(self) -> None:
-        """Raise ValueError where the extractor's weights are no longer those that were prepared."""
-        if self.state and self.state != _state_of(self.extractor):
-            raise ValueError("extractor: its weights changed since it was prepared; call prepare() again")
+        """Raise ValueError where the extractor's weights are no longer those that were prepared.
+
+        A change past autograd, as by weight.data.mul_(), is seen by a thousand elements of each tensor: a change of a
+        whole tensor, of a row or a filter of it, but not one of a single element. On a GPU this waits for it once.
+        """
+        if self.weights is not None and changed(self.weights, self.extractor):
+            raise ValueError(_CHANGED)
 
 
 def module_of(extractor: nn.Module | Prepared) -> nn.Module:
@@ -89,15 +122,26 @@ def module_of(extractor: nn.Module | Prepared) -> nn.Module:
 
 
 def prepare(
-    extractor: nn.Module | Prepared, sample: Tensor, *, precision: str = "float32", copies: int | None = None
+    extractor: nn.Module | Prepared,
+    sample: Tensor,
+    *,
+    precision: str = "float32",
+    copies: int | None = None,
+    output: Output = None,
 ) -> Prepared:
     """Prepare an eval-mode extractor for many input gradients; a prepared one is returned as it is.
 
-    sample: embeddings [B,d,m,m], of which the first is tried: where the prepared function differs from the extractor,
-    or torch.fx cannot trace it, gradients go through autograd over the extractor itself, with the reason in `notes`.
-    precision: "float32" (the extractor's own dtype, whatever it is), "bfloat16" or "float16" for weights and
-    activations. copies: about how many noisy copies will be scored; with few, convolutions are not transformed.
-    Raises ValueError for an unknown precision, or an extractor in training mode.
+    sample: embeddings [B,d,h,w]. The extractor is recorded and tried on images made of the first and the last; where
+    what it does is no fixed graph of operators, or the graph gives other logits or gradients, autograd runs over the
+    extractor as it is, with the reason in `notes`: image by image where images change each other's results.
+    precision: "float32" (the extractor's own dtype, whatever it is; float32 is never rounded to tf32), "tf32" (the same
+    as torch's flags have it), "bfloat16" or "float16" for weights and activations. copies: about how many noisy copies
+    will be scored; with few, convolutions are not transformed.
+    output: which part of the forward's result holds the logits [B,classes]: the key or attribute (str) or the position
+    (int); None takes a tensor as it is, else `.logits`.
+    The extractor is not changed: what runs is a copy of its structure that shares its weights.
+    Raises ValueError for an unknown precision or output, an extractor in training mode, one without logits
+    [B,classes], or one whose logits are not differentiable in the embedding.
     """
     if isinstance(extractor, Prepared):
         extractor.check_weights()
@@ -105,67 +149,137 @@ def prepare(
     checks.one_of("precision", precision, PRECISIONS)
     if any(module.training for module in extractor.modules()):
         raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
-    dtype = _own_dtype(extractor, sample) if precision == "float32" else PRECISIONS[precision]
-    with torch.inference_mode(False), torch.no_grad():
+    own = _own_dtype(extractor, sample)
+    dtype = own if precision in ("float32", "tf32") else PRECISIONS[precision]
+    exact = precision != "tf32"
+    with torch.inference_mode(False), torch.no_grad(), without_tf32(exact):
+        weights = weights_of(extractor)
         if not len(sample):
-            return _plain(extractor, dtype, "there was no sample to try it on")
-        sample = ordinary(sample[:1])
-        plain = _plain(extractor, dtype, "")
-        own = _own_dtype(extractor, sample)
-        basis = torch.float32 if dtype == own == torch.float16 else own  # unscaled gradients may not fit float16
-        logits, gradient = _trial(_plain(extractor, basis, ""), sample)
-        plain = replace(plain, scale=_scale(gradient, dtype))
-        try:
-            prepared = replace(_fast(extractor, dtype, copies, sample), scale=plain.scale)
-            _compare(prepared, sample, logits, gradient)
-        except Exception as error:  # the user's forward runs in it, and may raise anything
-            reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
-            prepared = replace(plain, notes=(f"autograd over the extractor as it is: {reason}",))
-    size, state = _bytes_of_copy(prepared, sample), _state_of(extractor)
-    return replace(prepared, bytes_of_copy=size, state=state, classes=logits.shape[1])
+            module = _Alone(Logits(borrowed(extractor, tensors_too=True), output))
+            prepared = _plain(extractor, module, dtype, ": there was no sample to try it on")
+        else:
+            images = images_of(ordinary(sample).detach().to(own))
+            prepared = _tried(extractor, images, dtype, copies, output)
+        return replace(prepared, weights=weights, exact=exact)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _tried(
+    extractor: nn.Module, images: Images, dtype: torch.dtype, copies: int | None, output: Output
+) -> Prepared:
+    """By a graph, or as it is with the reason."""
+    module: nn.Module = Logits(borrowed(extractor), output)
+    by_value = False
+    try:
+        graph, expected = graph_of(module, images)
+        prepared = _fast(extractor, module, graph, expected, images, dtype, copies)
+    except NoLogitsError:
+        raise
+    except Exception as error:  # the user's forward runs in it, and may raise anything
+        known = isinstance(error, UntraceableError | WritesError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        by_value = isinstance(error, UntraceableError) and error.by_value
+        if not isinstance(error, UntraceableError):  # it may write into its own tensors
+            module = Logits(borrowed(extractor, tensors_too=True), output)
+        prepared = _as_it_is(extractor, module, images, dtype, reason, by_value=by_value)
+    return replace(prepared, bytes_of_copy=_bytes_of_copy(prepared, images.more[:1]))
 
 
-def _state_of(extractor: nn.Module) -> tuple[int, ...]:
-    """Changes whenever a parameter or buffer does."""
-    tensors = (*extractor.parameters(), *extractor.buffers())
-    return tuple(number for t in tensors if not t.is_inference() for number in (t.data_ptr(), t._version))
+def _fast(
+    extractor: nn.Module,
+    module: nn.Module,
+    graph: Graph,
+    expected: Gradients,
+    images: Images,
+    dtype: torch.dtype,
+    copies: int | None,
+) -> Prepared:
+    """By the parts of a graph, which were held against it."""
+    classes = expected[0].shape[1]
+    wide = apart_in_float64(graph, images.more[:2], classes)
+    if wide is not None:
+        _hold(_parts(extractor, module, wide[0], torch.float64), images.more[:2], wide[1], ALIKE)
+    own = images.more.dtype
+    prepared = replace(_parts(extractor, module, graph, own), classes=classes)
+    gradient = expected[1] if wide is None else wide[1][1]
+    modules: list[nn.Module] = [prepared.prefix, prepared.linear, prepared.body]
+    modules += [] if prepared.head is None else [prepared.head]
+    notes = list(prepared.notes)
+    if dtype != own:
+        modules = [in_dtype(part, dtype) for part in modules]
+        notes.append(f"in {dtype}")
+    notes.append(_fuse_all(modules[:3], images.more.device, dtype, copies))
+    head = modules[3] if prepared.head is not None else None
+    assert head is None or isinstance(head, nn.Linear)
+    prepared = replace(
+        prepared,
+        prefix=modules[0],
+        linear=modules[1],
+        body=modules[2],
+        head=head,
+        dtype=dtype,
+        notes=tuple(notes),
+        scale=_scale(gradient, dtype),
+    )
+    half = dtype in (torch.float16, torch.bfloat16)
+    # a ReLU that rounding turns over moves a gradient by its whole share
+    _hold(prepared, images.more, expected, 0.1 if half else 1e-3, 0.5 if half else 0.05)
+    return prepared
 
 
-def _fast(extractor: nn.Module, dtype: torch.dtype, copies: int | None, sample: Tensor) -> Prepared:
-    parts = cut(fold(extractor))
+def _parts(extractor: nn.Module, module: nn.Module, graph: Graph, dtype: torch.dtype) -> Prepared:
+    """A graph folded and cut."""
+    parts = cut(fold(copied(graph)))
     notes = ["BatchNorm folded, dropout gone, gradients of the input only"]
-    hoisted = len(parts.prefix.graph.find_nodes(op="call_module"))
+    hoisted = len(list(layers(parts.prefix)))
     if hoisted:
         notes.append(f"{hoisted} affine layers at the beginning hoisted")
     if parts.head is not None:
         notes.append("of the last linear layer only the targets' rows")
     gates = take_gates(parts.body)
-    modules: list[nn.Module] = [parts.prefix, parts.linear, parts.body]
-    modules += [] if parts.head is None else [parts.head]
-    if dtype != _own_dtype(extractor, sample):
-        modules = [copy.deepcopy(module).to(dtype).requires_grad_(False) for module in modules]
-        notes.append(f"in {dtype}")
-    notes.append(_fuse_all(modules[:3], extractor, dtype, copies))
-    head = modules[3] if parts.head is not None else None
-    assert head is None or isinstance(head, nn.Linear)
-    return Prepared(extractor, modules[0], modules[1], modules[2], head, dtype, tuple(notes), gates=gates)
+    return Prepared(
+        extractor, module, parts.prefix, parts.linear, parts.body, parts.head, dtype, tuple(notes), gates=gates
+    )
 
 
-def _fuse_all(modules: list[nn.Module], extractor: nn.Module, dtype: torch.dtype, copies: int | None) -> str:
-    """Convolutions by ops.conv3x3, in place, where that is faster; says what was done."""
-    device = next((p.device for p in extractor.parameters()), torch.device("cpu"))
-    answers = {answer.backend: answer for answer in verdicts(CONV_BACKENDS, torch.empty(0, dtype=dtype, device=device))}
-    if not answers["native"].usable:
-        return f"convolutions by torch: {answers['native'].reason}"
-    if copies is not None and copies < _WORTH_FUSING:
-        return f"convolutions by torch: {copies} copies are fewer than transforming the filters is worth"
-    known: dict[int, ops.Filters] = {}  # the prefix and its linear part have the same filters
-    replaced = sum(fuse(module, known) for module in modules if isinstance(module, fx.GraphModule))
-    return f"{replaced} convolutions with their ReLU and pooling by ops.conv3x3 (Winograd)"
+def _hold(
+    prepared: Prepared, x: Tensor, expected: Gradients, of_logits: float, of_gradients: float | None = None
+) -> None:
+    """Raise UntraceableError where the parts give others than the expected logits and gradients of `targets_of` x."""
+    h = prepared.body(*prepared.start(x))
+    logits = h if prepared.head is None else prepared.head(h)
+    if not near(logits, expected[0], of_logits):
+        raise UntraceableError("its parts give other logits than the whole")
+    target = targets_of(len(x), logits.shape[1], x.device)
+    still = Noise(torch.zeros(len(x), device=x.device), torch.arange(len(x), device=x.device), 0, True, False)
+    wide = x.to(torch.promote_types(x.dtype, prepared.dtype))
+    gradient = prepared.smoothgrad(wide, target, still, num_samples=1, memory=MEMORY)
+    if not near(gradient, expected[1], of_logits if of_gradients is None else of_gradients):
+        raise UntraceableError("its parts give other gradients than the whole")
+
+
+def _as_it_is(
+    extractor: nn.Module, module: nn.Module, images: Images, dtype: torch.dtype, reason: str, *, by_value: bool
+) -> Prepared:
+    """By autograd over the extractor: image by image where it looks at values, or images change each other's results."""
+    logits, gradient = gradients_of(module, images.more)
+    how = ""
+    if not by_value and mixes(module, images):
+        by_value, reason = True, "the images of a batch change each other's results"
+    if by_value:
+        module, how = _Alone(module), ", image by image"
+    own = images.more.dtype
+    if dtype == own == torch.float16:  # unscaled gradients may not fit it
+        _, gradient = gradients_of(in_dtype(module, torch.float32), images.more.float())
+    prepared = _plain(extractor, module, dtype, f"{how}: {reason}")
+    return replace(prepared, scale=_scale(gradient, dtype), classes=logits.shape[1])
+
+
+def _plain(extractor: nn.Module, module: nn.Module, dtype: torch.dtype, reason: str) -> Prepared:
+    """Autograd over the extractor itself, one backward pass for a batch."""
+    own = next((p.dtype for p in extractor.parameters() if p.is_floating_point()), dtype)
+    body = nn.Sequential(_Own(), module if dtype == own else in_dtype(module, dtype))
+    notes, layout = (f"{_AS_IT_IS}{reason}",), torch.contiguous_format
+    return Prepared(extractor, module, nn.Identity(), nn.Identity(), body, None, dtype, notes, layout=layout)
 
 
 class _Own(nn.Module):
@@ -175,53 +289,40 @@ class _Own(nn.Module):
         return x.clone()
 
 
-def _plain(extractor: nn.Module, dtype: torch.dtype, reason: str) -> Prepared:
-    """Autograd over the extractor itself, one backward pass for a batch."""
-    own = next((p.dtype for p in extractor.parameters() if p.is_floating_point()), dtype)
-    module = extractor if dtype == own else copy.deepcopy(extractor).to(dtype).requires_grad_(False)
-    notes = (f"autograd over the extractor as it is: {reason}",)
-    body = nn.Sequential(_Own(), module)
-    return Prepared(extractor, nn.Identity(), nn.Identity(), body, None, dtype, notes, layout=torch.contiguous_format)
+class _Alone(nn.Module):
+    """A module that is given one image at a time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return torch.cat([self.module(x[image : image + 1]) for image in range(len(x))])
+        except ValueError as error:
+            raise ValueError(f"extractor: its images change each other's results, and one alone fails: {error}") from error
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _fuse_all(modules: list[nn.Module], device: torch.device, dtype: torch.dtype, copies: int | None) -> str:
+    """Convolutions by ops.conv3x3, in place, where that is faster; says what was done."""
+    answers = {answer.backend: answer for answer in verdicts(CONV_BACKENDS, torch.empty(0, dtype=dtype, device=device))}
+    if not answers["native"].usable:
+        return f"convolutions by torch: {answers['native'].reason}"
+    if copies is not None and copies < _WORTH_FUSING:
+        return f"convolutions by torch: {copies} copies are fewer than transforming the filters is worth"
+    known: Filters = {}  # the prefix and its linear part have the same filters
+    replaced = sum(fuse(module, known) for module in modules if isinstance(module, Graph))
+    return f"{replaced} convolutions with their ReLU and pooling by ops.conv3x3 (Winograd)"
 
 
 def _own_dtype(extractor: nn.Module, sample: Tensor) -> torch.dtype:
     """Of its parameters, or its buffers, or of what it is given."""
     named = (*extractor.parameters(), *extractor.buffers(), sample)
     return next(tensor.dtype for tensor in named if tensor.is_floating_point())
-
-
-def _trial(prepared: Prepared, sample: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits of three images made of the sample, and their mean gradients over two noiseless copies."""
-    x = torch.cat([sample, sample.roll(1, dims=-1), sample.flip(-1)])
-    h = prepared.body(*prepared.start(x))
-    logits = h if prepared.head is None else prepared.head(h)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 3:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UntraceableError(f"extractor: expected logits [B, classes] for B = 3, got {got}")
-    target = torch.arange(3, device=x.device) * (logits.shape[1] - 1) // 2
-    noise = Noise(torch.zeros(3, device=x.device), torch.arange(3, device=x.device), 0, shared=True, antithetic=False)
-    return logits, prepared.smoothgrad(x, target, noise, num_samples=2, memory=MEMORY)
-
-
-def _compare(prepared: Prepared, sample: Tensor, logits: Tensor, gradient: Tensor) -> None:
-    """Raise UntraceableError where the parts are not the extractor: tracing may miss what depends on values, hooks and
-    backward passes of the user's own."""
-    got, got_gradient = _trial(prepared, sample)
-    half = prepared.dtype in (torch.float16, torch.bfloat16)
-    if got.shape != logits.shape or not _near(got, logits, 0.1 if half else 1e-3):
-        raise UntraceableError(
-            "the traced graph gives other logits: its forward depends on values or keeps state, or hooks change it"
-        )
-    # a ReLU that rounding turns over moves a gradient by its whole share
-    if not _near(got_gradient, gradient, 0.5 if half else 0.05):
-        raise UntraceableError("the traced graph gives other gradients: hooks or a backward of its own change them")
-
-
-def _near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
-    got, expected = got.double(), expected.double()
-    alike = got == expected  # infinities, as of masked classes, have no difference
-    got, expected = got.masked_fill(alike, 0), expected.masked_fill(alike & expected.isinf(), 0)
-    return bool((got - expected.masked_fill(alike, 0)).norm() <= tolerance * expected.norm() + 1e-30)
 
 
 def _scale(gradient: Tensor, dtype: torch.dtype) -> float:
@@ -244,14 +345,13 @@ def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
     kept: dict[int, int] = {}
     sizes = [x.nbytes]
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:  # not the tensor: its own node would hold it, and nothing ever free it
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         if tensor.ndim and len(tensor) == len(x):
             sizes.append(tensor.nbytes)
-        return tensor
 
-    with torch.enable_grad(), frozen(prepared.extractor):
+    with torch.enable_grad():
         leaves = tuple(z.detach().requires_grad_(True) for z in prepared.start(x))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
             prepared.body(*leaves)
     return sum(kept.values()), max(sizes + [leaf.nbytes for leaf in leaves])

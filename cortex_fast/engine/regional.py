@@ -15,10 +15,15 @@ from torch import Tensor, fx, nn
 
 from cortex_fast import ops
 from cortex_fast.engine.fusing import Convolution
+from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.nodes import is_pool, is_relu
 from cortex_fast.engine.parts import Parts
 
-_POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Softplus)
+_aten = torch.ops.aten
+_POINTWISE = tuple(
+    getattr(_aten, name).default
+    for name in ("gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardtanh", "clamp", "mish", "exp")
+)
 
 Values = dict[fx.Node, Tensor]
 
@@ -81,7 +86,7 @@ class Place:
 def regional(parts: Parts, embedding: Tensor, box: Box) -> Callable[[Tensor], Tensor] | None:
     """A function from the box's embeddings [P,d,h,w], the rest being as in embedding [P,d,m,m], to the body's result h,
     differentiable; None where the extractor is not in parts."""
-    if not isinstance(parts.prefix, fx.GraphModule) or not isinstance(parts.body, fx.GraphModule):
+    if not isinstance(parts.prefix, Graph) or not isinstance(parts.body, Graph):
         return None
     plan = _Plan([], {})
     with torch.no_grad():
@@ -113,7 +118,7 @@ class _Plan:
     steps: list[tuple[fx.Node, Callable[[Values], Tensor]]]
     places: dict[fx.Node, Place]
 
-    def add(self, module: fx.GraphModule, values: Values) -> list[tuple[fx.Node, Tensor]]:
+    def add(self, module: Graph, values: Values) -> list[tuple[fx.Node, Tensor]]:
         """All of a graph's nodes, given its inputs' values while nothing changes; its outputs and their values."""
         for node in module.graph.nodes:
             if node.op == "placeholder":
@@ -121,8 +126,8 @@ class _Plan:
             if node.op == "output":
                 results = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
                 return [(result, values[result]) for result in results]
-            everywhere = self._everywhere(module, node)  # before an operation in place changes what it reads
-            values[node] = _call(module, node, lambda source: _own(values[source]))
+            everywhere = self._everywhere(module, node)
+            values[node] = _call(module, node, values.__getitem__)
             local = self._local(module, node, values[node])
             self.steps.append((node, everywhere if local is None else local))
         raise TypeError("the graph has no output")
@@ -144,22 +149,19 @@ class _Plan:
         paste = _paste(place, Box(0, 0, *place.whole.shape[2:]))
         return lambda values: paste(values[node])
 
-    def _everywhere(self, module: fx.GraphModule, node: fx.Node) -> Callable[[Values], Tensor]:
+    def _everywhere(self, module: Graph, node: fx.Node) -> Callable[[Values], Tensor]:
         sources = {source: self.whole(source) for source in node.all_input_nodes}
         return lambda values: _call(module, node, lambda source: sources[source](values))
 
-    def _local(self, module: fx.GraphModule, node: fx.Node, whole: Tensor) -> Callable[[Values], Tensor] | None:
+    def _local(self, module: Graph, node: fx.Node, whole: Tensor) -> Callable[[Values], Tensor] | None:
         """What computes the node in its box, where that is smaller than the grid; None where there is nothing so."""
         sources = node.all_input_nodes
         if not isinstance(whole, Tensor) or whole.ndim != 4:  # a shape, a tuple of parts
             return None
         if not sources or any(source not in self.places for source in sources):
             return None
-        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if layer is not None and any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)):
-            return None
         source, place = sources[0], self.places[sources[0]]
-        if len(sources) == 1 and (is_relu(module, node) or _pointwise(layer)):
+        if len(sources) == 1 and _pointwise(module, node):
             self.places[node] = Place(place.box, whole)
             return lambda values: _call(module, node, lambda _: values[source])
         windowed = _windowed(module, node) if len(sources) == 1 else None
@@ -180,10 +182,12 @@ class _Plan:
         return lambda values: compute(paste(values[source]))
 
 
-def _windowed(module: fx.GraphModule, node: fx.Node) -> tuple[Window, Callable[[Tensor], Tensor], int] | None:
+def _windowed(module: Graph, node: fx.Node) -> tuple[Window, Callable[[Tensor], Tensor], int] | None:
     """A layer as a window, what computes it without padding, and by how much it pools behind that; None for others."""
-    if is_pool(module, node):
+    if is_pool(node):
         return Window((2, 2), (2, 2), (0, 0)), lambda x: F.max_pool2d(x, 2), 1
+    if node.target is _aten.avg_pool2d.default:
+        return _average(node)
     if node.op != "call_module":
         return None
     layer = module.get_submodule(str(node.target))
@@ -197,24 +201,26 @@ def _windowed(module: fx.GraphModule, node: fx.Node) -> tuple[Window, Callable[[
         size, stride, padding = (_pair(value) for value in (layer.kernel_size, layer.stride, layer.padding))
         weight, bias, groups = layer.weight, layer.bias, layer.groups
         return Window(size, stride, padding), lambda x: F.conv2d(x, weight, bias, stride, groups=groups), 1
-    if isinstance(layer, nn.AvgPool2d) and _pair(layer.padding) == (0, 0) and not layer.ceil_mode:
-        return Window(_pair(layer.kernel_size), _pair(layer.stride), (0, 0)), layer, 1
     return None
 
 
-def _pointwise(layer: nn.Module | None) -> bool:
-    if isinstance(layer, nn.BatchNorm2d):
-        return layer.running_mean is not None  # else the statistics are the whole grid's
-    return isinstance(layer, _POINTWISE)
+def _average(node: fx.Node) -> tuple[Window, Callable[[Tensor], Tensor], int] | None:
+    """An average pooling without padding."""
+    size, stride, padding, ceil = (*node.args[1:], *([], [0, 0], False)[len(node.args) - 2 :])[:4]
+    if _pair(padding) != (0, 0) or ceil or node.kwargs:
+        return None
+    window = Window(_pair(size), _pair(stride or size), (0, 0))
+    return window, lambda x: F.avg_pool2d(x, window.size, window.stride), 1
 
 
-def _own(value: Any) -> Any:
-    """A copy of a tensor, for an operation that writes into it."""
-    return value.clone() if isinstance(value, Tensor) else value
+def _pointwise(module: Graph, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), nn.BatchNorm2d)
+    return is_relu(node) or (node.target in _POINTWISE and not node.kwargs)
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _paste(place: Place, window: Box) -> Callable[[Tensor], Tensor]:
@@ -240,17 +246,12 @@ def _paste(place: Place, window: Box) -> Callable[[Tensor], Tensor]:
     return paste
 
 
-def _call(module: fx.GraphModule, node: fx.Node, value: Callable[[fx.Node], Tensor]) -> Any:
+def _call(module: Graph, node: fx.Node, value: Callable[[fx.Node], Tensor]) -> Any:
     """A node of a graph, by what its input nodes are."""
     arguments = fx.node.map_arg(node.args, value)
     options = fx.node.map_arg(node.kwargs, value)
     if node.op == "call_module":
         return module.get_submodule(str(node.target))(*arguments, **options)
-    if node.op == "call_method":
-        return getattr(arguments[0], str(node.target))(*arguments[1:], **options)
     if node.op == "get_attr":
-        found: Any = module
-        for name in str(node.target).split("."):
-            found = getattr(found, name)
-        return found
+        return module.get_buffer(str(node.target))
     return node.target(*arguments, **options)  # type: ignore[operator]

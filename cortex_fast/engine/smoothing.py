@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from cortex_fast import ops
 from cortex_fast.engine.gating import gated
-from cortex_fast.engine.gradients import frozen, ordinary
+from cortex_fast.engine.gradients import ordinary
+from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.parts import Parts, target_value, total
+from cortex_fast.engine.precision import without_tf32
 from cortex_fast.engine.replay import Graphs, replayed
 from cortex_fast.engine.splitting import tensors
 
@@ -47,7 +49,7 @@ def mean_gradients(
 def _mean_gradient(
     parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, samples: range, copies: int
 ) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad(), frozen(parts.extractor):
+    with torch.inference_mode(False), torch.enable_grad(), without_tf32(parts.exact):
         # at least in float32: what is small fits a half only as long as it is scaled
         x = ordinary(embedding).detach().to(torch.promote_types(embedding.dtype, torch.float32)).requires_grad_(True)
         target = ordinary(target)
@@ -61,7 +63,7 @@ def _mean_gradient(
         gates = parts.gates or (False,) * len(clean)
         room = [_room(z, images * together) for z in clean] if noise.shared else []
         graphs: Graphs = {}
-        fixed = isinstance(parts.body, fx.GraphModule)  # a user's own forward may look at values, which no graph can
+        fixed = isinstance(parts.body, Graph)  # a user's own forward may look at values, which no graph can
 
         def gradients_of(targets: Tensor, *noisy: Tensor) -> tuple[Tensor, ...]:
             leaves = tuple(z.detach().requires_grad_(True) for z in noisy)

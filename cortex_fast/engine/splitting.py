@@ -4,18 +4,25 @@ What begins affinely need not be computed for each noisy copy: A(E + sigma e) = 
 over copies of the gradient goes back through A once.
 """
 
-import operator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from cortex_fast.engine.folding import without_bias
+from cortex_fast.engine.graphs import Graph, layers
 
-_AFFINE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_SUMS = (operator.add, torch.add)
+_aten = torch.ops.aten
+_AFFINE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+_POOLS = (_aten.avg_pool2d.default, _aten._adaptive_avg_pool2d.default)
 # linear, and of each image alone as long as no dimension that they name is the batch's
-_LINEAR = {torch.flatten: "flatten", torch.transpose: "transpose", torch.mean: "mean", torch.sum: "sum"}
+_ALONG = {
+    _aten.mean.dim: 1,
+    _aten.sum.dim_IntList: 1,
+    _aten.transpose.int: 2,
+    _aten.unsqueeze.default: 1,
+    _aten.squeeze.dim: 1,
+}  # by how many of the arguments after the tensor name dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,49 +30,48 @@ class Cut:
     """prefix: x -> (z, ...), affine, and linear: the same without its constants; body: (z, ...) -> h; head: the last
     linear layer, h -> logits, or None where h are the logits."""
 
-    prefix: fx.GraphModule
-    linear: fx.GraphModule
-    body: fx.GraphModule
+    prefix: Graph
+    linear: Graph
+    body: Graph
     head: nn.Linear | None
 
 
-def cut(folded: fx.GraphModule) -> Cut:
+def cut(folded: Graph) -> Cut:
     """Cut a folded graph of one input and one output."""
     graph = folded.graph
     (start,) = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
     affine = _affine_nodes(folded, start)
     border = [node for node in graph.nodes if node in affine and any(user not in affine for user in node.users)]
-    last = output.args[0]
+    (last,) = output.all_input_nodes
     head = None
-    if isinstance(last, fx.Node) and last not in affine and last.op == "call_module" and len(last.users) == 1:
+    if last not in affine and last.op == "call_module" and len(last.users) == 1 and len(last.meta["shape"]) == 2:
         layer = folded.get_submodule(str(last.target))
-        if isinstance(layer, nn.Linear) and isinstance(last.args[0], fx.Node):
-            head, last = layer, last.args[0]
-    if not isinstance(last, fx.Node):
-        raise TypeError(f"extractor: expected a tensor of logits, got {last!r}")
+        if isinstance(layer, nn.Linear):
+            head, last = layer, last.all_input_nodes[0]
     if last in affine:  # nothing but affine layers: the whole is the body
         border = [start]
     prefix = subgraph(folded, [start], border)
     linear = subgraph(folded, [start], border)
-    for node in linear.graph.find_nodes(op="call_module"):
-        linear.set_submodule(str(node.target), without_bias(linear.get_submodule(str(node.target))))
+    for node, layer in layers(linear):
+        linear.add_module(str(node.target), without_bias(layer))
     return Cut(prefix, linear, subgraph(folded, border, [last]), head)
 
 
-def subgraph(module: fx.GraphModule, inputs: list[fx.Node], outputs: list[fx.Node]) -> fx.GraphModule:
+def subgraph(module: Graph, inputs: list[fx.Node], outputs: list[fx.Node]) -> Graph:
     """The part of a graph from `inputs` to `outputs`: a tuple of them, or the one."""
     graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
     needed = _needed(inputs, outputs)
     for node in module.graph.nodes:
         if node in needed:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     results = tuple(copies[node] for node in outputs)
     graph.output(results if len(results) > 1 or outputs == inputs else results[0])
-    part = fx.GraphModule(module, graph)
-    part.recompile()
-    return part
+    return Graph(graph, module)
 
 
 def tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -84,40 +90,52 @@ def _needed(inputs: list[fx.Node], outputs: list[fx.Node]) -> set[fx.Node]:
     return needed
 
 
-def _affine_nodes(folded: fx.GraphModule, start: fx.Node) -> set[fx.Node]:
-    """The nodes that are affine in x, and of a tensor whose every element is in x's image of the batch."""
-    affine = {start}
-    for node in folded.graph.nodes:
-        sources = node.all_input_nodes
-        if sources and all(source in affine for source in sources) and _keeps_affine(folded, node):
-            affine.add(node)
-    return affine
+def _affine_nodes(folded: Graph, start: fx.Node) -> set[fx.Node]:
+    """The nodes that are affine in x, and whose rows are image after image; those that others read are of one row an
+    image."""
+    apart: set[fx.Node] = set()
+    while True:
+        affine = {start}
+        for node in folded.graph.nodes:
+            sources = node.all_input_nodes
+            fits = sources and all(source in affine for source in sources) and node not in apart
+            if fits and _keeps_affine(folded, node):
+                affine.add(node)
+        rows = start.meta["shape"][0]
+        uneven = {node for node in affine if node.meta["shape"][0] != rows and not affine.issuperset(node.users)}
+        if not uneven:
+            return affine
+        apart |= uneven
 
 
-def _keeps_affine(folded: fx.GraphModule, node: fx.Node) -> bool:
+def _keeps_affine(folded: Graph, node: fx.Node) -> bool:
     if node.op == "call_module":
-        module = folded.get_submodule(str(node.target))
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return False
-        if isinstance(module, nn.Flatten):
-            return module.start_dim >= 1
-        return isinstance(module, _AFFINE_MODULES)
-    if node.op == "call_function" and node.target in _SUMS:
+        return isinstance(folded.get_submodule(str(node.target)), _AFFINE_LAYERS)
+    if node.target is _aten.add.Tensor:
         return len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
-    name = node.target if node.op == "call_method" else _LINEAR.get(node.target)  # type: ignore[arg-type]
-    if name == "contiguous":
-        return not node.args[1:] and not node.kwargs
-    if name not in _LINEAR.values():
-        return False
-    return _spares_the_batch(node)
+    if node.target in _POOLS:
+        return True
+    if node.target is _aten.reshape.default:
+        return _keeps_images(node)
+    if node.target is _aten.permute.default:
+        return node.args[1][0] == 0  # type: ignore[index]
+    return node.target in _ALONG and _spares_the_batch(node, _ALONG[node.target])
 
 
-def _spares_the_batch(node: fx.Node) -> bool:
-    """Whether the dimensions that a flatten, transpose, mean or sum names are written out, and none is the batch's: 0,
-    or what might be it when counted from the end."""
-    if node.kwargs.keys() - {"dim", "keepdim", "start_dim", "end_dim", "dim0", "dim1"}:
+def _keeps_images(node: fx.Node) -> bool:
+    """A reshape whose first size alone grows with the images, see `assembling`: their rows stay image after image."""
+    (source, sizes), shape = node.args, node.meta["shape"]
+    images = node.graph.find_nodes(op="placeholder")[0].meta["shape"][0]
+    return sizes[0] == -1 and len(node.all_input_nodes) == 1 and shape[0] % images == 0 and len(source.meta["shape"]) > 0
+
+
+def _spares_the_batch(node: fx.Node, count: int) -> bool:
+    """Whether the dimensions that a transpose, mean or sum names are written out, and none is the batch's."""
+    if set(node.kwargs) - {"keepdim"} or len(node.args) < 1 + count:
         return False
+    rank = len(node.args[0].meta["shape"])  # type: ignore[union-attr]
+    rank += node.target is _aten.unsqueeze.default
     dims: list[object] = []
-    for value in (*node.args[1:], *(value for key, value in node.kwargs.items() if key != "keepdim")):
+    for value in node.args[1 : 1 + count]:
         dims += list(value) if isinstance(value, tuple | list) else [value]
-    return bool(dims) and all(type(dim) is int and (dim >= 1 or dim == -1) for dim in dims)
+    return bool(dims) and all(type(dim) is int and dim % rank != 0 for dim in dims)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import Prepared, frozen
+from cortex_fast.engine import Prepared
+from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.parts import value_of
+from cortex_fast.engine.precision import without_tf32
 from cortex_fast.engine.regional import Box, regional
 from cortex_fast.engine.replay import Graphs, replayed
 from cortex_fast.explain.problems import Problems
@@ -72,7 +74,7 @@ def step_of(
         method.learn(variables, moments, problems, clock, kept, gradient)
         return loss, proposed, gradient
 
-    if not isinstance(prepared.body, fx.GraphModule):  # a forward of any kind may look at values
+    if not isinstance(prepared.body, Graph):  # a forward of any kind may look at values
         return step
     return lambda clock: replayed(step, graphs, clock, repeatable=False)
 
@@ -95,7 +97,7 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
     scale = prepared.scale / recipe.draws
 
     def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), frozen(prepared.extractor):
+        with torch.enable_grad(), without_tf32(prepared.exact):
             # at least in float32, like the gradient: what is small fits a half only as long as it is scaled
             wide = proposed.detach().to(torch.promote_types(proposed.dtype, torch.float32))
             leaf = wide.requires_grad_(True)

@@ -1,0 +1,91 @@
+"""A stand-in for an extractor: the same structure and the same weights, so that running it leaves the user's own alone."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def borrowed(extractor: nn.Module, *, tensors_too: bool = False) -> nn.Module:
+    """A copy whose parameters, buffers and tensor attributes share the extractor's memory and require no gradient.
+
+    What a forward leaves behind (features, counters, lists) stays in the copy. tensors_too: the tensors are copies as
+    well, for a forward that writes into them. A tensor made under torch.inference_mode is always copied: autograd takes
+    none. An attribute that cannot be copied (a lock, an open file) is shared.
+    Raises whatever the extractor's own __deepcopy__ does.
+    """
+    whole = unwrapped(extractor)
+    memo = {id(tensor): _alias(tensor, copied=tensors_too) for tensor in _tensors(whole)}
+    try:
+        stand_in = copy.deepcopy(whole, dict(memo))
+    except Exception:
+        stand_in = copy.deepcopy(whole, memo | _uncopyable(whole, memo))
+    for parameter in stand_in.parameters():
+        parameter.requires_grad_(False)
+    return stand_in
+
+
+def unwrapped(extractor: nn.Module) -> nn.Module:
+    """The module that torch.compile or a data-parallel wrapper was given: the same function."""
+    while True:
+        inner = getattr(extractor, "_orig_mod", None)
+        if inner is None and isinstance(extractor, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = extractor.module
+        if not isinstance(inner, nn.Module):
+            return extractor
+        extractor = inner
+
+
+def _tensors(extractor: nn.Module) -> Iterator[Tensor]:
+    for module in extractor.modules():
+        for value in vars(module).values():
+            yield from _tensors_in(value)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+def _alias(tensor: Tensor, *, copied: bool) -> Tensor:
+    """The same values without a graph; attributes that users hang on parameters stay."""
+    alias = tensor.detach()
+    if copied or tensor.is_inference():
+        alias = alias.clone()
+    if isinstance(tensor, nn.Parameter):
+        alias = nn.Parameter(alias, requires_grad=False)
+    alias.__dict__.update(tensor.__dict__)
+    return alias
+
+
+def _uncopyable(extractor: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """The attributes that cannot be copied, as themselves."""
+    shared: dict[int, Any] = {}
+    for module in extractor.modules():
+        for value in vars(module).values():
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:
+                if not _holds_modules(value):
+                    shared[id(value)] = value
+    return shared
+
+
+def _holds_modules(value: Any) -> bool:
+    return isinstance(value, nn.Module) or (
+        isinstance(value, dict) and any(isinstance(item, nn.Module) for item in value.values())
+    )
+
+
+@torch.no_grad()
+def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a module in another dtype, its weights copies as well."""
+    return copy.deepcopy(module).to(dtype).requires_grad_(False)

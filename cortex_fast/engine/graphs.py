@@ -1,0 +1,106 @@
+"""A torch.fx graph that is run node by node: what the engine makes of an extractor, and takes apart.
+
+Not an fx.GraphModule: that generates code for each, and torch keeps the code of every one for as long as the process
+lives.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a node's value is while the graph runs."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node: the name of a module, or a function; its arguments with slots; where its value goes; which slots are
+    not read any more."""
+
+    module: str | None
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    to: int
+    last: tuple[int, ...]
+
+
+class Graph(nn.Module):
+    """A graph of call_module and call_function nodes, with the modules and constants that its nodes name."""
+
+    def __init__(self, graph: fx.Graph, holder: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+        for node in graph.nodes:
+            name = str(node.target)
+            if node.op == "call_module" and name not in self._modules:
+                self.add_module(name, holder.get_submodule(name))
+            if node.op == "get_attr" and name not in self._buffers:
+                self.register_buffer(name, getattr(holder, name))
+        self.compile_steps()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        constants = [self._buffers[name] for name in self._constants]
+        values: list[Any] = [*inputs, *constants, *[None] * self._results]
+        for step in self._steps:
+            function = step.function if step.module is None else self._modules[step.module]
+            values[step.to] = function(*_filled(step.args, values), **_filled(step.kwargs, values))
+            for index in step.last:
+                values[index] = None
+        return _filled(self._result, values)
+
+    def compile_steps(self) -> None:
+        """To be called when the graph was changed: drops what nobody reads, and orders what is left."""
+        drop_unread(self.graph)
+        nodes = [node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+        inputs = self.graph.find_nodes(op="placeholder")
+        constants = self.graph.find_nodes(op="get_attr")
+        (output,) = self.graph.find_nodes(op="output")
+        slots = {node: _Slot(index) for index, node in enumerate((*inputs, *constants, *nodes))}
+        self._constants, self._results = tuple(str(node.target) for node in constants), len(nodes)
+        self._result = fx.node.map_arg(output.args[0], slots.__getitem__)
+        steps = []
+        last: dict[fx.Node, fx.Node] = {}
+        for node in nodes:
+            last |= dict.fromkeys(node.all_input_nodes, node)
+        kept = set(output.all_input_nodes)
+        for node in nodes:
+            ends = tuple(slots[n].index for n in node.all_input_nodes if last[n] is node and n not in kept)
+            module = str(node.target) if node.op == "call_module" else None
+            args, kwargs = (fx.node.map_arg(value, slots.__getitem__) for value in (node.args, node.kwargs))
+            steps.append(_Step(module, None if module else node.target, args, kwargs, slots[node].index, ends))
+        self._steps = steps
+        used = {str(node.target) for node in self.graph.find_nodes(op="call_module")}
+        for name in set(self._modules) - used:
+            del self._modules[name]
+
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Erase the nodes that nobody reads: no operator of a graph has another effect than its value."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
+def layers(graph: Graph) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """The nodes that are modules, with them."""
+    for node in graph.graph.find_nodes(op="call_module"):
+        yield node, graph.get_submodule(str(node.target))
+
+
+def _filled(value: Any, values: list[Any]) -> Any:
+    if type(value) is _Slot:
+        return values[value.index]
+    if type(value) is tuple:
+        return tuple([_filled(item, values) for item in value])
+    if isinstance(value, list):
+        return [_filled(item, values) for item in value]
+    if isinstance(value, dict):
+        return {key: _filled(item, values) for key, item in value.items()}
+    return value

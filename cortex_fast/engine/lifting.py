@@ -1,0 +1,176 @@
+"""Operators of a graph as the layers that they are: what has weights becomes a module that can be folded and fused."""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from cortex_fast.engine.graphs import Graph
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the weight's dimensions
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by the input's
+_IDENTITIES = (_aten.reshape.default, _aten.expand.default)
+_NORM_OPERATORS = (
+    _aten.native_batch_norm.default,
+    _aten._native_batch_norm_legit.default,
+    _aten._native_batch_norm_legit_no_training.default,
+    _aten.cudnn_batch_norm.default,
+    _aten.miopen_batch_norm.default,
+)
+
+
+def lift(graph: Graph) -> Graph:
+    """In place: convolutions, linear layers and eval-mode BatchNorms whose weights are constants as modules that share
+    them; ReLU and max-pooling as the functions that the engine knows."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _IDENTITIES and _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            continue
+        layer = _layer(graph, node)
+        if layer is not None:
+            _replace(graph, node, layer)
+        elif node.target is _aten.relu.default:
+            node.target = torch.relu
+        elif node.target is _aten.max_pool2d_with_indices.default and _only_first(node):
+            _become(node, F.max_pool2d)
+    graph.compile_steps()
+    return graph
+
+
+def _layer(graph: Graph, node: fx.Node) -> nn.Module | None:
+    if node.target is _aten.convolution.default:
+        return _convolution(graph, node)
+    if node.target in (_aten.addmm.default, _aten.mm.default):
+        return _linear(graph, node)
+    if node.target is _aten.bmm.default:
+        return _linear_of_rows(graph, node)
+    if node.target is _aten.add.Tensor:
+        return _with_bias(graph, node)
+    if node.target in _NORM_OPERATORS and _only_first(node):
+        return _norm(graph, node)
+    return None
+
+
+def _convolution(graph: Graph, node: fx.Node) -> nn.Module | None:
+    source, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    weight, bias = _constant(graph, weight), _constant(graph, bias)
+    if not isinstance(source, fx.Node) or source.op == "get_attr" or weight is None or transposed:
+        return None
+    if (bias is None) != (node.args[2] is None) or len(source.meta["shape"]) != weight.ndim:
+        return None
+    kind = _CONVOLUTIONS.get(weight.ndim)
+    if kind is None:
+        return None
+    outputs, inputs, *size = weight.shape
+    options = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation), "groups": groups}
+    layer = kind(inputs * groups, outputs, tuple(size), bias=bias is not None, device="meta", **options)
+    return _holding(layer, weight, bias)
+
+
+def _linear(graph: Graph, node: fx.Node) -> nn.Module | None:
+    if node.kwargs:
+        return None  # a weighted sum
+    *biases, source, matrix = node.args
+    weight, bias = _constant(graph, matrix), _constant(graph, biases[0]) if biases else None
+    if not isinstance(source, fx.Node) or source.op == "get_attr" or weight is None:
+        return None
+    if biases and (bias is None or bias.shape != weight.shape[1:]):
+        return None
+    layer = nn.Linear(*weight.shape, bias=bias is not None, device="meta")
+    return _holding(layer, weight.t(), bias)
+
+
+def _linear_of_rows(graph: Graph, node: fx.Node) -> nn.Module | None:
+    """A product with the same matrix for each image, as torch.matmul makes of a linear layer."""
+    source, expanded = node.args
+    if not isinstance(expanded, fx.Node) or expanded.target is not _aten.expand.default:
+        return None
+    weight = _constant(graph, expanded.args[0])
+    if weight is None or weight.ndim != 2 or not isinstance(source, fx.Node) or "shape" not in source.meta:
+        return None
+    return _holding(nn.Linear(*weight.shape, bias=False, device="meta"), weight.t(), None)
+
+
+def _with_bias(graph: Graph, node: fx.Node) -> nn.Module | None:
+    """A linear layer that nobody else reads, and the addition of its bias behind it."""
+    if len(node.args) != 2 or node.kwargs:
+        return None
+    source, bias = node.args[0], _constant(graph, node.args[1])
+    if bias is None or not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        return None
+    layer = graph.get_submodule(str(source.target))
+    if not isinstance(layer, nn.Linear) or layer.bias is not None or bias.shape != layer.weight.shape[:1]:
+        return None
+    merged = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    return _holding(merged, layer.weight, bias)
+
+
+def _norm(graph: Graph, node: fx.Node) -> nn.Module | None:
+    source, *named = node.args[:5]
+    weight, bias, mean, variance = (_constant(graph, argument) for argument in named)
+    rest = [value for value in node.args[5:] if type(value) is not bool]
+    training = any(value is True for value in node.args[5:6])
+    if training or mean is None or variance is None or (weight is None) != (named[0] is None):
+        return None
+    if not isinstance(source, fx.Node) or source.op == "get_attr" or (weight is None) != (bias is None):
+        return None
+    layer = _NORMS[len(source.meta["shape"])](len(mean), eps=rest[1], affine=weight is not None, device="meta")
+    layer.running_mean, layer.running_var = mean, variance
+    return _holding(layer, weight, bias)
+
+
+def _holding(layer: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
+    """The layer with these weights, in eval mode."""
+    if weight is not None:
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer.eval()
+
+
+def _constant(graph: Graph, argument: object) -> Tensor | None:
+    if isinstance(argument, fx.Node) and argument.op == "get_attr":
+        return graph.get_buffer(str(argument.target))
+    return None
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    """Of the same shape for whatever number of images."""
+    source = node.args[0]
+    return isinstance(source, fx.Node) and all(node.meta[key] == source.meta.get(key) for key in ("shape", "more"))
+
+
+def _only_first(node: fx.Node) -> bool:
+    """Whether of a node's results nobody reads another than the first."""
+    return all(user.args[1] == 0 for user in node.users if user.users)
+
+
+def _replace(graph: Graph, node: fx.Node, layer: nn.Module) -> None:
+    """The node as a call of the layer; of a norm, its first result."""
+    name = f"{type(layer).__name__.lower()}_{len(graph._modules)}"
+    graph.add_module(name, layer)
+    source = node.args[1] if node.target is _aten.addmm.default else node.args[0]
+    if node.target is _aten.add.Tensor:
+        source = source.args[0]  # what the layer without its bias read
+    with node.graph.inserting_before(node):
+        called = node.graph.call_module(name, (source,))
+    _take_over(node, called)
+
+
+def _become(node: fx.Node, function: object) -> None:
+    """The node as a call of a function that gives its first result alone."""
+    with node.graph.inserting_before(node):
+        called = node.graph.call_function(function, node.args, dict(node.kwargs))  # type: ignore[arg-type]
+    _take_over(node, called)
+
+
+def _take_over(node: fx.Node, called: fx.Node) -> None:
+    results = [user for user in node.users if user.target is operator.getitem] or [node]
+    for result in results:
+        if result is node or result.args[1] == 0:
+            called.meta |= {key: result.meta[key] for key in ("shape", "more")}
+            result.replace_all_uses_with(called)

@@ -1,0 +1,149 @@
+"""An extractor tried out: whether a graph of it is the extractor, for images of any scale and in any company.
+
+The graph replays the operators that the forward dispatched, so it is held to the forward by its own rounding: the same
+bits, but for the order in which gradients add up. What is made of the graph then is held to it in float64, where no
+ReLU is near enough to its kink to turn over: a batch against its images one by one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from cortex_fast.engine.assembling import assembled
+from cortex_fast.engine.graphs import Graph
+from cortex_fast.engine.outputs import NoLogitsError
+from cortex_fast.engine.tracing import Tape, UntraceableError, WritesError, recorded
+
+_ROUNDINGS = 4  # times the dtype's own: how far the graph may be from the forward
+ALIKE = 1e-7  # in float64, of the norm: how far what is made of the graph may be from it
+_OTHER_LOGITS = "its forward depends on values or keeps state: the graph gives other logits"
+_OTHER_GRADIENTS = "the graph gives other gradients: hooks or a backward of its own change them"
+_NO_GRADIENT = (
+    "extractor: expected logits that are differentiable in the embedding, got none: its forward runs under "
+    "torch.no_grad(), detaches, rounds or quantises again"
+)
+
+Gradients = tuple[Tensor, Tensor]  # logits [B,classes], and each target's gradient [B,d,h,w]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Three batches of the same shape of image, which differ in scale and content; all begin from the sample's."""
+
+    few: Tensor
+    more: Tensor
+    other: Tensor
+
+
+def images_of(sample: Tensor) -> Images:
+    """What to try an extractor on: sample [n,d,h,w], n >= 1, and what can be made of it."""
+    generator = torch.Generator().manual_seed(0)
+    first, last = sample[0], sample[-1]
+    noise = torch.randn((3, *first.shape), generator=generator, dtype=torch.float64).to(sample)
+    scale = first.std(correction=0).nan_to_num() + torch.finfo(sample.dtype).tiny
+    noisy = first + scale * noise[0]
+    small = 0.1 * last.flip(-1) + 0.1 * scale * noise[1]
+    large = 8 * last.roll(1, -1) + scale * noise[2]
+    return Images(
+        few=torch.stack((first, large)),
+        more=torch.stack((noisy, large, small)),
+        other=torch.stack((large, -small, first.flip(-2))),
+    )
+
+
+def targets_of(count: int, classes: int, device: torch.device) -> Tensor:
+    """A class for each image, from the first to the last."""
+    return torch.arange(count, device=device) * (classes - 1) // max(1, count - 1)
+
+
+def gradients_of(function: Callable[[Tensor], Tensor], x: Tensor, target: Tensor | None = None) -> Gradients:
+    """Logits of x [B,d,h,w] and the gradients of its targets' [B], by autograd in one pass; target: `targets_of` x."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_(True)
+        return _gradients(function(leaf.clone()), leaf, target)
+
+
+def _gradients(logits: Tensor, leaf: Tensor, target: Tensor | None = None) -> Gradients:
+    if not logits.requires_grad:
+        raise NoLogitsError(_NO_GRADIENT)
+    target = targets_of(len(logits), logits.shape[1], logits.device) if target is None else target
+    (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise NoLogitsError(_NO_GRADIENT)
+    return logits.detach(), gradient
+
+
+def graph_of(extractor: nn.Module, images: Images) -> tuple[Graph, Gradients]:
+    """The extractor's graph, which does what the extractor does; and what that gave for images.more.
+
+    Raises UntraceableError, WritesError, or whatever the forward raises.
+    """
+    few, more = recorded(extractor, images.few), recorded(extractor, images.more)
+    graph = assembled(few, more)
+    expected = _of(more)
+    logits, gradient = gradients_of(graph, images.more)
+    bound = _ROUNDINGS * torch.finfo(logits.dtype).eps
+    if not near(logits, expected[0], bound) or not near(graph(images.other), extractor(images.other), bound):
+        raise UntraceableError(_OTHER_LOGITS, by_value=True)
+    if not near(gradient, expected[1], bound):
+        raise UntraceableError(_OTHER_GRADIENTS)
+    return graph, expected
+
+
+def _of(tape: Tape) -> Gradients:
+    with torch.enable_grad():
+        return _gradients(tape.output, tape.x)
+
+
+def mixes(extractor: nn.Module, images: Images) -> bool:
+    """Whether an image's logits or gradient depend on its company."""
+    together = gradients_of(extractor, images.more)
+    target = targets_of(3, together[0].shape[1], images.more.device)
+    company = gradients_of(extractor, torch.cat((images.other[:1], images.more[1:2], images.other[2:])), target)
+    alone = gradients_of(extractor, images.more[1:2], target[1:2])
+    bound = _ROUNDINGS * torch.finfo(together[0].dtype).eps
+    if not all(near(one[1:2], other[1:2], bound) for one, other in zip(together, company, strict=True)):
+        return True
+    # rounding differs with the number of images, and may turn a ReLU over
+    return not near(together[0][1:2], alone[0], max(1e-3, bound)) or not near(together[1][1:2], alone[1], 0.05)
+
+
+def apart_in_float64(graph: Graph, x: Tensor, classes: int) -> tuple[Graph, Gradients] | None:
+    """The graph in float64, and what it gives for each image of x alone; None where an operator has no float64."""
+    wide, x = widened(graph), x.double()
+    try:
+        target = targets_of(len(x), classes, x.device)
+        parts = [gradients_of(wide, x[i : i + 1], target[i : i + 1]) for i in range(len(x))]
+    except (RuntimeError, NotImplementedError):
+        return None
+    return wide, (torch.cat([logits for logits, _ in parts]), torch.cat([gradient for _, gradient in parts]))
+
+
+def copied(graph: Graph) -> Graph:
+    """The same graph once more, sharing its constants: to be changed."""
+    nodes = fx.Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    return Graph(nodes, graph)
+
+
+def widened(graph: Graph) -> Graph:
+    """A graph without modules in float64."""
+    wide, narrow = copied(graph), (torch.float32, torch.float16, torch.bfloat16)
+    for node in wide.graph.nodes:
+        node.kwargs = {key: torch.float64 if value in narrow else value for key, value in node.kwargs.items()}
+    for name, tensor in list(wide.named_buffers()):
+        wide.register_buffer(name, tensor.double() if tensor.is_floating_point() else tensor)
+    wide.compile_steps()
+    return wide
+
+
+def near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Within a share of the norm; infinities, as of masked classes, and NaN are to be the same."""
+    got, expected = got.detach().double(), expected.detach().double()
+    if got.shape != expected.shape:
+        return False
+    alike = (got == expected) | (got.isnan() & expected.isnan())
+    got, rest = got.masked_fill(alike, 0), expected.masked_fill(alike, 0)
+    return bool((got - rest).norm() <= tolerance * expected.nan_to_num(posinf=0, neginf=0).norm() + 1e-30)
