@@ -12,6 +12,12 @@ from cortex_fast.engine.tracing import INPUT, Record, Tape, UntraceableError, Va
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default, _aten.reshape.default)
+_SIZED = {  # operators that take the number of images for a shape, and make nothing else of it
+    getattr(_aten, name)
+    for name in (
+        "reshape view expand repeat new_zeros new_ones new_full new_empty zeros ones full empty arange native_group_norm"
+    ).split()
+}
 _OTHER_IMAGES = "the number of images decides what it computes"
 
 
@@ -82,6 +88,8 @@ def _emit(assembly: _Assembly, index: int, one: Record, other: Record) -> None:
     if target in _VIEWS:  # what is channels-last in the engine has no such view, and may be copied
         target = _aten.reshape.default
         args = (args[0], _inferred(args[1]))
+    if target.overloadpacket not in _SIZED and _grows((args, kwargs)):
+        raise UntraceableError(_OTHER_IMAGES, by_value=True)
     args, kwargs = (_sized(assembly, value) for value in (args, kwargs))
     sources: list[fx.Node] = []
     fx.node.map_arg((args, kwargs), lambda node: sources.append(node) or node)
@@ -137,6 +145,13 @@ def _inferred(sizes: Any) -> Any:
     if len(growing) != 1 or -1 in sizes:
         return sizes
     return [-1 if isinstance(size, _Size) else size for size in sizes]
+
+
+def _grows(value: Any) -> bool:
+    """Whether there is a _Size in arguments."""
+    if type(value) in (tuple, list):
+        return any(map(_grows, value))
+    return any(map(_grows, value.values())) if isinstance(value, dict) else isinstance(value, _Size)
 
 
 def _sized(assembly: _Assembly, value: Any) -> Any:

@@ -89,3 +89,15 @@ def _holds_modules(value: Any) -> bool:
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a module in another dtype, its weights copies as well."""
     return copy.deepcopy(module).to(dtype).requires_grad_(False)
+
+
+def straighten_norms(stand_in: nn.Module) -> None:
+    """In place: what comes back into a norm is laid out as torch's operator takes it; see `lifting.Norm`."""
+    for module in stand_in.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.register_forward_hook(_straighten)
+
+
+def _straighten(module: nn.Module, inputs: Any, result: Tensor) -> None:
+    if result.requires_grad:
+        result.register_hook(Tensor.contiguous)

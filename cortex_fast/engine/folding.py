@@ -2,12 +2,13 @@
 
 import copy
 
+import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.graphs import Graph, layers
-from cortex_fast.engine.lifting import lift
+from cortex_fast.engine.lifting import Norm, lift
 from cortex_fast.engine.tracing import recorded
 
 
@@ -31,16 +32,19 @@ def fold(graph: Graph) -> Graph:
 def _fold_norm(node: fx.Node, norm: nn.Module, graph: Graph) -> None:
     """A BatchNorm whose only input is a convolution or linear layer that nothing else reads goes into its weights."""
     source = node.args[0]
-    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+    if not isinstance(norm, Norm) or not isinstance(source, fx.Node) or source.op != "call_module":
         return
     layer = graph.get_submodule(str(source.target))
-    if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-        merged: nn.Module = fuse_conv_bn_eval(layer, norm)
-    elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
-        merged = fuse_linear_bn_eval(layer, norm)
-    else:
+    channels = len(node.meta["shape"]) == 2 if isinstance(layer, nn.Linear) else isinstance(layer, nn.Conv2d)
+    if not channels or len(source.users) != 1:
         return
-    graph.add_module(str(source.target), merged.requires_grad_(False).eval())
+    fused = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    weight = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
+    bias = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
+    merged = copy.copy(layer)
+    parameters = fused(layer.weight, layer.bias, norm.mean, norm.variance, norm.eps, weight, bias)  # type: ignore[arg-type]
+    merged._parameters = dict(zip(("weight", "bias"), parameters, strict=True))
+    graph.add_module(str(source.target), merged.requires_grad_(False))
     node.replace_all_uses_with(source)
     node.graph.erase_node(node)
 

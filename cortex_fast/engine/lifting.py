@@ -1,6 +1,8 @@
 """Operators of a graph as the layers that they are: what has weights becomes a module that can be folded and fused."""
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,6 @@ from cortex_fast.engine.graphs import Graph
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the weight's dimensions
-_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by the input's
 _IDENTITIES = (_aten.reshape.default, _aten.expand.default)
 _NORM_OPERATORS = (
     _aten.native_batch_norm.default,
@@ -21,9 +22,47 @@ _NORM_OPERATORS = (
 )
 
 
+class Norm(nn.Module):
+    """BatchNorm in eval mode, x [B,C,...], by its formula.
+
+    torch's own operator (2.13, CPU) gives a wrong gradient for a batch of one where what comes back is not laid out as
+    x is.
+    """
+
+    def __init__(
+        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+    ) -> None:
+        super().__init__()
+        for name, tensor in (("weight", weight), ("bias", bias), ("mean", mean), ("variance", variance)):
+            self.register_buffer(name, tensor)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normed(x, self.weight, self.bias, self.mean, self.variance, False, 0.0, self.eps)
+
+
+def normed(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """The arguments of aten.native_batch_norm, in eval mode."""
+    scale = (variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    over = (1, -1, *[1] * (x.ndim - 2))
+    return x * scale.to(x.dtype).view(over) + shift.to(x.dtype).view(over)
+
+
 def lift(graph: Graph) -> Graph:
     """In place: convolutions, linear layers and eval-mode BatchNorms whose weights are constants as modules that share
     them; ReLU and max-pooling as the functions that the engine knows."""
+    lift_norms(graph)
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
@@ -35,8 +74,29 @@ def lift(graph: Graph) -> Graph:
             _replace(graph, node, layer)
         elif node.target is _aten.relu.default:
             node.target = torch.relu
+        elif node.target is _aten.native_group_norm.default:
+            node.args = (_contiguous(node.args[0]), *node.args[1:])
         elif node.target is _aten.max_pool2d_with_indices.default and _only_first(node):
-            _become(node, F.max_pool2d)
+            _become(node, F.max_pool2d, node.args)
+    graph.compile_steps()
+    return graph
+
+
+def lift_norms(graph: Graph) -> Graph:
+    """In place: eval-mode BatchNorms alone."""
+    for node in list(graph.graph.nodes):
+        if node.target not in _NORM_OPERATORS or not _only_first(node):
+            continue
+        source, *named = node.args[:5]
+        *flags, eps = node.args[5:]  # [training,] momentum, eps
+        if any(flag is True for flag in flags) or named[2] is None or named[3] is None:
+            continue
+        constants = [_constant(graph, argument) for argument in named]
+        known = all((tensor is None) == (argument is None) for tensor, argument in zip(constants, named, strict=True))
+        if known:
+            _replace(graph, node, Norm(*constants, eps))  # type: ignore[arg-type]
+        else:
+            _become(node, normed, (source, *named, False, 0.0, eps))
     graph.compile_steps()
     return graph
 
@@ -50,8 +110,6 @@ def _layer(graph: Graph, node: fx.Node) -> nn.Module | None:
         return _linear_of_rows(graph, node)
     if node.target is _aten.add.Tensor:
         return _with_bias(graph, node)
-    if node.target in _NORM_OPERATORS and _only_first(node):
-        return _norm(graph, node)
     return None
 
 
@@ -109,20 +167,6 @@ def _with_bias(graph: Graph, node: fx.Node) -> nn.Module | None:
     return _holding(merged, layer.weight, bias)
 
 
-def _norm(graph: Graph, node: fx.Node) -> nn.Module | None:
-    source, *named = node.args[:5]
-    weight, bias, mean, variance = (_constant(graph, argument) for argument in named)
-    rest = [value for value in node.args[5:] if type(value) is not bool]
-    training = any(value is True for value in node.args[5:6])
-    if training or mean is None or variance is None or (weight is None) != (named[0] is None):
-        return None
-    if not isinstance(source, fx.Node) or source.op == "get_attr" or (weight is None) != (bias is None):
-        return None
-    layer = _NORMS[len(source.meta["shape"])](len(mean), eps=rest[1], affine=weight is not None, device="meta")
-    layer.running_mean, layer.running_var = mean, variance
-    return _holding(layer, weight, bias)
-
-
 def _holding(layer: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
     """The layer with these weights, in eval mode."""
     if weight is not None:
@@ -136,6 +180,12 @@ def _constant(graph: Graph, argument: object) -> Tensor | None:
     if isinstance(argument, fx.Node) and argument.op == "get_attr":
         return graph.get_buffer(str(argument.target))
     return None
+
+
+def _contiguous(source: Any) -> fx.Node:
+    """What an operator reads that was recorded with its input laid out so, and takes no other."""
+    with source.graph.inserting_after(source):
+        return source.graph.call_function(_aten.contiguous.default, (source,))
 
 
 def _changes_nothing(node: fx.Node) -> bool:
@@ -161,10 +211,10 @@ def _replace(graph: Graph, node: fx.Node, layer: nn.Module) -> None:
     _take_over(node, called)
 
 
-def _become(node: fx.Node, function: object) -> None:
+def _become(node: fx.Node, function: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
     """The node as a call of a function that gives its first result alone."""
     with node.graph.inserting_before(node):
-        called = node.graph.call_function(function, node.args, dict(node.kwargs))  # type: ignore[arg-type]
+        called = node.graph.call_function(function, args)
     _take_over(node, called)
 
 

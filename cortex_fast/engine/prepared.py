@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.engine.borrowing import borrowed, in_dtype
+from cortex_fast.engine.borrowing import borrowed, in_dtype, straighten_norms
 from cortex_fast.engine.folding import fold
 from cortex_fast.engine.fusing import Filters, fuse
 from cortex_fast.engine.gating import take_gates
@@ -172,6 +172,7 @@ def _tried(
     try:
         graph, expected = graph_of(module, images)
         prepared = _fast(extractor, module, graph, expected, images, dtype, copies)
+        return _measured(prepared, images)
     except NoLogitsError:
         raise
     except Exception as error:  # the user's forward runs in it, and may raise anything
@@ -180,8 +181,7 @@ def _tried(
         by_value = isinstance(error, UntraceableError) and error.by_value
         if not isinstance(error, UntraceableError):  # it may write into its own tensors
             module = Logits(borrowed(extractor, tensors_too=True), output)
-        prepared = _as_it_is(extractor, module, images, dtype, reason, by_value=by_value)
-    return replace(prepared, bytes_of_copy=_bytes_of_copy(prepared, images.more[:1]))
+        return _measured(_as_it_is(extractor, module, images, dtype, reason, by_value=by_value), images)
 
 
 def _fast(
@@ -262,6 +262,7 @@ def _as_it_is(
 ) -> Prepared:
     """By autograd over the extractor: image by image where it looks at values, or images change each other's results."""
     logits, gradient = gradients_of(module, images.more)
+    straighten_norms(module)
     how = ""
     if not by_value and mixes(module, images):
         by_value, reason = True, "the images of a batch change each other's results"
@@ -298,7 +299,7 @@ class _Alone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         try:
-            return torch.cat([self.module(x[image : image + 1]) for image in range(len(x))])
+            return torch.cat([self.module(x[image : image + 1].clone()) for image in range(len(x))])
         except ValueError as error:
             raise ValueError(f"extractor: its images change each other's results, and one alone fails: {error}") from error
 
@@ -333,11 +334,11 @@ def _scale(gradient: Tensor, dtype: torch.dtype) -> float:
     return 2.0 ** max(-14, min(15, math.floor(math.log2(16 / largest))))  # itself a float16
 
 
-def _bytes_of_copy(prepared: Prepared, sample: Tensor) -> int:
-    """About what one more noisy copy of sample [1,d,m,m] takes while its gradient is computed: what autograd keeps,
-    and a few of the largest tensors on the way."""
-    (one, _), (two, largest) = (_bytes_of_pass(prepared, sample.expand(count, -1, -1, -1)) for count in (1, 2))
-    return max(1, two - one + _ON_THE_WAY * largest // 2)
+def _measured(prepared: Prepared, images: Images) -> Prepared:
+    """With about what one more noisy copy of an image takes while its gradient is computed: what autograd keeps, and a
+    few of the largest tensors on the way."""
+    (one, _), (two, largest) = (_bytes_of_pass(prepared, images.more[:count]) for count in (1, 2))
+    return replace(prepared, bytes_of_copy=max(1, two - one + _ON_THE_WAY * largest // 2))
 
 
 def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:

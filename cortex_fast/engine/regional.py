@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from cortex_fast import ops
 from cortex_fast.engine.fusing import Convolution
 from cortex_fast.engine.graphs import Graph
+from cortex_fast.engine.lifting import Norm
 from cortex_fast.engine.nodes import is_pool, is_relu
 from cortex_fast.engine.parts import Parts
 
@@ -215,7 +216,7 @@ def _average(node: fx.Node) -> tuple[Window, Callable[[Tensor], Tensor], int] | 
 
 def _pointwise(module: Graph, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), nn.BatchNorm2d)
+        return isinstance(module.get_submodule(str(node.target)), Norm)
     return is_relu(node) or (node.target in _POINTWISE and not node.kwargs)
 
 

@@ -9,15 +9,18 @@ as well and imports torch._dynamo (2 s); so does a TorchDispatchMode as it comes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from cortex_fast.engine.views import Place, written_back
+
+_aten = torch.ops.aten
 INPUT = -1  # the embedding's record
 _BATCH_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit")
 _BY_LAYOUT = ("as_strided", "as_strided_", "set_", "resize_", "resize_as_")
@@ -91,7 +94,7 @@ def recorded(extractor: nn.Module, x: Tensor) -> Tape:
     recorder = _Recorder()
     with torch.enable_grad():
         own = leaf.clone()  # a forward may write into it, but not into a leaf
-        recorder.enter(own, INPUT, 0, depends=True)
+        recorder.enter(own, Place(INPUT, 0, own.shape, own.dtype, TensorWeakRef(own)), depends=True)
         with _Reading(recorder), recorder:
             output = extractor(own)
     if recorder.writes is not None:
@@ -122,10 +125,9 @@ def _look_at_graph(output: Tensor) -> None:
         waiting += [following for following, _ in function.next_functions]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry:
-    record: int
-    output: int
+    place: Place
     depends: bool
     version: int  # of its storage: a write through another tensor makes it stale
 
@@ -161,9 +163,9 @@ class _Recorder(TorchDispatchMode):
         elif by_value:
             self.refusal.by_value = True
 
-    def enter(self, tensor: Tensor, record: int, output: int, *, depends: bool) -> None:
-        """The tensor is this result of this record."""
-        self._entries[tensor] = _Entry(record, output, depends, self._version(_storage(tensor)))
+    def enter(self, tensor: Tensor, place: Place, *, depends: bool) -> None:
+        """The tensor is at this place of the graph."""
+        self._entries[tensor] = _Entry(place, depends, self._version(_storage(tensor)))
 
     def depends(self, tensor: Tensor) -> bool:
         entry, storage = self._entries.get(tensor), _storage(tensor)
@@ -177,13 +179,12 @@ class _Recorder(TorchDispatchMode):
         if entry is None:
             self._foreign.setdefault(storage, tensor)
             return Value(None, 0, tensor, self._version(storage))
-        current = self._version(storage)
+        current, place = self._version(storage), entry.place
         if entry.version != current and self.depends(tensor):
             self.refuse("it writes into a view of a tensor that it reads again")
         if entry.depends:
-            return Value(entry.record, entry.output, None)
-        record = entry.record if entry.version == current else None
-        return Value(record, entry.output, tensor, current)
+            return Value(place.record, place.output, None)
+        return Value(place.record if entry.version == current else None, place.output, tensor, current)
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -203,10 +204,15 @@ class _Recorder(TorchDispatchMode):
         results = tuple(result) if many else (result,)
         if depends and not any(isinstance(part, Tensor) for part in results):
             self.refuse(_BY_VALUE, by_value=True)
-        self._append(operator, values, results, depends, many=many)
+        self._append(operator, *values, results, depends, many=many)
+        view = None
+        if not many and args and isinstance(args[0], Tensor) and values[0][0].record is not None:
+            view = operator, values[0][1:], self._entries[args[0]].place
         for output, part in enumerate(results):
             if isinstance(part, Tensor):
-                self.enter(part, len(self.records) - 1, output, depends=depends)
+                own = view if view is not None and _storage(part) == _storage(args[0]) else None
+                place = Place(len(self.records) - 1, output, part.shape, part.dtype, TensorWeakRef(part), own)
+                self.enter(part, place, depends=depends)
         return result
 
     def _look_at(self, operator: Any, name: str, args: Any, kwargs: Any, depends: bool) -> None:
@@ -215,7 +221,7 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"it is random ({name})")
         if not depends:
             return
-        if torch.Tag.dynamic_output_shape in operator.tags:
+        if torch.Tag.dynamic_output_shape in operator.tags and not _by_numbers(name, args):
             self.refuse(f"the shapes of its results depend on values ({name})", by_value=True)
         if torch.Tag.data_dependent_output in operator.tags:
             self.refuse(_BY_VALUE, by_value=True)
@@ -230,55 +236,83 @@ class _Recorder(TorchDispatchMode):
         raise WritesError(reason)
 
     def _append(
-        self, operator: Any, values: tuple[Any, Any], results: tuple[Any, ...], depends: bool, *, many: bool = False
+        self,
+        operator: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: tuple[Any, ...],
+        depends: bool,
+        *,
+        many: bool = False,
     ) -> None:
-        shapes = tuple(part.shape if isinstance(part, Tensor) else None for part in results)
-        dtypes = tuple(part.dtype if isinstance(part, Tensor) else None for part in results)
+        """A record; results: tensors, or places, for their shapes."""
+        shapes = tuple(part.shape if isinstance(part, Tensor | Place) else None for part in results)
+        dtypes = tuple(part.dtype if isinstance(part, Tensor | Place) else None for part in results)
         graded = torch.is_grad_enabled()
-        self.records.append(Record(operator, values[0], values[1], shapes, dtypes, depends, graded, many))
+        self.records.append(Record(operator, args, kwargs, shapes, dtypes, depends, graded, many))
 
     def _write(
         self, operator: Any, name: str, written: list[int | str], args: Any, kwargs: Any, values: Any, depends: bool
     ) -> Any:
         """An operator in place, as its counterpart that makes a new tensor, whose values go into the old one."""
+        if name == "rrelu_with_noise" and written == [1]:  # the noise, which eval mode does not make
+            result = operator(*args, **kwargs)
+            slope = (args[2] + args[3]) / 2 if len(args) > 3 else (1 / 8 + 1 / 3) / 2
+            self._append(_aten.leaky_relu.default, (values[0][0], slope), {}, (result,), depends)
+            place = Place(len(self.records) - 1, 0, result.shape, result.dtype, TensorWeakRef(result))
+            self.enter(result, place, depends=depends)
+            return result
         for key in written:
             for tensor in tensors_in(kwargs.get(key) if isinstance(key, str) else args[key]):
                 if self._entries.get(tensor) is None or _storage(tensor) in self._foreign:
                     self.stop(f"it writes into a tensor of its own ({name})")
         counterpart = _counterpart(operator, name)
-        if counterpart is None or written != [0] or not isinstance(args[0], Tensor):
+        if counterpart is None or written != [0] or not isinstance(args[0], Tensor) or values[0][0].record is None:
             self.refuse(f"it writes into given memory ({name})")
             return operator(*args, **kwargs)
         target = args[0]
+        place = self._entries[target].place
         if depends and not torch.is_grad_enabled():
             self.refuse("it writes in place under torch.no_grad")
-        if values[0][0].tensor is not None:  # what it was before, for it is written into now
-            before = replace(values[0][0], tensor=target.clone(), version=0)
-            values = ((before, *values[0][1:]), values[1])
+        before = (_at(place), *values[0][1:])  # not the constant that it may be: that is written into now
         if name == "copy_":
             result = args[1].to(dtype=target.dtype, device=target.device)
-            self._append(torch.ops.aten._to_copy.default, (values[0][1:2], {"dtype": target.dtype}), (result,), depends)
-            self._move(target, depends)
-            shape = list(target.shape)
-            self._append(torch.ops.aten.expand.default, ((self.value(target), shape), {}), (target,), depends)
+            self._append(_aten._to_copy.default, before[1:2], {"dtype": target.dtype}, (result,), depends)
+            last = Value(len(self.records) - 1, 0, None)
+            self._append(_aten.expand.default, (last, list(target.shape)), {}, (target,), depends)
         else:
             result = counterpart(*args, **kwargs)
-            self._append(counterpart, values, (result,), depends)
+            self._append(counterpart, before, values[1], (result,), depends)
             if result.dtype != target.dtype:
-                self._move(target, depends)
-                cast = ((self.value(target),), {"dtype": target.dtype})
-                self._append(torch.ops.aten._to_copy.default, cast, (target,), depends)
+                last = Value(len(self.records) - 1, 0, None)
+                self._append(_aten._to_copy.default, (last,), {"dtype": target.dtype}, (target,), depends)
         target.copy_(result)
-        self._move(target, depends)
+        self._moved(target, place, depends)
         return target
 
-    def _move(self, target: Tensor, depends: bool) -> None:
-        """The tensor is the last record's result now, and all others of its memory are out of date."""
+    def _moved(self, target: Tensor, place: Place, depends: bool) -> None:
+        """The tensor is the last record's result now, what it is a view of has it within, and all others of its memory
+        are out of date."""
         storage = _storage(target)
         self.versions[storage] = self._version(storage) + 1
         if depends:
             self._dependent.add(storage)
-        self.enter(target, len(self.records) - 1, 0, depends=depends)
+        place.record, place.output = len(self.records) - 1, 0
+        self.enter(target, place, depends=depends)
+        while place.view is not None:
+            operator, rest, whole = place.view
+            back = written_back(operator, rest, _at(whole), _at(place), whole.shape)
+            if back is None:
+                return  # what it is a view of is out of date, too
+            tensor = whole.tensor()
+            entry = None if tensor is None else self._entries.get(tensor)
+            depends = depends or (entry is not None and entry.depends)
+            self._append(*back, {}, (whole,), depends)
+            whole.record, whole.output = len(self.records) - 1, 0
+            if tensor is not None:
+                self.enter(tensor, whole, depends=depends)
+            del tensor, entry
+            place = whole
 
     def _version(self, storage: int) -> int:
         return self.versions.get(storage, 0)
@@ -304,6 +338,16 @@ def _drops_nothing(operator: Any, args: Any, kwargs: Any) -> bool:
     defaults = {argument.name: argument.default_value for argument in operator._schema.arguments}
     off = {"dropout_p": 0, "training": False, "train": False}
     return any(name in defaults and named.get(name, defaults[name]) == value for name, value in off.items())
+
+
+def _at(place: Place) -> Value:
+    return Value(place.record, place.output, None)
+
+
+def _by_numbers(name: str, args: Any) -> bool:
+    """Whether an index is by positions: a mask's results have as many rows as it has ones."""
+    masks = (torch.bool, torch.uint8)
+    return name in ("index", "index_put") and not any(index.dtype in masks for index in tensors_in(args[1]))
 
 
 def _counterpart(operator: Any, name: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.graphs import Graph
+from cortex_fast.engine.lifting import lift_norms
 from cortex_fast.engine.outputs import NoLogitsError
 from cortex_fast.engine.tracing import Tape, UntraceableError, WritesError, recorded
 
@@ -81,7 +82,10 @@ def graph_of(extractor: nn.Module, images: Images) -> tuple[Graph, Gradients]:
     Raises UntraceableError, WritesError, or whatever the forward raises.
     """
     few, more = recorded(extractor, images.few), recorded(extractor, images.more)
-    graph = assembled(few, more)
+    try:
+        graph = assembled(few, more)
+    except UntraceableError:  # the first run may have made what the second found
+        graph = assembled(recorded(extractor, images.few), more)
     expected = _of(more)
     logits, gradient = gradients_of(graph, images.more)
     bound = _ROUNDINGS * torch.finfo(logits.dtype).eps
@@ -112,7 +116,7 @@ def mixes(extractor: nn.Module, images: Images) -> bool:
 
 def apart_in_float64(graph: Graph, x: Tensor, classes: int) -> tuple[Graph, Gradients] | None:
     """The graph in float64, and what it gives for each image of x alone; None where an operator has no float64."""
-    wide, x = widened(graph), x.double()
+    wide, x = lift_norms(widened(graph)), x.double()
     try:
         target = targets_of(len(x), classes, x.device)
         parts = [gradients_of(wide, x[i : i + 1], target[i : i + 1]) for i in range(len(x))]

@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cortex_fast.engine.borrowing import borrowed
+from cortex_fast.engine.folding import fold, traced
+from cortex_fast.engine.graphs import Graph
+
 KINDS = ("ce", "ce_deep", "re", "te")
 CHANNELS, GRID = 5, 8  # of every embedding here
 
@@ -63,6 +67,17 @@ def seeded(make, seed: int):
 def ended(body: Callable[[nn.Module, Tensor], Tensor], features: int = 8 * GRID * GRID, **modules: nn.Module) -> Of:
     """body(self, x), then ReLU, flatten and a linear layer."""
     return Of(lambda self, x: self.head(F.relu(body(self, x)).flatten(1)), head=linear(features), **modules)
+
+
+def graph_of(extractor: nn.Module, grid: int = GRID) -> Graph:
+    """The extractor's graph as it was recorded."""
+    dtype = next((t.dtype for t in (*extractor.parameters(), *extractor.buffers())), torch.float64)
+    few, more = (embedding(images, grid=grid, seed=images, dtype=dtype) for images in (2, 3))
+    return traced(borrowed(extractor), few, more)
+
+
+def folded(extractor: nn.Module, grid: int = GRID) -> Graph:
+    return fold(graph_of(extractor, grid))
 
 
 def autograd(extractor: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

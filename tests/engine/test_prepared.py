@@ -340,33 +340,68 @@ def hooked(layer: nn.Module) -> nn.Module:
     return layer
 
 
-FALL_BACK = {  # extractor, the reason in the notes
-    "a value decides": (by_value, "torch.fx cannot trace it: TraceError"),
-    "it keeps state": (lambda: Counting(CHANNELS, 4), "depends on values or keeps state"),
-    "it is random": (lambda: Stochastic(CHANNELS, 4), "depends on values or keeps state"),
-    "a hook changes a folded layer": (
-        lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=hooked(norm())),
-        "depends on values or keeps state",
+class Remembering(Convolutional):
+    """Writes into a buffer of its own at each call."""
+
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+ALONE = "autograd over the extractor as it is, image by image: "
+FALL_BACK = {  # extractor, the note
+    "a value decides": (by_value, f"{ALONE}its forward depends on values"),
+    "it keeps state": (lambda: Counting(CHANNELS, 4), f"{ALONE}its forward depends on values or keeps state"),
+    "it writes into a buffer": (lambda: Remembering(CHANNELS, 4), f"{ALONE}it writes into a tensor of its own"),
+    "it is random": (lambda: Stochastic(CHANNELS, 4), f"{ALONE}it is random"),
+    "statistics of the batch": (
+        lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=norm(track_running_stats=False)),
+        f"{ALONE}the images of a batch change each other's results",
     ),
-    "a hook changes a fused layer": (
-        lambda: ended(lambda self, x: F.relu(self.one(x)) * 2, one=hooked(conv())),
-        "depends on values or keeps state",
+    "images apart from their mean": (
+        lambda: ended(lambda self, x: torch.tanh(self.conv(x - x.mean(0))), conv=conv()),
+        f"{ALONE}the images of a batch change each other's results",
+    ),
+    "a logit that grows with the batch": (
+        lambda: ended(lambda self, x: self.conv(x) * len(x), conv=conv()),
+        f"{ALONE}",
+    ),
+    "a backward pass of its own": (
+        lambda: ended(lambda self, x: Rounded.apply(4 * self.conv(x)), conv=conv()),
+        f"{AS_IT_IS}it has a backward pass of its own",
+    ),
+    "hooks on the backward pass": (lambda: guided(), f"{AS_IT_IS}it has hooks on a module's backward pass"),
+    "a hook on a gradient": (
+        lambda: ended(lambda self, x: doubling(self.conv(x)), conv=conv()),
+        f"{AS_IT_IS}the graph gives other gradients",
     ),
 }
+
+
+def doubling(h: Tensor) -> Tensor:
+    h.register_hook(lambda gradient: 2 * gradient)
+    return h
 
 
 @pytest.mark.parametrize("name", FALL_BACK)
 def test_what_cannot_be_prepared_falls_back_with_the_reason(name):
     make, reason = FALL_BACK[name]
     extractor, x = make().eval(), embedding()
+    state = {name: value.clone() for name, value in extractor.state_dict().items()}
     prepared = prepare(extractor, x)
     (note,) = prepared.notes
-    assert note.startswith(AS_IT_IS) and reason in note
-    assert prepared.body[1] is extractor and prepared.head is None
-    if name not in ("it keeps state", "it is random"):
+    assert note.startswith(reason) and prepared.head is None
+    if name not in ("it keeps state", "it writes into a buffer", "it is random"):
         assert_gradients_agree(extractor, prepared)
     half = prepare(extractor, x, precision="bfloat16")
     assert half.dtype == torch.bfloat16 and next(extractor.parameters()).dtype == torch.float32
+    if isinstance(extractor, Remembering | Counting):
+        assert extractor.calls == 0
+    assert all(torch.equal(value, state[name]) for name, value in extractor.state_dict().items())
 
 
 def gated_without_gradient(self, x):
@@ -485,6 +520,14 @@ MADE_BY_USERS = {  # extractor, what goes wrong today
         "wrong: tracing loses the backward, and only logits are tried out",
     ),
     "gradients changed by hooks": (guided, "wrong: the fused ReLUs' hooks are lost, and only logits are tried out"),
+    "a folded layer changed by a hook": (
+        lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=hooked(norm())),
+        None,
+    ),
+    "a fused layer changed by a hook": (
+        lambda: ended(lambda self, x: F.relu(self.one(x)) * 2, one=hooked(conv())),
+        None,
+    ),
     "logits changed by a hook": (hooked_head, "wrong: the head's hooks run when tried out, not for its rows"),
     "the first layer changed by a hook": (hooked_first, "wrong: it is taken for affine in spite of the hook"),
     "weight norm under BatchNorm": (

@@ -45,16 +45,10 @@ EXTRACTORS = {
         b=conv(8, 8, seed=5),
         c=conv(8, 8, seed=6),
     ),
-    "statistics of the batch": lambda: ended(
-        lambda self, x: self.b(self.norm(self.a(x).tanh())),
-        a=conv(),
-        b=conv(8, 8, seed=5),
-        norm=norm(track_running_stats=False),
-    ),
     "a shape that is read": lambda: Of(
         lambda self, x: self.head(F.relu(self.a(x)).reshape(x.size(0), -1)), a=conv(), head=linear(8 * 64)
     ),
-    "parts": lambda: ended(lambda self, x: torch.cat(self.a(x).chunk(2, 1)[::-1], 1) * x.shape[0], a=conv()),
+    "parts": lambda: ended(lambda self, x: torch.cat(self.a(x).chunk(2, 1)[::-1], 1), a=conv()),
     "dilation": lambda: ended(lambda self, x: self.a(x), a=conv(dilation=2, padding=2)),
 }
 
@@ -84,8 +78,6 @@ def assert_as_everything(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor)
 @pytest.mark.parametrize("copies", [FEW, MANY])
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_corners_borders_and_the_middle(name: str, copies: int) -> None:
-    if name == "an operation in place" and copies == MANY:
-        pytest.skip("autograd refuses to write into what a fused operator gave, so that this goes by plain autograd")
     prepared = prepare(EXTRACTORS[name](), embedding(), copies=copies)
     for place in [(0, 0, 1, 1), (7, 7, 1, 1), (0, 3, 2, 5), (6, 0, 2, 2), (3, 3, 2, 2), (2, 5, 3, 3), (0, 0, 8, 8)]:
         assert_as_everything(prepared, box_of(*place), embedding(seed=1), embedding(seed=2))

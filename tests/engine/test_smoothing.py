@@ -243,7 +243,8 @@ def test_the_rows_of_the_head_are_all_that_is_read_of_it():
     x = embedding()
     noise = noise_of(x, shared=True)
     prepared = prepare(tiny("ce"), x)
-    prepared.head.weight.data[1] = torch.inf
+    prepared.head.weight = nn.Parameter(prepared.head.weight.clone(), requires_grad=False)  # the extractor's, before
+    prepared.head.weight[1] = torch.inf
     got = prepared.smoothgrad(x, TARGET, noise, num_samples=3)
     torch.testing.assert_close(got, prepare(tiny("ce"), x).smoothgrad(x, TARGET, noise, num_samples=3))
 
