@@ -1,7 +1,8 @@
 """Builds cortex_fast._native with CMake and Ninja, both from the build environment; everything else is pyproject.toml.
 
 The build needs a C++17 compiler and no torch. The package itself is never imported here. The environment variable
-CORTEX_FAST_CUDA is auto (CUDA kernels where nvcc is found, the default), on (or it fails) or off.
+CORTEX_FAST_CUDA is auto (CUDA kernels where nvcc is found, the default), on (or it fails) or off. nvcc is the one that
+CUDACXX names, or that of CUDA_HOME, PATH or /usr/local/cuda, the first of these that has one.
 """
 
 import os
@@ -35,7 +36,8 @@ def build_folder() -> Path:
     """Kept between builds, one for each interpreter; emptied when the source tree has moved."""
     folder = ROOT / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     cache = folder / "CMakeCache.txt"
-    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in cache.read_text().splitlines():
+    known = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in known:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

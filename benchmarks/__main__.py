@@ -68,7 +68,7 @@ def timings(files: list[Path], quick: bool, device: str) -> tuple[int, dict[str,
         options = ["-q", "--no-header", "--benchmark-quiet", f"--benchmark-json={record}", f"--device={device}"]
         options += ["--quick"] if quick else [f"--turns={TURNS}"]
         status = pytest.main([*options, *map(str, files)])
-        text = record.read_text() if record.exists() else ""
+        text = record.read_text(encoding="utf-8") if record.exists() else ""
     return int(status), json.loads(text) if text else None
 
 

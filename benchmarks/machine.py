@@ -98,7 +98,7 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: freed memory that is used again would not show
     if trim is not None:
         trim(0)
-    CLEAR.write_text(RESET_PEAK)
+    CLEAR.write_text(RESET_PEAK, encoding="utf-8")
     before = _status_bytes("VmRSS")
     result = call()
     peak = _status_bytes("VmHWM")
@@ -117,7 +117,7 @@ def _peak_on_gpu(call: Callable[[], Any]) -> int:
 
 
 def _status_bytes(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 

@@ -150,7 +150,7 @@ def write(results: Mapping[str, Any], path: Path) -> None:
             text = "[\n  " + ",\n  ".join(json.dumps(_rounded(item)) for item in value) + "\n ]"
         fields.append(f" {json.dumps(name)}: {text}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n")
+    temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n", "utf-8")
     temporary.replace(path)
 
 

@@ -1,9 +1,23 @@
-"""Checks of arguments, for the public edge only: each names the argument, what was expected and what was got."""
+"""Checks of arguments, for the public edge only: each names the argument, what was expected and what was got.
 
-from collections.abc import Collection
+Those of single numbers return them as Python's: they may come as numpy's scalars, or as arrays or tensors without
+dimensions.
+"""
 
+from collections.abc import Collection, Iterable, Sequence
+from types import UnionType
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Integers = Tensor | np.ndarray | Sequence[int]  # what `integers` takes
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+_PART = 2**22  # values looked at in one go where they must be widened for it
 
 
 def rank(name: str, tensor: Tensor, shape: str) -> None:
@@ -20,14 +34,15 @@ def same_shape(name: str, tensor: Tensor, other_name: str, shape: torch.Size) ->
 
 
 def floating(name: str, tensor: Tensor) -> None:
+    """Of 16, 32 or 64 bits."""
     _tensor(name, tensor)
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected a floating-point tensor of at least 16 bits, got {tensor.dtype}")
 
 
 def integral(name: str, tensor: Tensor) -> None:
     _tensor(name, tensor)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.dtype not in _INTEGERS:
         raise TypeError(f"{name}: expected an integer tensor, got {tensor.dtype}")
 
 
@@ -48,12 +63,65 @@ def device(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, got {value!r}")
 
 
+def integers(name: str, value: object, device: torch.device | None = None) -> Tensor:
+    """Integers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
+    found = _values(name, value, "iu", "whole numbers", device)
+    integral(name, found)
+    return found
+
+
+def reals(name: str, value: object, device: torch.device | None = None) -> Tensor:
+    """Numbers as a tensor: a tensor as it is, or those of an array, a list or a tuple as float64, on `device`."""
+    return _values(name, value, "iuf", "numbers", device)
+
+
+def mask(name: str, value: object, device: torch.device | None = None) -> Tensor:
+    """Booleans as a tensor: a tensor as it is, or those of an array on `device`."""
+    found = _values(name, value, "b", "booleans", device) if isinstance(value, np.ndarray) else value
+    if not isinstance(found, Tensor) or found.dtype != torch.bool:
+        got = found.dtype if isinstance(found, Tensor) else shown(value)
+        raise TypeError(f"{name}: expected a boolean tensor, got {got}")
+    return found
+
+
+def _values(name: str, value: object, kinds: str, expected: str, device: torch.device | None) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list | tuple | range):
+        array = _array(name, value, int if kinds == "iu" else int | float, expected)
+    elif isinstance(value, np.ma.MaskedArray) or not hasattr(value, "__array__"):
+        raise TypeError(f"{name}: expected {expected} in a tensor, an array, a list or a tuple, got {shown(value)}")
+    else:
+        array = np.asarray(value)
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name}: expected {expected}, got an array of {array.dtype}")
+    array = array.astype(np.float64 if "f" in kinds else array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)  # torch takes no others
+
+
+def _array(name: str, values: Sequence[object], kind: type | UnionType, expected: str) -> np.ndarray:
+    numbers = [_number(one) for one in values]
+    for place, number in enumerate(numbers):
+        if not isinstance(number, kind):
+            one = values[place]
+            if isinstance(one, list | tuple):
+                raise TypeError(
+                    f"{name}: expected a torch.Tensor, got {type(values).__name__} of {type(one).__name__}s"
+                )
+            raise TypeError(f"{name}: expected {expected}, got {shown(one)} at place {place}")
+    try:
+        return np.array(numbers, dtype=np.int64 if kind is int else np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{name}: expected numbers of 64 bits, got larger ones") from error
+
+
 def in_range(name: str, tensor: Tensor, stop: int) -> None:
     """All values within [0, stop). Not while a CUDA graph is being captured, when nothing can be looked at."""
     if tensor.numel() == 0 or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        tensor = tensor.long()  # torch has no minimum of these
+        parts = [part.long().aminmax() for part in tensor.reshape(-1).split(_PART)]  # torch has no minimum of these
+        tensor = torch.stack([value for part in parts for value in part])
     low, high = int(tensor.min()), int(tensor.max())
     if low < 0 or high >= stop:
         raise ValueError(f"{name}: expected values in [0, {stop}), got {low} to {high}")
@@ -64,42 +132,85 @@ def finite(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
 
 
-def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def whole(name: str, value: object, low: int, high: int | None = None) -> int:
     """An int within [low, high], both inclusive."""
     bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number {bounds}, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name}: expected a whole number {bounds}, got {value}")
+    number = _number(value)
+    if not isinstance(number, int):
+        raise TypeError(f"{name}: expected a whole number {bounds}, got {shown(value)}")
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name}: expected a whole number {bounds}, got {number}")
+    return int(number)
 
 
-def positive(name: str, value: object) -> None:
-    _number(name, value, "a positive number")
-    if not 0 < value < float("inf"):  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a positive number, got {value}")
+def seed(value: object) -> int:
+    """A seed within [0, 2^63)."""
+    return whole("seed", value, 0, 2**63 - 1)
+
+
+def positive(name: str, value: object) -> float:
+    number = _real(name, value, "a positive number")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {number}")
+    return number
+
+
+def non_negative(name: str, value: object) -> float:
+    number = _real(name, value, "a number of at least 0")
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name}: expected a number of at least 0, got {number}")
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {shown(value)}")
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
-def seed(value: object) -> None:
-    """A seed within [0, 2^63)."""
-    whole("seed", value, 0, 2**63 - 1)
+def shown(value: object) -> str:
+    """A value in a message: of a tensor or an array what it is, of others the first 80 characters of their repr."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of {value.dtype}, shape {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def non_negative(name: str, value: object) -> None:
-    _number(name, value, "a number of at least 0")
-    if not 0 <= value < float("inf"):  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+def texts(name: str, values: Iterable[object]) -> None:
+    others = [value for value in values if not isinstance(value, str)]
+    if others:
+        raise TypeError(f"{name}: expected texts, got {others[0]!r}")
 
 
-def _number(name: str, value: object, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+def _real(name: str, value: object, expected: str) -> float:
+    number = _number(value)
+    if number is None:
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+    try:
+        return float(number)
+    except OverflowError as error:  # an int that no float reaches
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}") from error
+
+
+def _number(value: object) -> int | float | None:
+    """Python's number for a value that is one number, else None. A tensor that asks for a gradient would not get it."""
+    if isinstance(value, Tensor):
+        known = value.layout == torch.strided and value.dtype in (*_FLOATS, *_INTEGERS) and not value.is_meta
+        value = value.item() if known and value.ndim == 0 and not value.requires_grad else None
+    elif isinstance(value, np.generic) or type(value) is np.ndarray:  # a subclass may mask its value
+        value = value.item() if value.dtype.kind in "iuf" and value.ndim == 0 else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _tensor(name: str, value: object) -> None:
+    """A tensor of which every element stands in memory."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested or value.layout != torch.strided:
+        form = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor (torch.strided), got {form}")

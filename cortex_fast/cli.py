@@ -11,9 +11,10 @@ from cortex_fast.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, or 1 with a message on standard error."""
+    """Run the command line; the exit status is 0, or 1 with a message on standard error, and no traceback."""
     parser = argparse.ArgumentParser(prog="cortex-fast", description="Concept explanations of VQ generative models.")
     parser.add_argument("--version", action="version", version=f"cortex-fast {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="where an error came from, for a report of a mistake")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, devices, and which backend serves what, with reasons")
     demo = commands.add_parser("demo", help="the whole of CORTEX on the bundled model, with a report")
@@ -37,12 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "tune":
             return _tune(parsed)
         return _demo(parsed)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"cortex-fast: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("cortex-fast: interrupted; finished parts are kept and a new run goes on from them", file=sys.stderr)
         return 130
+    except Exception as error:
+        if parsed.traceback:
+            raise
+        print(f"cortex-fast: {_told(error)}", file=sys.stderr)
+        return 1
+
+
+def _told(error: Exception) -> str:
+    """An error as a message; one that nobody foresaw, in a line that says so."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        return "out of memory; smaller numbers, or a smaller file, need less"
+    ours = type(error).__module__.startswith("cortex_fast.")
+    if ours or isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        return text
+    line = text.partition("\n")[0]
+    return f"{type(error).__name__}: {line} (not foreseen; for a report, cortex-fast --traceback COMMAND shows where)"
 
 
 def _info() -> int:

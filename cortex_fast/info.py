@@ -138,7 +138,7 @@ def _triton_kernels() -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _openmp() -> str:
@@ -166,9 +166,10 @@ def _self_test() -> str:
 
 def _trials() -> dict[str, Callable[[str], Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    grads = torch.randn((2, 5, 7, 3, 3), generator=generator)
+    grads = torch.randn((2, 5, 7, 3, 3), generator=generator, dtype=torch.float32)
     tokens = torch.randint(0, 5, (2, 3, 3), generator=generator)
-    logits, codebook = torch.randn((2, 3, 19), generator=generator), torch.randn((19, 7), generator=generator)
+    logits = torch.randn((2, 3, 19), generator=generator, dtype=torch.float32)
+    codebook = torch.randn((19, 7), generator=generator, dtype=torch.float32)
 
     def stepped(impl: str) -> Tensor:
         changed, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
@@ -184,7 +185,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         "saliency_counts": lambda impl: ops.saliency_counts(
             grads, tokens, torch.tensor([1, 0]), top_n=4, num_concepts=2, codebook_size=5, impl=impl
         )[1],
-        "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], torch.ones(2), 3, seed=1, impl=impl),
+        "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], grads.new_ones(2), 3, seed=1, impl=impl),
         "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
         "gumbel_codebook_step": stepped,
         "conv3x3": lambda impl: ops.conv3x3(grads[0], ops.prepare_filters(grads[0] / 30, impl=impl), relu=True),
@@ -195,7 +196,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
 
 def _operators() -> dict[str, dict[str, list[Verdict]]]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    tensors = {device: torch.zeros(1, device=device) for device in devices}
+    tensors = {device: torch.zeros(1, dtype=torch.float32, device=device) for device in devices}
     found = {}
     for module in pkgutil.iter_modules(ops.__path__):
         backends = getattr(importlib.import_module(f"cortex_fast.ops.{module.name}"), "BACKENDS", None)

@@ -63,7 +63,7 @@ def tune(
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
 
     logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))
@@ -85,7 +85,8 @@ def tune(
     whole = tiles.read(tiles.table_file())
     found_before = whole.get(tiles.machine(device), {})
     whole[tiles.machine(device)] = found_before | {one.key: one.block for one in found}
-    replace_whole(tiles.table_file(), lambda path: path.write_text(json.dumps(whole, indent=1, sort_keys=True)))
+    text = json.dumps(whole, indent=1, sort_keys=True)
+    replace_whole(tiles.table_file(), lambda path: path.write_text(text, "utf-8"))
     return found
 
 

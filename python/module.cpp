@@ -127,7 +127,7 @@ cortex_fast::GumbelCodebook selection(Address logits, Address codebook, Address 
           sizes[1],
           sizes[2],
           sizes[3],
-          std::min(tau, std::numeric_limits<float>::max()),
+          std::clamp(tau, std::numeric_limits<float>::min(), std::numeric_limits<float>::max()),
           seed,
           draw};
 }
@@ -213,20 +213,22 @@ void gather_error(Address embedding, Address tokens, Address codebook, const std
                             pointer<float>(error), run);
 }
 
-// sizes are channels, positions. known: bool.
+// sizes are channels, positions. known: bool. Between files Python's signals are looked for, every now and then.
 void embedding_files(const std::vector<std::string>& paths, const std::string& header, Address tokens, Address codebook,
                      const std::array<std::int64_t, 2>& sizes, Address error, Address known, const std::string& level) {
   const auto run = run_of(1, level);
-  py::gil_scoped_release release;
   std::vector<const char*> names;
-  for (const auto& path : paths) {
-    if (path.find('\0') != std::string::npos) throw std::invalid_argument("paths: expected no null character");
-    names.push_back(path.c_str());
+  for (const auto& path : paths) names.push_back(path.c_str());
+  const auto images = static_cast<std::int64_t>(names.size());
+  constexpr std::int64_t kFiles = 64;
+  for (std::int64_t first = 0; first < images; first += kFiles) {
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    py::gil_scoped_release release;
+    cortex_fast::embedding_files(
+        {names.data() + first, header.data(), header.size(), pointer<const std::int32_t>(tokens) + first * sizes[1],
+         pointer<const float>(codebook), std::min(kFiles, images - first), sizes[0], sizes[1]},
+        pointer<float>(error) + first, pointer<std::uint8_t>(known) + first, run.level);
   }
-  cortex_fast::embedding_files(
-      {names.data(), header.data(), header.size(), pointer<const std::int32_t>(tokens), pointer<const float>(codebook),
-       static_cast<std::int64_t>(names.size()), sizes[0], sizes[1]},
-      pointer<float>(error), pointer<std::uint8_t>(known), run.level);
 }
 
 // sizes are rows, codes, channels.

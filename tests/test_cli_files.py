@@ -1,8 +1,10 @@
 """The commands for the published code's files and for extractors, end to end on small files."""
 
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 from cortex_fast import TokenStore, cli
-from cortex_fast.extractors import build, load_extractor
+from cortex_fast.extractors import build, load_extractor, save_extractor
+from cortex_fast.ops.backends import BackendUnavailableError
 from tests.compat.published_files import CODES, codebook, files, write_data
 
 ROOT = Path(__file__).parents[1]
@@ -130,3 +133,103 @@ def test_torchrun_trains_with_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("epoch 2/2: loss") == 1
     assert not load_extractor(tmp_path / "e").training
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--epochs", 99999999999, "epochs"),
+        ("--batch-size", 10**30, "batch_size"),
+        ("--width", 99999999984, "width"),
+        ("--width", 17, "width"),
+        ("--every", 0, "every"),
+        ("--seed", 2**64, "seed"),
+        ("--lr", "nan", "lr"),
+        ("--gamma", "inf", "gamma"),
+        ("--step-epochs", 0, "step_epochs"),
+    ],
+)
+def test_absurd_numbers_are_refused_by_name(option, value, named, tmp_path, capsys):
+    store = _store(tmp_path / "s", 6, 0)
+    status, _, err = run(capsys, "train-extractor", store, "--out", tmp_path / "e", option, value)
+    assert status == 1 and err.splitlines()[-1].startswith(f"cortex-fast: {named}: expected ")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_what_nobody_foresaw_is_a_line_too(tmp_path, capsys, monkeypatch):
+    store = _store(tmp_path / "s", 6, 0)
+    command = ("test-extractor", store, tmp_path / "e")
+    for error, told in (
+        (KeyError("sizes"), "cortex-fast: KeyError: 'sizes' (not foreseen; for a report, cortex-fast --traceback "),
+        (RuntimeError("a\nlong\nstory"), "cortex-fast: RuntimeError: a (not foreseen"),
+        (MemoryError(), "cortex-fast: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "cortex-fast: out of memory"),
+        (BackendUnavailableError("no GPU"), "cortex-fast: no GPU\n"),
+    ):
+
+        def broken(*_args, error=error):
+            raise error
+
+        monkeypatch.setattr(TokenStore, "load", broken)
+        status, _, err = run(capsys, *command)
+        assert status == 1 and err.startswith(told) and err.count("\n") == 1
+        with pytest.raises(type(error)):
+            cli.main(["--traceback", *map(str, command)])
+
+
+def _damages(content: bytes, count: int) -> Iterator[bytes]:
+    """Flipped, cut, grown, overwritten."""
+    rng = random.Random(len(content))
+    for number in range(count):
+        at, size = rng.randrange(len(content)), rng.randrange(1, 60)
+        yield (
+            content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :],
+            content[:at],
+            content[:at] + rng.randbytes(size) + content[at:],
+            content[:at] + content[at + size :],
+            content[:at] + rng.choice((b"\0", b"\xff", b"[", b"9")) * size + content[at + size :],
+        )[number % 5]
+
+
+@pytest.mark.parametrize("kind", ["s.st", "e.st", "m.pth", "old.pth", "c.ckpt", "c.npy", "c.safetensors"])
+def test_no_damaged_file_ends_in_a_traceback(kind, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    sizes = {"num_classes": 3, "in_channels": 6, "width": 16, "grid": 4}
+    extractor, C = build("re", **sizes), torch.from_numpy(codebook())
+    path = tmp_path / kind
+    write_data(tmp_path / "data")
+    imported = ("import-published", tmp_path / "data", "--codebook", path)
+    if kind == "s.st":
+        _store(path, 6, 0)
+        save_extractor(tmp_path / "e", extractor, "re", sizes, {})
+        command = ("test-extractor", path, tmp_path / "e")
+    elif kind == "e.st":
+        save_extractor(path, extractor, "re", sizes, {})
+        command = ("test-extractor", _store(tmp_path / "s", 6, 0), path)
+    elif kind.endswith(".pth"):
+        torch.save(extractor.state_dict(), path, _use_new_zipfile_serialization=kind == "m.pth")
+        command = ("import-published", path)
+    elif kind == "c.npy":
+        np.save(path, C.numpy())
+        command = imported
+    else:
+        torch.save({"codebook": C}, path) if kind == "c.ckpt" else save_file({"codebook": C}, path)
+        command = imported
+    good = path.read_bytes()
+    for damaged in _damages(good, 30):
+        path.write_bytes(damaged)
+        out = () if command[0] == "test-extractor" else ("--out", tmp_path / "out")
+        status, _, err = run(capsys, *command, *out)
+        (tmp_path / "out").unlink(missing_ok=True)
+        assert status in (0, 1) and "not foreseen" not in err and "out of memory" not in err
+        if kind in ("s.st", "e.st", "m.pth") and damaged != good:  # formats with sums of their own
+            assert status == 1 or _same_tensors(path, extractor if kind == "m.pth" else None)
+
+
+def _same_tensors(path: Path, extractor: torch.nn.Module | None) -> bool:
+    """Whether the damage is in bytes that mean nothing."""
+    if extractor is None:
+        return False
+    got = torch.load(path, weights_only=True)
+    return all(torch.equal(got[name], value) for name, value in extractor.state_dict().items())

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from cortex_fast.version import __version__
 ROOT = Path(__file__).parents[1]
 IGNORED = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache")
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
+BUILD = (ROOT / "CMakeLists.txt").read_text()
 PINS = {
     re.sub(r"[-_.]+", "-", name).lower(): version
     for name, version in re.findall(
@@ -149,6 +151,66 @@ def test_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", "ccache nowhere++")
     with pytest.raises(Exception, match="CXX is 'ccache nowhere"):
         require_compiler()
+
+
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def look_for_nvcc(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the part of CMakeLists.txt that looks for nvcc. before: the one that the last build took."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("no cmake")
+    part = re.search(r"^ *set\(CORTEX_FAST_NVCC_BEFORE.*?PATH_SUFFIXES bin\)$", BUILD, re.MULTILINE | re.DOTALL)
+    assert part is not None
+
+    def look(before: object = "", **environment: object) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "look.cmake"
+        script.write_text(
+            f'set(CORTEX_FAST_NVCC "{before}" CACHE FILEPATH "")\n{part[0]}\nmessage("${{CORTEX_FAST_NVCC}}")'
+        )
+        given = {name: str(value) for name, value in ({"PATH": "/usr/bin:/bin"} | environment).items()}
+        return subprocess.run([cmake, "-P", str(script)], env=given, capture_output=True, text=True)
+
+    return look
+
+
+def test_nvcc_is_the_first_of_cudacxx_cuda_home_and_path(look_for_nvcc, tmp_path: Path) -> None:
+    """/usr/local/cuda, where there is one, comes last; so does what an earlier build found."""
+    on_path, at_home = program(tmp_path / "conda" / "bin" / "nvcc"), program(tmp_path / "toolkit" / "bin" / "nvcc")
+    named, earlier = program(tmp_path / "my tools" / "nvcc-12.4"), program(tmp_path / "old" / "nvcc")
+    path = f"{on_path.parent}:/usr/bin:/bin"
+    for expected, environment in (
+        (on_path, {"PATH": path}),
+        (on_path, {"PATH": path, "CUDACXX": "", "before": earlier}),
+        (on_path, {"PATH": path, "CUDACXX": "nvcc"}),
+        (at_home, {"PATH": path, "CUDA_HOME": tmp_path / "toolkit"}),
+        (named, {"PATH": path, "CUDA_HOME": tmp_path / "toolkit", "CUDACXX": named, "before": earlier}),
+    ):
+        done = look_for_nvcc(**environment)
+        assert (done.returncode, done.stderr.strip()) == (0, str(expected))
+
+
+def test_a_cuda_home_without_nvcc_is_told_of(look_for_nvcc, tmp_path: Path) -> None:
+    on_path = program(tmp_path / "conda" / "bin" / "nvcc")
+    done = look_for_nvcc(PATH=f"{on_path.parent}:/usr/bin:/bin", CUDA_HOME="/gone/cuda")
+    assert done.returncode == 0 and done.stderr.strip().endswith(str(on_path))
+    assert "CUDA_HOME: expected the folder of a CUDA toolkit" in done.stderr and "'/gone/cuda'" in done.stderr
+
+
+@pytest.mark.parametrize("named", ["/gone/nvcc", "gone-nvcc", "/tmp", "/bin/sh -x", "ccache nvcc"])
+def test_a_cudacxx_that_names_no_program_is_an_error(look_for_nvcc, tmp_path: Path, named: str) -> None:
+    on_path = program(tmp_path / "conda" / "bin" / "nvcc")
+    done = look_for_nvcc(PATH=f"{on_path.parent}:/usr/bin:/bin", CUDACXX=named)
+    assert done.returncode != 0
+    told = " ".join(done.stderr.split())
+    assert f"CUDACXX: expected the path of nvcc and nothing else, got '{named}'" in told
+    assert "CORTEX_FAST_CUDA=off" in told
 
 
 @pytest.mark.parametrize(

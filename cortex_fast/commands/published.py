@@ -102,6 +102,9 @@ def _refuse_there(out: Path) -> None:
 
 
 def _names(path: Path) -> tuple[str, ...]:
+    from cortex_fast.data.foreign import refuse_foreign
+
+    refuse_foreign(path, ValueError)
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except UnicodeDecodeError as error:

@@ -1,13 +1,14 @@
 """Captum's interface to this package: token saliency as an Attribution, and a NoiseTunnel on the engine."""
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.compat.preparing import prepared_of
+from cortex_fast.data.classes import Target, names_of, target_vector
 from cortex_fast.engine import MEMORY, Noise, Prepared
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
@@ -20,8 +21,6 @@ except ImportError as error:
 _ALPHA = 0.2  # the paper's: sigma in shares of an image's range
 _SERVED = {"target", "abs", "additional_forward_args"}
 _NO_TARGET = "target: expected a class, or one for each image"
-
-Target = int | Sequence[int] | Tensor
 
 
 class TokenSaliency(Attribution):
@@ -54,20 +53,24 @@ class TokenSaliency(Attribution):
         """
         checks.rank("inputs", inputs, "[B, d, m, m]")
         checks.floating("inputs", inputs)
-        checks.whole("nt_samples", nt_samples, 1)
+        nt_samples = checks.whole("nt_samples", nt_samples, 1)
         checks.one_of("reduction", reduction, REDUCTIONS)
         if stdevs is not None:
-            checks.non_negative("stdevs", stdevs)
+            stdevs = checks.non_negative("stdevs", stdevs)
+        if target is None:
+            raise ValueError(f"{_NO_TARGET}, got None")
         targets = _targets(target, inputs)
         if targets is None:
-            raise ValueError(f"{_NO_TARGET}, got {target!r}")
+            targets = target_vector(target, len(inputs), inputs.device, names_of(self.forward_func))
         prepared = prepared_of(self.forward_func, inputs)
         if isinstance(prepared, str):
             raise ValueError(f"forward_func: {prepared}")
         x = inputs.detach()
-        sigma = (
-            _ALPHA * (x.flatten(1).amax(1) - x.flatten(1).amin(1)) if stdevs is None else x.new_full((len(x),), stdevs)
-        )
+        if stdevs is None:
+            low, high = _wide(x).flatten(1).aminmax(dim=1)
+            sigma = _ALPHA * (high - low)
+        else:
+            sigma = _wide(x).new_full((len(x),), stdevs)
         memory = _memory(prepared, x, nt_samples_batch_size)
         return prepared.token_saliency(
             x, targets, _noise(x, sigma, shared=True), num_samples=nt_samples, reduction=reduction, memory=memory
@@ -102,6 +105,8 @@ class NoiseTunnel(CaptumNoiseTunnel):
         """Captum's arguments and result. noise [B,nt_samples,d,m,m]: standard normals in the place of drawn ones, for
         the engine alone: ValueError where it cannot serve. Drawn noise is seeded by torch's generator.
         """
+        kwargs |= {"target": _plain(kwargs["target"])} if "target" in kwargs else {}
+        stdevs = _plain(stdevs)
         served = self._served(inputs, nt_type, stdevs, kwargs)
         self.not_served = served if isinstance(served, str) else None
         if isinstance(served, str):
@@ -110,7 +115,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
             return super().attribute(
                 inputs, nt_type, nt_samples, nt_samples_batch_size, stdevs, draw_baseline_from_distrib, **kwargs
             )
-        checks.whole("nt_samples", nt_samples, 1)
+        nt_samples = checks.whole("nt_samples", nt_samples, 1)
         prepared, targets = served
         single = inputs[0] if isinstance(inputs, tuple) else inputs
         x, stdev = single.detach(), stdevs[0] if isinstance(stdevs, tuple) else stdevs
@@ -118,7 +123,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
         if noise is not None:
             checks.floating("noise", noise)
             checks.same_shape("noise", noise, "a sample of each image", torch.Size((len(x), nt_samples, *x.shape[1:])))
-        sigma = x.new_full((len(x),), stdev)
+        sigma = _wide(x).new_full((len(x),), stdev)
         memory = _memory(prepared, x, nt_samples_batch_size)
         absolute = kwargs.get("abs", True)
         if nt_type == "smoothgrad" and not absolute and noise is None:
@@ -165,21 +170,33 @@ def _by_samples(
     noise: Tensor | None,
     memory: int,
 ) -> Tensor:
-    """What needs each sample's gradient: the mean of their absolute values, of their squares, or their variance."""
+    """What needs each sample's gradient: the mean of their absolute values, of their squares, or their variance.
+
+    Added up sample by sample, at least in float32, so that nothing depends on how many go together; the variance about
+    the mean so far (Welford), since the mean of squares less the square of the mean has no digits left in float32.
+    """
     seed = _seed()
-    total, squares = torch.zeros_like(x), torch.zeros_like(x)
+    total, mean, spread = (torch.zeros_like(_wide(x)) for _ in range(3))
     together = max(1, memory // (prepared.bytes_of_copy * len(x)))
     for first in range(0, nt_samples, together):
         count = min(together, nt_samples - first)
         given = None if noise is None else noise[:, first : first + count]
         copies = ops.smoothgrad_noise(x, sigma, count, seed=seed, first_sample=first, noise=given)
         _, gradients = prepared.value_and_grad(copies.flatten(0, 1), targets.repeat_interleave(count))
-        gradients = gradients.unflatten(0, (len(x), count))
-        total += (gradients.abs() if absolute else gradients).sum(dim=1)
-        if nt_type != "smoothgrad":
-            squares += gradients.square().sum(dim=1)
-    mean, square = total / nt_samples, squares / nt_samples
-    return {"smoothgrad": mean, "smoothgrad_sq": square}.get(nt_type, square - mean * mean)
+        gradients = gradients.abs() if absolute else gradients
+        for number, value in enumerate(gradients.unflatten(0, (len(x), count)).unbind(dim=1), start=first + 1):
+            if nt_type == "vargrad":
+                off = value - mean
+                mean += off / number
+                spread += off * (value - mean)
+            else:
+                total += value if nt_type == "smoothgrad" else value.square()
+    return (spread if nt_type == "vargrad" else total) / nt_samples
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own, which Captum takes."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _targets(target: Any, x: Tensor) -> Tensor | None:
@@ -197,6 +214,10 @@ def _targets(target: Any, x: Tensor) -> Tensor | None:
     return targets.reshape(-1).long().expand(len(x))
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _noise(x: Tensor, sigma: Tensor, *, shared: bool) -> Noise:
     return Noise(sigma, torch.arange(len(x), device=x.device), _seed(), shared=shared, antithetic=False)
 
@@ -209,5 +230,4 @@ def _memory(prepared: Prepared, x: Tensor, samples: int | None) -> int:
     """Bytes of one pass of so many samples of every image."""
     if samples is None:
         return MEMORY
-    checks.whole("nt_samples_batch_size", samples, 1)
-    return prepared.bytes_of_copy * max(1, len(x)) * samples
+    return prepared.bytes_of_copy * max(1, len(x)) * checks.whole("nt_samples_batch_size", samples, 1)

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cortex_fast.engine import Prepared, prepare
 
 _NAME = "_cortex_fast_prepared"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_VALUES = 64  # of each tensor that are looked at
 
 
 class _Kept:
@@ -46,26 +44,13 @@ def prepared_of(model: nn.Module, x: Tensor) -> Prepared | str:
 
 
 def _glance(model: nn.Module) -> tuple[Any, ...]:
-    """What tells the changes that tensors' versions do not: hooks, settings, another forward, and some values of each
-    tensor, which `weight.data.mul_(2)` changes unseen."""
-    modules = tuple(
+    """What tells the changes that `Prepared.check_weights` does not: hooks, settings, another forward."""
+    return tuple(
         (id(module), id(vars(module).get("forward")), module.extra_repr(), *_hooks(module))
         for module in model.modules()
     )
-    values = [_some(tensor) for tensor in (*model.parameters(), *model.buffers()) if tensor.numel()]
-    return modules, tuple(torch.cat(values).tolist()) if values else ()
 
 
 def _hooks(module: nn.Module) -> list[tuple[int, ...]]:
     """The numbers of its hooks, which torch gives only once."""
     return [tuple(getattr(module, hooks, ())) for hooks in _HOOKS]
-
-
-def _some(tensor: Tensor) -> Tensor:
-    """Float64, on the CPU: values from all over the tensor, in the order of its memory where that is dense."""
-    count = min(tensor.numel(), _VALUES)
-    tensor = tensor.detach()
-    if not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
-        tensor = tensor.contiguous()
-    step = tensor.numel() // count
-    return tensor.as_strided((count,), (step,), tensor.storage_offset()).to("cpu", torch.float64)

@@ -4,18 +4,21 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from cortex_fast.data import digests
+from cortex_fast.data.foreign import refuse_foreign
+from cortex_fast.data.workspaces import workspace
 
 FORMAT = "cortex_fast"
 Result = TypeVar("Result")
 
 
 class ResultFileError(ValueError):
-    """A result file is truncated, foreign, or of another kind; the message names it."""
+    """A result file is truncated, damaged, foreign, or of another kind; the message names it."""
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -23,26 +26,26 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     An OSError of the writing, as of a full disk, names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.partial{path.suffix}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make the file private
-        write(temporary)
-        temporary.chmod(mode)
-        temporary.replace(path)
+        with workspace(path) as space:
+            temporary = space / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make the file private
+            write(temporary)
+            temporary.chmod(mode)
+            temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if not error.filename or Path(error.filename).parent.suffix == ".partial":
+            error.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_result(path: Path | str, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able header as a result of this kind."""
+    """Write tensors and a JSON-able header as a result of this kind. Equal contents are equal bytes."""
     path = Path(path)
-    metadata = {"format": FORMAT, "kind": kind, "header": json.dumps(header, sort_keys=True)}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"kind": kind, "header": header, "tensors": digests.crc_of_state(whole)}, sort_keys=True)
+    metadata = {FORMAT: f"{digests.crc_of_text(text):08x} {text}"}  # one entry: safetensors puts several in any order
     try:
         replace_whole(path, lambda file: save_file(whole, file, metadata))
     except SafetensorError as error:
@@ -52,7 +55,7 @@ def save_result(path: Path | str, kind: str, tensors: Mapping[str, Tensor], head
 def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the header of a result of this kind.
 
-    Raises FileNotFoundError, or ResultFileError for a truncated, foreign or other kind of file, naming it.
+    Raises FileNotFoundError, or ResultFileError for a truncated, damaged, foreign or other kind of file, naming it.
     """
     return _load(Path(path), kind, tensors=True)
 
@@ -67,28 +70,55 @@ def kind_of(path: Path) -> str | None:
     return _read(path, tensors=False)[1].get("kind")
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError, also for one that is nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, checked, and {"kind", "header"}."""
     if not path.is_file():
         raise FileNotFoundError(f"no such result file: {path}")
+    refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             loaded = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
         raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") == FORMAT:  # files of before there were sums
+        return loaded, metadata | {"header": _parsed(path, metadata.get("header", ""))}
+    if FORMAT not in metadata:
         raise ResultFileError(f"{path}: not a result of cortex-fast")
-    return loaded, metadata
+    kept, _, text = metadata[FORMAT].partition(" ")
+    if kept != f"{digests.crc_of_text(text):08x}":
+        raise ResultFileError(f"{path}: damaged: its header is not as it was written")
+    about = _parsed(path, text)
+    if not isinstance(about, dict) or about.keys() != {"kind", "header", "tensors"}:
+        raise ResultFileError(f"{path}: its header is damaged")
+    if tensors and about["tensors"] != digests.crc_of_state(loaded):
+        raise ResultFileError(f"{path}: damaged: its tensors are not as they were written")
+    return loaded, about
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ResultFileError(f"{path}: its header is damaged ({error})") from error
 
 
 def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    loaded, metadata = _read(path, tensors=tensors)
-    if metadata.get("kind") != kind:
-        raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {metadata.get('kind')!r}")
-    try:
-        return loaded, json.loads(metadata["header"])
-    except (KeyError, ValueError) as error:
-        raise ResultFileError(f"{path}: its header is damaged ({error})") from error
+    loaded, about = _read(path, tensors=tensors)
+    if about.get("kind") != kind:
+        raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {about.get('kind')!r}")
+    header = about["header"]
+    if not isinstance(header, dict) or not isinstance(header.get("fingerprint", {}), dict):
+        raise ResultFileError(f"{path}: its header is damaged (expected entries by name, as in its fingerprint)")
+    return loaded, header
 
 
 def read_result(path: Path | str, kind: str, build: Callable[..., Result]) -> Result:

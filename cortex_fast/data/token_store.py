@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.data.classes import class_number, class_numbers
+from cortex_fast.data.grids import Grid, grid_of
 from cortex_fast.data.results import read_result, save_result
 
 _KIND = "TokenStore"
@@ -19,13 +21,20 @@ def gather(tokens: Tensor, codebook: Tensor) -> Tensor:
     return torch.nn.functional.embedding(tokens.long(), codebook).permute(0, 3, 1, 2)
 
 
-def embed(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """Tokens int [B,m,m] and codebook C [K,d] -> E [B,d,m,m] with E[:, p] = C[token at p], channels last in memory.
+def taken(tokens: Tensor, rows: Tensor | slice) -> Tensor:
+    """tokens[rows]. Neither CUDA nor torch before 2.10 indexes uint16, so their bits are taken as int16."""
+    if tokens.dtype == torch.uint16:
+        return tokens.view(torch.int16)[rows].view(torch.uint16)
+    return tokens[rows]
+
+
+def embed(tokens: checks.Integers, codebook: Tensor) -> Tensor:
+    """Tokens int [B,h,w] and codebook C [K,d] -> E [B,d,h,w] with E[:, p] = C[token at p], channels last in memory.
 
     Raises TypeError or ValueError for other shapes or dtypes, tokens outside [0, K), or mixed devices.
     """
-    checks.rank("tokens", tokens, "[B, m, m]")
-    checks.integral("tokens", tokens)
+    tokens = checks.integers("tokens", tokens, codebook.device if isinstance(codebook, Tensor) else None)
+    checks.rank("tokens", tokens, "[B, h, w]")
     checks.rank("codebook", codebook, "[K, d]")
     checks.same_device(tokens=tokens, codebook=codebook)
     checks.in_range("tokens", tokens, len(codebook))
@@ -36,9 +45,9 @@ def embed(tokens: Tensor, codebook: Tensor) -> Tensor:
 class TokenStore:
     """Token grids with labels and the codebook they index.
 
-    tokens: integer [n,m,m], kept as uint16 where K <= 65,536, else int32. labels: int64 [n]. codebook: float [K,d].
-    names: the classes' names. fingerprint: what made the images (model, seed, settings). Tensors of the right dtype are
-    shared with the caller, not copied.
+    tokens: integer [n,h,w], kept as uint16 where K <= 65,536, else int32. labels: int64 [n]; arrays and lists, and of
+    labels names, become tensors. codebook: float [K,d]. names: the classes' names. fingerprint: what made the images
+    (model, seed, settings). Tensors of the right dtype are shared with the caller, not copied.
     Raises TypeError or ValueError for shapes, dtypes or values that do not fit together.
     """
 
@@ -49,20 +58,18 @@ class TokenStore:
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks.rank("tokens", self.tokens, "[n, m, m]")
-        checks.integral("tokens", self.tokens)
-        if self.tokens.shape[1] != self.tokens.shape[2]:
-            raise ValueError(f"tokens: expected square grids, got {list(self.tokens.shape)}")
-        checks.integral("labels", self.labels)
+        object.__setattr__(self, "tokens", checks.integers("tokens", self.tokens))
+        object.__setattr__(self, "labels", class_numbers("labels", self.labels, self.names))
+        checks.rank("tokens", self.tokens, "[n, h, w]")
         checks.same_shape("labels", self.labels, "tokens' first dimension", self.tokens.shape[:1])
         checks.rank("codebook", self.codebook, "[K, d]")
         checks.floating("codebook", self.codebook)
         checks.finite("codebook", self.codebook)
         checks.in_range("tokens", self.tokens, self.codebook.shape[0])
+        checks.texts("names", self.names)
         checks.in_range("labels", self.labels, len(self.names))
         small = torch.uint16 if self.codebook.shape[0] <= 2**16 else torch.int32
         object.__setattr__(self, "tokens", self.tokens.to(small))
-        object.__setattr__(self, "labels", self.labels.long())
         object.__setattr__(self, "codebook", self.codebook.detach())
         object.__setattr__(self, "names", tuple(self.names))
 
@@ -70,17 +77,21 @@ class TokenStore:
         return len(self.tokens)
 
     @property
-    def grid(self) -> int:
-        """m, the cells on a side."""
-        return self.tokens.shape[1]
+    def grid(self) -> Grid:
+        """m of square grids, else (h, w)."""
+        return grid_of(self.tokens.shape)
 
     def select(self, rows: Tensor | slice) -> "TokenStore":
         """The images at `rows` (an index vector, a boolean vector or a slice), in that order."""
-        return TokenStore(self.tokens[rows], self.labels[rows], self.codebook, self.names, self.fingerprint)
+        return TokenStore(taken(self.tokens, rows), self.labels[rows], self.codebook, self.names, self.fingerprint)
 
     def embedding(self, rows: Tensor | slice) -> Tensor:
-        """E [B,d,m,m] of the images at `rows`."""
-        return gather(self.tokens[rows].to(self.codebook.device), self.codebook)
+        """E [B,d,h,w] of the images at `rows`."""
+        return gather(taken(self.tokens, rows).to(self.codebook.device), self.codebook)
+
+    def label(self, name: str) -> int:
+        """The class of this name. Raises ValueError for another, with those most like it."""
+        return class_number("name", name, self.names)
 
     def batches(self, size: int) -> Iterator[slice]:
         """Consecutive slices of at most `size` images."""

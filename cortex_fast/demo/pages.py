@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cortex_fast import evaluate
 from cortex_fast.data import TokenStore
+from cortex_fast.data.grids import Grid, sides
 from cortex_fast.demo.settings import Settings
 from cortex_fast.demo.stages import edit_problems
 from cortex_fast.explain import ConceptExplanations, TokenSelection, top_tokens
@@ -21,11 +22,12 @@ def to_pictures(images: Tensor) -> np.ndarray:
     return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def patch(picture: np.ndarray, position: int, grid: int) -> np.ndarray:
+def patch(picture: np.ndarray, position: int, grid: Grid) -> np.ndarray:
     """The cell at a flat position and its eight neighbours, cut from uint8 [H,W,3]; borders repeat their edge."""
-    height, width = picture.shape[0] // grid, picture.shape[1] // grid
+    rows, columns = sides(grid)
+    height, width = picture.shape[0] // rows, picture.shape[1] // columns
     padded = np.pad(picture, ((height, height), (width, width), (0, 0)), mode="edge")
-    top, left = position // grid * height, position % grid * width
+    top, left = position // columns * height, position % columns * width
     return padded[top : top + 3 * height, left : left + 3 * width]
 
 
@@ -42,7 +44,7 @@ def concept_pages(
     pictures = to_pictures(zoo.vqgm.decode(explained.tokens))
     edits = edits_by_class(zoo, held_out, selection, settings)
     _, boxes = top_tokens(tsv, explained.tokens, settings.top_n)
-    grid = explained.grid
+    grid, columns = explained.grid, explained.tokens.shape[2]
     pages = []
     for concept, name in enumerate(concepts.names):
         cards = []
@@ -55,7 +57,7 @@ def concept_pages(
             cards.append(TokenCard(token, count, share, patches))
         images = torch.nonzero(explained.labels == concept).flatten()[:IMAGES_SHOWN].tolist()
         examples = [
-            ExampleImage(pictures[row], tsv[row].numpy(), [divmod(place, grid) for place in boxes[row].tolist()])
+            ExampleImage(pictures[row], tsv[row].numpy(), [divmod(place, columns) for place in boxes[row].tolist()])
             for row in images
         ]
         number = int(concepts.num_images[concept])

@@ -40,7 +40,7 @@ def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Tabl
     measured = measures.measure(zoo, explained, held_out, tsv, concepts, selections, settings, progress)
     summary = tables.summary(measured, settings.top_n)
     numbers = {"fingerprint": made, "measures": measures.as_numbers(measured)}
-    replace_whole(folder / "evaluation.json", lambda file: file.write_text(json.dumps(numbers, indent=1)))
+    replace_whole(folder / "evaluation.json", lambda file: file.write_text(json.dumps(numbers, indent=1), "utf-8"))
     replace_whole(folder / "concepts.csv", lambda file: _write_csv(file, concepts))
     content = pages.concept_pages(
         zoo, explained, held_out, tsv["ce"], concepts["ce"], selections["token selection"], settings

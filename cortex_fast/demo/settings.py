@@ -8,6 +8,8 @@ import torch
 from cortex_fast import checks
 from cortex_fast.version import __version__
 
+MOST_IMAGES, MOST_STEPS = 1000, 1_000_000  # images of a class, which are sampled together: 12,000 take 30 GB
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,8 +30,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         checks.seed(self.seed)
-        for name in ("images_per_class", "held_out_per_class", "composites_per_class", "num_samples", "edit_steps"):
-            checks.whole(name, getattr(self, name), 1)
+        for name in ("images_per_class", "held_out_per_class", "composites_per_class"):
+            checks.whole(name, getattr(self, name), 1, MOST_IMAGES)
+        for name in ("num_samples", "edit_steps"):
+            checks.whole(name, getattr(self, name), 1, MOST_STEPS)
         checks.whole("edits_per_class", self.edits_per_class, 1, self.held_out_per_class)
 
 

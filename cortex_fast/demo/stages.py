@@ -10,10 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast.data import TokenStore
+from cortex_fast.data.grids import sides
 from cortex_fast.data.results import load_result, save_result
 from cortex_fast.demo.settings import Settings
 from cortex_fast.explain import (
     ConceptExplanations,
+    Scores,
     TokenSelection,
     explain_concepts,
     optimise_embedding,
@@ -43,7 +45,8 @@ def sample(zoo: Zoo, settings: Settings, folder: Path, made: dict[str, Any], pro
     labels = torch.arange(per_class * len(zoo.names)) % len(zoo.names)
 
     def make() -> TokenStore:
-        with tqdm(total=zoo.vqgm.grid**2, desc="sampling images", unit="token", disable=not progress) as bar:
+        height, width = sides(zoo.vqgm.grid)
+        with tqdm(total=height * width, desc="sampling images", unit="token", disable=not progress) as bar:
             tokens = zoo.vqgm.sample(labels, seed=settings.seed, tick=bar.update)
         return TokenStore(tokens, labels, zoo.vqgm.codebook, zoo.names)
 
@@ -53,12 +56,12 @@ def sample(zoo: Zoo, settings: Settings, folder: Path, made: dict[str, Any], pro
 def saliency(
     zoo: Zoo, name: str, images: TokenStore, settings: Settings, folder: Path, made: dict[str, Any], progress: bool
 ) -> Tensor:
-    """TSV [n,m,m] of the images by the extractor of this name."""
+    """TSV [n,h,w] of the images by the extractor of this name."""
     path = folder / f"saliency-{name}.safetensors"
     if path.exists():
         tensors, header = load_result(path, "Saliency")
-        if header.get("demo") == made and "tsv" in tensors:
-            return tensors["tsv"]
+        if header.get("demo") == made and "tsv" in tensors and "fingerprint" in header:
+            return Scores(tensors["tsv"], header["fingerprint"])
     tsv = score_tokens(
         zoo.extractors[name],
         images,
@@ -67,7 +70,7 @@ def saliency(
         progress=progress,
         description=f"scoring tokens ({name.upper()})",
     )
-    save_result(path, "Saliency", {"tsv": tsv}, {"demo": made})
+    save_result(path, "Saliency", {"tsv": tsv}, {"demo": made, "fingerprint": tsv.fingerprint})
     return tsv
 
 
@@ -85,7 +88,7 @@ def concepts(
 
 
 def edit_problems(zoo: Zoo, held_out: TokenStore, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [P,m,m], source and target classes [P]: held-out images of each class, to become the next class."""
+    """Tokens [P,h,w], source and target classes [P]: held-out images of each class, to become the next class."""
     count = settings.edits_per_class * len(zoo.names)
     source = held_out.labels[:count]
     return held_out.tokens[:count].long(), source, (source + 1) % len(zoo.names)

@@ -1,7 +1,7 @@
 """How gradients of an extractor are computed."""
 
 from cortex_fast.engine.gradients import ordinary
-from cortex_fast.engine.prepared import PRECISIONS, Prepared, module_of, prepare
+from cortex_fast.engine.prepared import PRECISIONS, Prepared, logits_of, module_of, prepare
 from cortex_fast.engine.smoothing import MEMORY, Noise, mean_gradients
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "PRECISIONS",
     "Noise",
     "Prepared",
+    "logits_of",
     "mean_gradients",
     "module_of",
     "ordinary",

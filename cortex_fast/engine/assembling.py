@@ -12,12 +12,10 @@ from cortex_fast.engine.tracing import INPUT, Record, Tape, UntraceableError, Va
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default, _aten.reshape.default)
-_SIZED = {  # operators that take the number of images for a shape, and make nothing else of it
-    getattr(_aten, name)
-    for name in (
-        "reshape view expand repeat new_zeros new_ones new_full new_empty zeros ones full empty arange native_group_norm"
-    ).split()
-}
+_SHAPED = ("reshape", "view", "expand", "repeat", "native_group_norm")
+_MAKING = ("new_zeros", "new_ones", "new_full", "new_empty", "zeros", "ones", "full", "empty", "arange")
+_SIZED = {getattr(_aten, name) for name in (*_SHAPED, *_MAKING)}  # take the number of images for a shape, not a value
+_OTHER_WAY = "its forward depends on values or keeps state: it took another way the second time"
 _OTHER_IMAGES = "the number of images decides what it computes"
 
 
@@ -81,7 +79,7 @@ def _needed(tape: Tape) -> set[int]:
 def _emit(assembly: _Assembly, index: int, one: Record, other: Record) -> None:
     """The node of a record, and one for each of its results where there are many."""
     if one.operator is not other.operator or one.depends != other.depends or one.graded != other.graded:
-        raise UntraceableError("its forward depends on values or keeps state: it took another way the second time")
+        raise UntraceableError(_OTHER_WAY)
     args = _arguments(assembly, one.args, other.args)
     kwargs = _arguments(assembly, one.kwargs, other.kwargs)
     target = one.operator
@@ -91,13 +89,11 @@ def _emit(assembly: _Assembly, index: int, one: Record, other: Record) -> None:
     if target.overloadpacket not in _SIZED and _grows((args, kwargs)):
         raise UntraceableError(_OTHER_IMAGES, by_value=True)
     args, kwargs = (_sized(assembly, value) for value in (args, kwargs))
-    sources: list[fx.Node] = []
-    fx.node.map_arg((args, kwargs), lambda node: sources.append(node) or node)
-    carries = one.graded and target is not _aten.detach.default
-    carries = carries and any(source in assembly.differentiable for source in sources)
     if not one.graded:
         args, kwargs = (fx.node.map_arg(value, lambda node: _cut_off(assembly, node)) for value in (args, kwargs))
     node = assembly.graph.call_function(target, args, kwargs)
+    carries = one.graded and target is not _aten.detach.default
+    carries = carries and not assembly.differentiable.isdisjoint(node.all_input_nodes)
     results = [node]
     if one.many:
         results = [assembly.graph.call_function(operator.getitem, (node, output)) for output in range(len(one.shapes))]
@@ -106,7 +102,9 @@ def _emit(assembly: _Assembly, index: int, one: Record, other: Record) -> None:
         result.meta |= {"shape": shape, "more": other.shapes[output]}
         if carries and dtype is not None and (dtype.is_floating_point or dtype.is_complex):
             assembly.differentiable.add(result)
-        if shape and shape[0] == len(assembly.few.x) and other.shapes[output][:1] == assembly.more.x.shape[:1]:
+        if (shape or ())[:1] == assembly.few.x.shape[:1] and (other.shapes[output] or ())[:1] == assembly.more.x.shape[
+            :1
+        ]:
             assembly.batched.append(result)
 
 
@@ -168,21 +166,20 @@ def _sized(assembly: _Assembly, value: Any) -> Any:
 
 
 def _node(assembly: _Assembly, one: Value, other: Value) -> fx.Node:
-    if (one.tensor is None) != (other.tensor is None):
-        raise UntraceableError("its forward depends on values or keeps state: it took another way the second time")
-    if one.tensor is None:
-        if (one.record, one.output) != (other.record, other.output):
-            raise UntraceableError("its forward depends on values or keeps state: it took another way the second time")
-        return assembly.nodes[one.record, one.output]
+    place = (INPUT if one.record is None else one.record, one.output)
+    if one.tensor is None or other.tensor is None:
+        if one.tensor is not other.tensor or (one.record, one.output) != (other.record, other.output):
+            raise UntraceableError(_OTHER_WAY)
+        return assembly.nodes[place]
     if assembly.few.changed(one) or assembly.more.changed(other):
         raise UntraceableError("it writes into a constant after it was read")
     if _same(one.tensor, other.tensor):
         return _constant(assembly, one.tensor)
     if one.record is None or one.record != other.record:
         raise UntraceableError("its forward depends on values or keeps state: a tensor in it changed from call to call")
-    if (one.record, one.output) not in assembly.nodes:  # of as many rows as there are images, for instance
-        _emit(assembly, one.record, assembly.few.records[one.record], assembly.more.records[other.record])
-    return assembly.nodes[one.record, one.output]
+    if place not in assembly.nodes:  # of as many rows as there are images, for instance
+        _emit(assembly, one.record, assembly.few.records[one.record], assembly.more.records[one.record])
+    return assembly.nodes[place]
 
 
 def _constant(assembly: _Assembly, tensor: Tensor) -> fx.Node:

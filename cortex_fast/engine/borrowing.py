@@ -1,4 +1,4 @@
-"""A stand-in for an extractor: the same structure and the same weights, so that running it leaves the user's own alone."""
+"""A stand-in for an extractor, of the same structure and weights: running it leaves the user's own alone."""
 
 import copy
 from collections.abc import Iterator

@@ -49,7 +49,7 @@ class Graph(nn.Module):
         constants = [self._buffers[name] for name in self._constants]
         values: list[Any] = [*inputs, *constants, *[None] * self._results]
         for step in self._steps:
-            function = step.function if step.module is None else self._modules[step.module]
+            function: Any = step.function if step.module is None else self._modules[step.module]
             values[step.to] = function(*_filled(step.args, values), **_filled(step.kwargs, values))
             for index in step.last:
                 values[index] = None
@@ -64,7 +64,7 @@ class Graph(nn.Module):
         (output,) = self.graph.find_nodes(op="output")
         slots = {node: _Slot(index) for index, node in enumerate((*inputs, *constants, *nodes))}
         self._constants, self._results = tuple(str(node.target) for node in constants), len(nodes)
-        self._result = fx.node.map_arg(output.args[0], slots.__getitem__)
+        self._result = _slotted(output.args[0], slots)
         steps = []
         last: dict[fx.Node, fx.Node] = {}
         for node in nodes:
@@ -73,7 +73,7 @@ class Graph(nn.Module):
         for node in nodes:
             ends = tuple(slots[n].index for n in node.all_input_nodes if last[n] is node and n not in kept)
             module = str(node.target) if node.op == "call_module" else None
-            args, kwargs = (fx.node.map_arg(value, slots.__getitem__) for value in (node.args, node.kwargs))
+            args, kwargs = (_slotted(value, slots) for value in (node.args, node.kwargs))
             steps.append(_Step(module, None if module else node.target, args, kwargs, slots[node].index, ends))
         self._steps = steps
         used = {str(node.target) for node in self.graph.find_nodes(op="call_module")}
@@ -92,6 +92,10 @@ def layers(graph: Graph) -> Iterator[tuple[fx.Node, nn.Module]]:
     """The nodes that are modules, with them."""
     for node in graph.graph.find_nodes(op="call_module"):
         yield node, graph.get_submodule(str(node.target))
+
+
+def _slotted(value: Any, slots: dict[fx.Node, _Slot]) -> Any:
+    return fx.node.map_arg(value, slots.__getitem__)  # type: ignore[arg-type]
 
 
 def _filled(value: Any, values: list[Any]) -> Any:

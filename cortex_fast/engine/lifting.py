@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from cortex_fast.engine.graphs import Graph
+from cortex_fast.engine.nodes import arguments
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the weight's dimensions
@@ -29,13 +30,16 @@ class Norm(nn.Module):
     x is.
     """
 
-    def __init__(
-        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
-    ) -> None:
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float) -> None:
         super().__init__()
         for name, tensor in (("weight", weight), ("bias", bias), ("mean", mean), ("variance", variance)):
             self.register_buffer(name, tensor)
         self.eps = eps
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    variance: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         return normed(x, self.weight, self.bias, self.mean, self.variance, False, 0.0, self.eps)
@@ -67,7 +71,7 @@ def lift(graph: Graph) -> Graph:
         if node.op != "call_function":
             continue
         if node.target in _IDENTITIES and _changes_nothing(node):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(arguments(node)[0])
             continue
         layer = _layer(graph, node)
         if layer is not None:
@@ -75,9 +79,9 @@ def lift(graph: Graph) -> Graph:
         elif node.target is _aten.relu.default:
             node.target = torch.relu
         elif node.target is _aten.native_group_norm.default:
-            node.args = (_contiguous(node.args[0]), *node.args[1:])
+            node.args = (_contiguous(arguments(node)[0]), *arguments(node)[1:])
         elif node.target is _aten.max_pool2d_with_indices.default and _only_first(node):
-            _become(node, F.max_pool2d, node.args)
+            _become(node, F.max_pool2d, arguments(node))
     graph.compile_steps()
     return graph
 
@@ -87,14 +91,14 @@ def lift_norms(graph: Graph) -> Graph:
     for node in list(graph.graph.nodes):
         if node.target not in _NORM_OPERATORS or not _only_first(node):
             continue
-        source, *named = node.args[:5]
-        *flags, eps = node.args[5:]  # [training,] momentum, eps
+        source, *named = arguments(node)[:5]
+        *flags, eps = arguments(node)[5:]  # [training,] momentum, eps
         if any(flag is True for flag in flags) or named[2] is None or named[3] is None:
             continue
         constants = [_constant(graph, argument) for argument in named]
         known = all((tensor is None) == (argument is None) for tensor, argument in zip(constants, named, strict=True))
         if known:
-            _replace(graph, node, Norm(*constants, eps))  # type: ignore[arg-type]
+            _replace(graph, node, Norm(constants[0], constants[1], constants[2], constants[3], eps))  # type: ignore[arg-type]
         else:
             _become(node, normed, (source, *named, False, 0.0, eps))
     graph.compile_steps()
@@ -114,13 +118,13 @@ def _layer(graph: Graph, node: fx.Node) -> nn.Module | None:
 
 
 def _convolution(graph: Graph, node: fx.Node) -> nn.Module | None:
-    source, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    source, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
     weight, bias = _constant(graph, weight), _constant(graph, bias)
     if not isinstance(source, fx.Node) or source.op == "get_attr" or weight is None or transposed:
         return None
-    if (bias is None) != (node.args[2] is None) or len(source.meta["shape"]) != weight.ndim:
+    if (bias is None) != (arguments(node)[2] is None) or len(source.meta["shape"]) != weight.ndim:
         return None
-    kind = _CONVOLUTIONS.get(weight.ndim)
+    kind: Any = _CONVOLUTIONS.get(weight.ndim)
     if kind is None:
         return None
     outputs, inputs, *size = weight.shape
@@ -132,36 +136,36 @@ def _convolution(graph: Graph, node: fx.Node) -> nn.Module | None:
 def _linear(graph: Graph, node: fx.Node) -> nn.Module | None:
     if node.kwargs:
         return None  # a weighted sum
-    *biases, source, matrix = node.args
+    *biases, source, matrix = arguments(node)
     weight, bias = _constant(graph, matrix), _constant(graph, biases[0]) if biases else None
     if not isinstance(source, fx.Node) or source.op == "get_attr" or weight is None:
         return None
     if biases and (bias is None or bias.shape != weight.shape[1:]):
         return None
-    layer = nn.Linear(*weight.shape, bias=bias is not None, device="meta")
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None, device="meta")
     return _holding(layer, weight.t(), bias)
 
 
 def _linear_of_rows(graph: Graph, node: fx.Node) -> nn.Module | None:
     """A product with the same matrix for each image, as torch.matmul makes of a linear layer."""
-    source, expanded = node.args
+    source, expanded = arguments(node)
     if not isinstance(expanded, fx.Node) or expanded.target is not _aten.expand.default:
         return None
-    weight = _constant(graph, expanded.args[0])
+    weight = _constant(graph, arguments(expanded)[0])
     if weight is None or weight.ndim != 2 or not isinstance(source, fx.Node) or "shape" not in source.meta:
         return None
-    return _holding(nn.Linear(*weight.shape, bias=False, device="meta"), weight.t(), None)
+    return _holding(nn.Linear(weight.shape[0], weight.shape[1], bias=False, device="meta"), weight.t(), None)
 
 
 def _with_bias(graph: Graph, node: fx.Node) -> nn.Module | None:
     """A linear layer that nobody else reads, and the addition of its bias behind it."""
-    if len(node.args) != 2 or node.kwargs:
+    if len(arguments(node)) != 2 or node.kwargs:
         return None
-    source, bias = node.args[0], _constant(graph, node.args[1])
+    source, bias = arguments(node)[0], _constant(graph, arguments(node)[1])
     if bias is None or not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
         return None
-    layer = graph.get_submodule(str(source.target))
-    if not isinstance(layer, nn.Linear) or layer.bias is not None or bias.shape != layer.weight.shape[:1]:
+    layer: Any = graph.get_submodule(str(source.target))
+    if type(layer) is not nn.Linear or layer.bias is not None or bias.shape != layer.weight.shape[:1]:
         return None
     merged = nn.Linear(layer.in_features, layer.out_features, device="meta")
     return _holding(merged, layer.weight, bias)
@@ -190,22 +194,22 @@ def _contiguous(source: Any) -> fx.Node:
 
 def _changes_nothing(node: fx.Node) -> bool:
     """Of the same shape for whatever number of images."""
-    source = node.args[0]
+    source = arguments(node)[0]
     return isinstance(source, fx.Node) and all(node.meta[key] == source.meta.get(key) for key in ("shape", "more"))
 
 
 def _only_first(node: fx.Node) -> bool:
     """Whether of a node's results nobody reads another than the first."""
-    return all(user.args[1] == 0 for user in node.users if user.users)
+    return all(arguments(user)[1] == 0 for user in node.users if user.users)
 
 
 def _replace(graph: Graph, node: fx.Node, layer: nn.Module) -> None:
     """The node as a call of the layer; of a norm, its first result."""
     name = f"{type(layer).__name__.lower()}_{len(graph._modules)}"
     graph.add_module(name, layer)
-    source = node.args[1] if node.target is _aten.addmm.default else node.args[0]
+    source = arguments(node)[1] if node.target is _aten.addmm.default else arguments(node)[0]
     if node.target is _aten.add.Tensor:
-        source = source.args[0]  # what the layer without its bias read
+        source = arguments(source)[0]  # what the layer without its bias read
     with node.graph.inserting_before(node):
         called = node.graph.call_module(name, (source,))
     _take_over(node, called)
@@ -221,6 +225,6 @@ def _become(node: fx.Node, function: Callable[..., Tensor], args: tuple[Any, ...
 def _take_over(node: fx.Node, called: fx.Node) -> None:
     results = [user for user in node.users if user.target is operator.getitem] or [node]
     for result in results:
-        if result is node or result.args[1] == 0:
+        if result is node or arguments(result)[1] == 0:
             called.meta |= {key: result.meta[key] for key in ("shape", "more")}
             result.replace_all_uses_with(called)

@@ -1,8 +1,15 @@
 """What a node of an extractor's graph is."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import fx
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Of whatever type an operator takes."""
+    return node.args
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
@@ -19,8 +26,8 @@ def is_pool(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target is not F.max_pool2d:
         return False
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    options = {"stride": [], "padding": [0, 0], "dilation": [1, 1], "ceil_mode": False}
-    options |= dict(zip(names, node.args[1:], strict=False))
+    options: dict[str, Any] = {"stride": [], "padding": [0, 0], "dilation": [1, 1], "ceil_mode": False}
+    options |= dict(zip(names, arguments(node)[1:], strict=False))
     return (
         _pair(options["kernel_size"]) == (2, 2)
         and _pair(options["stride"] or options["kernel_size"]) == (2, 2)

@@ -44,7 +44,9 @@ def picked(result: Any, output: Output) -> Any:
             return getattr(result, output)
         return result[output]
     except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise NoLogitsError(f"output: expected a part of the extractor's {_described(result)}, got {output!r}") from error
+        raise NoLogitsError(
+            f"output: expected a part of the extractor's {_described(result)}, got {output!r}"
+        ) from error
 
 
 def _advice(result: Any) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.backends import cuda, cudnn
@@ -49,13 +50,13 @@ def _switch_off() -> Callable[[], None]:
     return put_back
 
 
-def _parts() -> list:  # type: ignore[type-arg]
+def _parts() -> list[Any]:
     """The newer flags, of torch from 2.9 on."""
     parts = (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), cuda.matmul)
     return [part for part in parts if hasattr(part, "fp32_precision")]
 
 
-def _read(flag: Callable[[], object]) -> object:
+def _read(flag: Callable[[], Any]) -> Any:
     """A flag of the older names; None where torch refuses to tell, as the newer ones contradict it."""
     with contextlib.suppress(RuntimeError):
         return flag()

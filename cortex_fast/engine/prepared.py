@@ -92,6 +92,12 @@ class Prepared(Parts):
         gradient = self.smoothgrad(x, target, noise, num_samples=num_samples, memory=memory)
         return ops.token_saliency(gradient[:, None], reduction=reduction)
 
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The extractor's own logits [B,classes] of x [B,d,h,w], without a gradient."""
+        self.check_weights()
+        return self.module(x.clone())
+
     def _check(self, x: Tensor, target: Tensor) -> None:
         checks.rank("x", x, "[B, d, m, m]")
         checks.floating("x", x)
@@ -119,6 +125,17 @@ class Prepared(Parts):
 def module_of(extractor: nn.Module | Prepared) -> nn.Module:
     """The extractor itself, of one that may be prepared."""
     return extractor.extractor if isinstance(extractor, Prepared) else extractor
+
+
+@torch.no_grad()
+def logits_of(extractor: nn.Module | Prepared, x: Tensor) -> Tensor:
+    """An extractor's logits [B,classes] of x [B,d,h,w], without a gradient; the extractor is left as it is.
+
+    Raises ValueError where it gives none, and whatever its forward raises.
+    """
+    if isinstance(extractor, Prepared):
+        return extractor.logits(x)
+    return Logits(borrowed(extractor, tensors_too=True))(ordinary(x).clone())
 
 
 def prepare(
@@ -163,9 +180,7 @@ def prepare(
         return replace(prepared, weights=weights, exact=exact)
 
 
-def _tried(
-    extractor: nn.Module, images: Images, dtype: torch.dtype, copies: int | None, output: Output
-) -> Prepared:
+def _tried(extractor: nn.Module, images: Images, dtype: torch.dtype, copies: int | None, output: Output) -> Prepared:
     """By a graph, or as it is with the reason."""
     module: nn.Module = Logits(borrowed(extractor), output)
     by_value = False
@@ -260,14 +275,13 @@ def _hold(
 def _as_it_is(
     extractor: nn.Module, module: nn.Module, images: Images, dtype: torch.dtype, reason: str, *, by_value: bool
 ) -> Prepared:
-    """By autograd over the extractor: image by image where it looks at values, or images change each other's results."""
+    """By autograd over the extractor: image by image where it looks at values, or images change each other."""
     logits, gradient = gradients_of(module, images.more)
     straighten_norms(module)
-    how = ""
+    how = ", image by image" if by_value else ""
     if not by_value and mixes(module, images):
-        by_value, reason = True, "the images of a batch change each other's results"
-    if by_value:
-        module, how = _Alone(module), ", image by image"
+        how = ", image by image (they change each other's results)"
+    module = _Alone(module) if how else module
     own = images.more.dtype
     if dtype == own == torch.float16:  # unscaled gradients may not fit it
         _, gradient = gradients_of(in_dtype(module, torch.float32), images.more.float())
@@ -301,7 +315,9 @@ class _Alone(nn.Module):
         try:
             return torch.cat([self.module(x[image : image + 1].clone()) for image in range(len(x))])
         except ValueError as error:
-            raise ValueError(f"extractor: its images change each other's results, and one alone fails: {error}") from error
+            raise ValueError(
+                f"extractor: its images change each other's results, and one alone fails: {error}"
+            ) from error
 
 
 def _wide(x: Tensor) -> Tensor:

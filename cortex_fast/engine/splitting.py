@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from cortex_fast.engine.folding import without_bias
 from cortex_fast.engine.graphs import Graph, layers
+from cortex_fast.engine.nodes import arguments
 
 _aten = torch.ops.aten
 _AFFINE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -112,30 +113,32 @@ def _keeps_affine(folded: Graph, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(folded.get_submodule(str(node.target)), _AFFINE_LAYERS)
     if node.target is _aten.add.Tensor:
-        return len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
+        return len(node.all_input_nodes) == len(arguments(node)) == 2 and not node.kwargs
     if node.target in _POOLS:
         return True
     if node.target is _aten.reshape.default:
         return _keeps_images(node)
     if node.target is _aten.permute.default:
-        return node.args[1][0] == 0  # type: ignore[index]
+        return bool(arguments(node)[1][0] == 0)
     return node.target in _ALONG and _spares_the_batch(node, _ALONG[node.target])
 
 
 def _keeps_images(node: fx.Node) -> bool:
     """A reshape whose first size alone grows with the images, see `assembling`: their rows stay image after image."""
-    (source, sizes), shape = node.args, node.meta["shape"]
+    (source, sizes), shape = arguments(node), node.meta["shape"]
     images = node.graph.find_nodes(op="placeholder")[0].meta["shape"][0]
-    return sizes[0] == -1 and len(node.all_input_nodes) == 1 and shape[0] % images == 0 and len(source.meta["shape"]) > 0
+    return (
+        sizes[0] == -1 and len(node.all_input_nodes) == 1 and shape[0] % images == 0 and len(source.meta["shape"]) > 0
+    )
 
 
 def _spares_the_batch(node: fx.Node, count: int) -> bool:
     """Whether the dimensions that a transpose, mean or sum names are written out, and none is the batch's."""
-    if set(node.kwargs) - {"keepdim"} or len(node.args) < 1 + count:
+    if set(node.kwargs) - {"keepdim"} or len(arguments(node)) < 1 + count:
         return False
-    rank = len(node.args[0].meta["shape"])  # type: ignore[union-attr]
+    rank = len(arguments(node)[0].meta["shape"])
     rank += node.target is _aten.unsqueeze.default
     dims: list[object] = []
-    for value in node.args[1 : 1 + count]:
+    for value in arguments(node)[1 : 1 + count]:
         dims += list(value) if isinstance(value, tuple | list) else [value]
     return bool(dims) and all(type(dim) is int and dim % rank != 0 for dim in dims)

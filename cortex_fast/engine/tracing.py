@@ -1,4 +1,4 @@
-"""A forward recorded below autograd, operator by operator: what an extractor computes, whatever Python it is written in.
+"""A forward recorded below autograd, operator by operator: what an extractor computes, whatever its Python.
 
 torch.fx.symbolic_trace patches nn.Module for the whole process, sees neither statements in place nor torch.no_grad, and
 leaves its proxies in the model. What the dispatcher is asked to do has none of these: it is seen in this thread alone,
@@ -25,7 +25,15 @@ INPUT = -1  # the embedding's record
 _BATCH_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit")
 _BY_LAYOUT = ("as_strided", "as_strided_", "set_", "resize_", "resize_as_")
 _BY_VALUE = "its forward depends on values: it reads its input in Python"
-_READING = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage")  # past the dispatcher
+_READING = (
+    "tolist",
+    "numpy",
+    "__array__",
+    "__dlpack__",
+    "data_ptr",
+    "storage",
+    "untyped_storage",
+)  # past the dispatcher
 
 
 class UntraceableError(ValueError):
@@ -99,6 +107,8 @@ def recorded(extractor: nn.Module, x: Tensor) -> Tape:
             output = extractor(own)
     if recorder.writes is not None:
         raise WritesError(recorder.writes)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"extractor: expected a tensor of logits, got {type(output).__name__}")
     if recorder.refusal is not None:
         raise recorder.refusal
     result = recorder.value(output)
@@ -112,7 +122,8 @@ def recorded(extractor: nn.Module, x: Tensor) -> Tape:
 
 def _look_at_graph(output: Tensor) -> None:
     """Raise UntraceableError where a backward pass of the user's own is on the way."""
-    waiting, seen = [output.grad_fn], set()
+    waiting: list[Any] = [output.grad_fn]
+    seen: set[Any] = set()
     while waiting:
         function = waiting.pop()
         if function is None or function in seen:
@@ -204,7 +215,7 @@ class _Recorder(TorchDispatchMode):
         results = tuple(result) if many else (result,)
         if depends and not any(isinstance(part, Tensor) for part in results):
             self.refuse(_BY_VALUE, by_value=True)
-        self._append(operator, *values, results, depends, many=many)
+        self._append(operator, values[0], values[1], results, depends, many=many)
         view = None
         if not many and args and isinstance(args[0], Tensor) and values[0][0].record is not None:
             view = operator, values[0][1:], self._entries[args[0]].place
@@ -307,7 +318,7 @@ class _Recorder(TorchDispatchMode):
             tensor = whole.tensor()
             entry = None if tensor is None else self._entries.get(tensor)
             depends = depends or (entry is not None and entry.depends)
-            self._append(*back, {}, (whole,), depends)
+            self._append(back[0], back[1], {}, (whole,), depends)
             whole.record, whole.output = len(self.records) - 1, 0
             if tensor is not None:
                 self.enter(tensor, whole, depends=depends)
@@ -326,9 +337,9 @@ class _Reading(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") in _READING and args and isinstance(args[0], Tensor):
-            if self.recorder.depends(args[0]):
-                self.recorder.refuse(_BY_VALUE, by_value=True)
+        reads = getattr(function, "__name__", "") in _READING and args and isinstance(args[0], Tensor)
+        if reads and self.recorder.depends(args[0]):
+            self.recorder.refuse(_BY_VALUE, by_value=True)
         return function(*args, **(kwargs or {}))
 
 
@@ -387,8 +398,10 @@ def mapped(value: Any, function: Any) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple | list):
-        return type(value)(mapped(item, function) for item in value) if type(value) in (tuple, list) else tuple(
-            mapped(item, function) for item in value
+        return (
+            type(value)(mapped(item, function) for item in value)
+            if type(value) in (tuple, list)
+            else tuple(mapped(item, function) for item in value)
         )
     if isinstance(value, dict):
         return {key: mapped(item, function) for key, item in value.items()}

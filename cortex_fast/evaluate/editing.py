@@ -40,19 +40,19 @@ def edit_scores(
     decode: Callable[[Tensor], Tensor],
     before: Tensor,
     after: dict[str, Tensor],
-    source: Tensor,
-    target: Tensor,
+    source: checks.Integers,
+    target: checks.Integers,
 ) -> EditScores:
-    """Score edits: tokens before [P,m,m], and after by each method's name; source and target classes int64 [P]."""
+    """Score edits: tokens before [P,h,w], and after by each method's name; source and target classes int [P]."""
     start = probabilities(judges, decode(before))
     ends = [probabilities(judges, decode(tokens)) for tokens in after.values()]
     return EditScores(
         tuple(after),
         tuple(judges),
-        of_class(start, source),
-        of_class(start, target),
-        torch.stack([of_class(end, source) for end in ends]),
-        torch.stack([of_class(end, target) for end in ends]),
+        of_class(start, source, name="source"),
+        of_class(start, target, name="target"),
+        torch.stack([of_class(end, source, name="source") for end in ends]),
+        torch.stack([of_class(end, target, name="target") for end in ends]),
     )
 
 
@@ -72,7 +72,8 @@ def edit_lead(
     """The lead of `method` over `other` on the same problems, drawn again with replacement for the interval."""
     for name, value in (("method", method), ("other", other)):
         checks.one_of(name, value, scores.methods)
-    checks.whole("resamples", resamples, 1)
+    resamples, seed = checks.whole("resamples", resamples, 1), checks.seed(seed)
+    level = checks.positive("level", level)
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level!r}")
     one, two = scores.methods.index(method), scores.methods.index(other)

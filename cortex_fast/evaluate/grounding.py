@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.data.grids import Grid, sides
+from cortex_fast.evaluate.judging import class_of_each
 
 
 @dataclass(frozen=True)
@@ -17,25 +19,30 @@ class Grounding:
     frequency: Tensor
 
 
-def object_cells(masks: Tensor, grid: int) -> Tensor:
-    """Alpha masks float [B,H,W] in [0,1] -> bool [B,m,m]: cells that are at least half object."""
-    return F.adaptive_avg_pool2d(masks[:, None], grid)[:, 0] >= 0.5
+def object_cells(masks: Tensor, grid: Grid) -> Tensor:
+    """Alpha masks float [B,H,W] in [0,1] -> bool [B,h,w]: cells that are at least half object. grid: m or (h, w)."""
+    return F.adaptive_avg_pool2d(masks[:, None], sides(grid))[:, 0] >= 0.5
 
 
-def grounding(tsv: Tensor, tokens: Tensor, labels: Tensor, cells: Tensor, frequency: Tensor, n: int) -> Grounding:
-    """tsv, tokens [B,m,m], labels int64 [B], object cells bool [B,m,m], frequency [C,K] of each class's tokens.
+def grounding(
+    tsv: Tensor, tokens: Tensor, labels: checks.Integers, cells: Tensor, frequency: Tensor, n: int
+) -> Grounding:
+    """tsv, tokens [B,h,w], labels int [B], object cells bool [B,h,w], frequency [C,K] of each class's tokens.
 
     Random positions hit the object with its share of the area, exactly. The frequency baseline takes the n positions
     whose tokens are the most frequent of the class; ties count with their expected share.
-    Raises TypeError or ValueError for n outside [1, m * m].
+    Raises TypeError or ValueError for n outside [1, h * w].
     """
-    checks.whole("n", n, 1, cells.shape[1] * cells.shape[2])
-    often = frequency.float().to(tokens.device)[labels[:, None, None], tokens.long()]
+    n = checks.whole("n", n, 1, cells.shape[1] * cells.shape[2])
+    counts = checks.reals("frequency", frequency).float().to(tokens.device)
+    checks.rank("frequency", counts, "[C, K]")
+    labels = class_of_each(labels, len(tokens), len(counts), tokens.device)
+    often = counts[labels[:, None, None], tokens.long()]
     return Grounding(hits(tsv, cells, n), cells.flatten(1).float().mean(dim=1), hits(often, cells, n))
 
 
 def hits(score: Tensor, cells: Tensor, n: int) -> Tensor:
-    """Share of the n positions of largest score [B,m,m] that lie on cells bool [B,m,m]: float32 [B].
+    """Share of the n positions of largest score [B,h,w] that lie on cells bool [B,h,w]: float32 [B].
 
     Where positions tie for the last places it is the mean over every way to choose among them.
     """

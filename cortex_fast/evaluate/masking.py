@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.evaluate.judging import Judges, correct, of_class, probabilities
+from cortex_fast.evaluate.judging import Judges, class_of_each, correct, of_class, probabilities
 from cortex_fast.explain.saliency import top_tokens
 
 MASK_BY = ("position", "token")
@@ -43,7 +43,7 @@ class ConceptMasking:
 
 
 def blacken(images: Tensor, mask: Tensor) -> Tensor:
-    """Images [B,3,H,W] with the cells of mask bool [B,m,m] set to black; m must divide H and W."""
+    """Images [B,3,H,W] with the cells of mask bool [B,h,w] set to black; h must divide H, and w W."""
     if images.shape[2] % mask.shape[1] or images.shape[3] % mask.shape[2]:
         got = f"{list(images.shape[2:])} and {list(mask.shape[1:])}"
         raise ValueError(f"images: expected sides that the grid divides, got {got}")
@@ -53,20 +53,20 @@ def blacken(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def cells_at(positions: Tensor, grid: Sequence[int]) -> Tensor:
-    """Flat positions int64 [B,n] -> bool [B,m,m]."""
+    """Flat positions int64 [B,n] -> bool [B,h,w]."""
     mask = torch.zeros(len(positions), grid[0] * grid[1], dtype=torch.bool, device=positions.device)
     return mask.scatter_(1, positions, True).view(-1, *grid)
 
 
 def cells_of_tokens(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """Where tokens int [B,m,m] holds one of the ids chosen int64 [B,n] of its image: bool [B,m,m]."""
+    """Where tokens int [B,h,w] holds one of the ids chosen int64 [B,n] of its image: bool [B,h,w]."""
     return (tokens.long()[..., None] == chosen[:, None, None, :]).any(dim=3)
 
 
 def random_positions(batch: int, cells: int, n: int, seed: int) -> Tensor:
     """n different positions of each image, int64 [B,n] on the CPU: the same on every device, for every method."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, cells, generator=generator).argsort(dim=1)[:, :n]
+    return torch.rand(batch, cells, generator=generator, dtype=torch.float32).argsort(dim=1)[:, :n]
 
 
 def image_level(
@@ -74,7 +74,7 @@ def image_level(
     images: Tensor,
     tokens: Tensor,
     tsv: Tensor,
-    labels: Tensor,
+    labels: checks.Integers,
     *,
     ns: Sequence[int] = tuple(range(5, 51, 5)),
     by: str = "position",
@@ -82,14 +82,15 @@ def image_level(
 ) -> MaskingCurves:
     """Mask the top n tokens of each image, against n random positions, for every n in ns.
 
-    images [B,3,H,W] in [0,1]; tokens, tsv [B,m,m]; labels int64 [B]. by: "position" masks the top n positions (the
+    images [B,3,H,W] in [0,1]; tokens, tsv [B,h,w]; labels int [B]. by: "position" masks the top n positions (the
     paper), "token" every position whose id is among them (the published code), for both methods.
     """
     checks.one_of("by", by, MASK_BY)
+    seed, counts = checks.seed(seed), [checks.whole("ns", n, 1) for n in ns]
     grid = tuple(tokens.shape[1:])
     before = of_class(probabilities(judges, images), labels).mean(dim=1)
     curves: dict[str, list[Tensor]] = {"ours": [], "random": []}
-    for n in ns:
+    for n in counts:
         _, ours = top_tokens(tsv, tokens, n)
         chance = random_positions(len(images), grid[0] * grid[1], n, seed).to(tokens.device)
         for method, positions in (("ours", ours), ("random", chance)):
@@ -99,14 +100,14 @@ def image_level(
             masked = blacken(images, mask)
             curves[method].append(of_class(probabilities(judges, masked), labels).mean(dim=1))
     ours, chance = (torch.stack(curve, dim=1) for curve in curves.values())
-    return MaskingCurves(tuple(judges), tuple(ns), before, ours, chance)
+    return MaskingCurves(tuple(judges), tuple(counts), before, ours, chance)
 
 
 def concept_level(
     judges: Judges,
     images: Tensor,
     tokens: Tensor,
-    labels: Tensor,
+    labels: checks.Integers,
     concept_tokens: Tensor,
     frequent_tokens: Tensor,
     *,
@@ -117,7 +118,8 @@ def concept_level(
     concept_tokens, frequent_tokens int64 [C,k], -1 for none: ours, and the class's most frequent tokens. The two mask
     different amounts, so each is followed by its control: as many random positions in each image.
     """
-    start = probabilities(judges, images)
+    seed, start = checks.seed(seed), probabilities(judges, images)
+    labels = class_of_each(labels, len(images), min(len(concept_tokens), len(frequent_tokens)), tokens.device)
     cells = tokens.shape[1:].numel()
     order = random_positions(len(images), cells, cells, seed).argsort(dim=1).to(tokens.device)
     masks = {}

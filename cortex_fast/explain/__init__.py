@@ -1,10 +1,11 @@
 """The explanations: saliency of tokens, tokens of concepts, token selection, and its baselines."""
 
 from cortex_fast.explain.baselines import draw_tokens, optimise_embedding
-from cortex_fast.explain.concepts import ConceptExplanations, explain_concepts, score_tokens
+from cortex_fast.explain.concepts import ConceptExplanations, explain_concepts
 from cortex_fast.explain.recipes import PAPER, PUBLISHED, Recipe, Schedule
 from cortex_fast.explain.results import Change, TokenSelection
 from cortex_fast.explain.saliency import smoothgrad, token_saliency, top_tokens
+from cortex_fast.explain.scores import Scores, score_tokens
 from cortex_fast.explain.selection import select_concepts, select_tokens
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ConceptExplanations",
     "Recipe",
     "Schedule",
+    "Scores",
     "TokenSelection",
     "draw_tokens",
     "explain_concepts",

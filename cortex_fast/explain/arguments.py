@@ -1,9 +1,10 @@
 """Checks that every explanation shares."""
 
-import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.engine import Prepared, logits_of, module_of
+from cortex_fast.extractors.build import check_grid
 
 
 def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
@@ -19,36 +20,20 @@ def check_extractor(extractor: nn.Module, **tensors: Tensor) -> None:
 
 
 def check_embedding(embedding: Tensor) -> None:
-    checks.rank("embedding", embedding, "[B, d, m, m]")
+    checks.rank("embedding", embedding, "[B, d, h, w]")
     checks.floating("embedding", embedding)
     checks.finite("embedding", embedding)
 
 
-def target_vector(target: int | Tensor, batch: int, device: torch.device) -> Tensor:
-    """`target`, one class or one for each image, as int64 [batch]."""
-    if isinstance(target, Tensor):
-        checks.integral("target", target)
-        if target.ndim == 0:
-            target = target.expand(batch)
-        if target.shape != (batch,):
-            raise ValueError(f"target: expected an int or shape [{batch}], got {list(target.shape)}")
-        return target.to(device, torch.int64)
-    checks.whole("target", target, 0)
-    return torch.full((batch,), target, dtype=torch.int64, device=device)
-
-
-def check_classes(extractor: nn.Module, sample: Tensor, target: Tensor) -> None:
-    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,m,m]."""
-    own = next((tensor.dtype for tensor in extractor.parameters() if tensor.is_floating_point()), sample.dtype)
-    with torch.no_grad():
-        try:
-            logits = extractor(sample.contiguous())  # a user's forward may take views
-        except RuntimeError as error:
-            if own == sample.dtype or "type" not in str(error):
-                raise
-            raise TypeError(f"extractor: expected weights of the embedding's {sample.dtype}, got {own}") from error
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"extractor: expected a tensor of logits, got {type(logits).__name__}")
-    if logits.ndim != 2 or logits.shape[0] != 1:
-        raise ValueError(f"extractor: expected logits [B, classes] for B = 1, got {list(logits.shape)}")
+def check_classes(extractor: nn.Module | Prepared, sample: Tensor, target: Tensor) -> None:
+    """The targets against the number of logits that the extractor gives for one image `sample` [1,d,h,w]."""
+    module = module_of(extractor)
+    check_grid(module, sample.shape)
+    own = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), sample.dtype)
+    try:
+        logits = logits_of(extractor, sample)
+    except RuntimeError as error:
+        if own == sample.dtype or "type" not in str(error):
+            raise
+        raise TypeError(f"extractor: expected weights of the embedding's {sample.dtype}, got {own}") from error
     checks.in_range("target", target, logits.shape[1])

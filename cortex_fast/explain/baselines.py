@@ -1,6 +1,6 @@
 """What token selection is compared with: the embedding itself optimised, then the nearest tokens; and drawn tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cortex_fast import checks, ops
+from cortex_fast.data import digests
+from cortex_fast.data.classes import Target
+from cortex_fast.data.grids import Grid
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import MEMORY
 from cortex_fast.explain.groups import Group, Judge, grouped
 from cortex_fast.explain.optimisation import (
     Records,
     blank,
-    digest,
     fingerprint_of,
     judged_at,
     optimise,
@@ -35,15 +37,21 @@ from cortex_fast.ops.random_stream import gumbel
 _UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay": 0.0}
 
 
+# of a recipe made for others, what would change the result and does not; its rates and temperature go without saying
+_UNUSED_BY_DRAWS = {"draws": 1, "restarts": 1, "patience": None, "start": "random", "stay": 0.0}
+_OF_DRAWS = ("steps", "judge_every")
+Frequency = checks.Integers | Sequence[float]
+
+
 @torch.inference_mode(False)
 def optimise_embedding(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
-    tokens: Tensor | None = None,
+    tokens: checks.Integers | None = None,
     region: Regions = None,
-    grid: int | None = None,
+    grid: Grid | None = None,
     recipe: Recipe | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
@@ -51,15 +59,13 @@ def optimise_embedding(
     progress: str | None = None,
     **settings: Any,
 ) -> TokenSelection:
-    """Gradient steps on E [P,d,m,m] in the region, then each position's nearest code: the baseline of eq. 10.
+    """Gradient steps on E [P,d,h,w] in the region, then each position's nearest code: the baseline of eq. 10.
 
     Arguments and result as in `select_tokens`; the start is the image's own embedding, so there is no randomness, and
     the recipe's tau, draws, restarts, start and stay have no meaning: ValueError for others than the default.
     """
     recipe = recipe_of(recipe, settings)
-    for name, value in _UNUSED.items():
-        if getattr(recipe, name) != value:
-            raise ValueError(f"{name}: expected {value!r} for embeddings, got {getattr(recipe, name)!r}")
+    _refuse(recipe, _UNUSED, "embeddings")
     problems = check_problems(extractor, codebook, target, tokens, region, grid, None)
 
     def start(problems: Problems) -> Tensor:
@@ -105,15 +111,15 @@ def optimise_embedding(
 def draw_tokens(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
-    tokens: Tensor | None = None,
+    tokens: checks.Integers | None = None,
     region: Regions = None,
-    grid: int | None = None,
+    grid: Grid | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
-    item_ids: Tensor | None = None,
-    frequency: Tensor | None = None,
+    item_ids: checks.Integers | None = None,
+    frequency: Frequency | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     progress: str | None = None,
@@ -123,11 +129,18 @@ def draw_tokens(
 
     frequency: [K] or [P,K], not negative: tokens are drawn in proportion to it, as often as they occur in the target's
     images for instance; default all alike. Arguments and result as in `select_tokens`, of whose recipe steps and
-    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger.
+    judge_every count here: a step's draw replaces the one kept where its logit of the target is larger. TypeError for
+    other settings by name; ValueError for a recipe of several draws or restarts, of patience, start or stay.
     """
+    for name in settings:
+        if name not in _OF_DRAWS:
+            raise TypeError(
+                f"{name}: expected {' or '.join(_OF_DRAWS)} for drawn tokens, got a setting without meaning"
+            )
     recipe = recipe_of(recipe, settings)
+    _refuse(recipe, _UNUSED_BY_DRAWS, "drawn tokens")
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
-    checks.seed(seed)
+    seed = checks.seed(seed)
     weights = _log_weights(frequency, problems)
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
@@ -136,10 +149,18 @@ def draw_tokens(
     with tqdm(total=recipe.steps * len(groups), desc=progress or "", unit="step", disable=progress is None) as bar:
         for group in groups:
             _draw(problems, group, weights, recipe, seed, times, records, bar)
-    drawn_by = {} if frequency is None else {"frequency": digest([frequency])}
+    drawn_by = (
+        {} if frequency is None else {"frequency": digests.of_parts([checks.reals("frequency", frequency).double()])}
+    )
     name = "random tokens" if frequency is None else "frequent tokens"
     made = fingerprint_of(name, recipe, problems, seed=seed, **drawn_by)
     return result_of(problems, records, times, Recipe(), made)
+
+
+def _refuse(recipe: Recipe, unused: Mapping[str, object], what: str) -> None:
+    for name, value in unused.items():
+        if getattr(recipe, name) != value:
+            raise ValueError(f"{name}: expected {value!r} for {what}, got {getattr(recipe, name)!r}")
 
 
 def _draw(
@@ -155,7 +176,7 @@ def _draw(
     """One group's draws, into its rows of the records."""
     own, rows = problems.take(group.rows), group.rows
     record(records, rows, 0, own.start, group.judge(own.start, own.target))
-    kept, lowest = own.start, torch.full((len(own),), torch.inf, device=rows.device)
+    kept, lowest = own.start, torch.full((len(own),), torch.inf, dtype=torch.float32, device=rows.device)
     for step in range(recipe.steps):
         draw = torch.tensor([step], device=rows.device)
         g = gumbel(seed, own.item_ids, draw, len(own.free), len(own.codebook))[:, 0]
@@ -171,17 +192,16 @@ def _draw(
     records.taken[rows] = recipe.steps
 
 
-def _log_weights(frequency: Tensor | None, problems: Problems) -> Tensor | None:
+def _log_weights(frequency: Frequency | None, problems: Problems) -> Tensor | None:
     """[P,K]: what is added to Gumbel noise, so that the largest is drawn in proportion to the frequency."""
     if frequency is None:
         return None
-    if not isinstance(frequency, Tensor):
-        raise TypeError(f"frequency: expected a tensor, got {type(frequency).__name__}")
+    frequency = checks.reals("frequency", frequency, problems.codebook.device)
     shape = (len(problems), len(problems.codebook))
     if tuple(frequency.shape) not in (shape, shape[1:]):
         raise ValueError(f"frequency: expected shape {list(shape[1:])} or {list(shape)}, got {list(frequency.shape)}")
     checks.same_device(frequency=frequency, codebook=problems.codebook)
     weights = frequency.double()
-    if not bool((weights >= 0).all()) or not bool((weights > 0).any(dim=-1).all()):
+    if not bool(((weights >= 0) & weights.isfinite()).all()) or not bool((weights > 0).any(dim=-1).all()):
         raise ValueError("frequency: expected numbers from 0 on, and one above 0 for each problem")
     return weights.log().float().expand(shape)

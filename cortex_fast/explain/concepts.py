@@ -1,27 +1,25 @@
 """The concept-level explanation: the tokens most often salient in a concept's images (eq. 6)."""
 
-import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cortex_fast import checks, ops
+from cortex_fast.data import digests
 from cortex_fast.data.results import read_result, save_result
 from cortex_fast.data.token_store import TokenStore
-from cortex_fast.engine import Prepared, prepare
-from cortex_fast.explain.arguments import check_extractor
-from cortex_fast.explain.saliency import token_saliency, top_tokens
+from cortex_fast.engine import Prepared
+from cortex_fast.explain.saliency import top_tokens
+from cortex_fast.explain.scores import Scores, score_tokens
 from cortex_fast.ops.concept_counts import PER
 
 if TYPE_CHECKING:
     import pandas
 
 _KIND = "ConceptExplanations"
-_SOME = 100  # samples of an image, about, where their number is found out
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +44,14 @@ class ConceptExplanations:
     per: str
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        checks.texts("names", self.names)
+
     @property
     def shares(self) -> Tensor:
         """counts as a part, float32 [C,k] in [0,1]: of all top tokens ("occurrence"), or of all images ("image")."""
         each = self.top_n if self.per == "occurrence" else 1
-        return self.counts / (self.num_images * each).clamp(min=1)[:, None]
+        return self.counts.float() / (self.num_images * each).clamp(min=1)[:, None]
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, whole or not at all."""
@@ -79,42 +80,6 @@ class ConceptExplanations:
         )
 
 
-def score_tokens(
-    extractor: nn.Module | Prepared,
-    dataset: TokenStore,
-    *,
-    batch_size: int = 64,
-    progress: bool = True,
-    description: str = "scoring tokens",
-    **settings: Any,
-) -> Tensor:
-    """TSV [n,m,m] of every image for its own label, on the CPU; `settings` are `token_saliency`'s.
-
-    An image's noise is fixed by its number in the data set, so the result does not depend on batch_size (with
-    sigma_range="batch" it does, as in the published code).
-    """
-    checks.whole("batch_size", batch_size, 1)
-    device = dataset.codebook.device
-    for name in ("item_ids", "tick"):
-        if name in settings:
-            raise TypeError(f"{name}: expected none, since the images' numbers and the progress bar take its place")
-    dtype = torch.promote_types(dataset.codebook.dtype, torch.float32)
-    tsv = torch.empty(len(dataset), dataset.grid, dataset.grid, dtype=dtype)
-    if len(dataset) and not isinstance(extractor, Prepared):
-        check_extractor(extractor, codebook=dataset.codebook)
-        samples = settings.get("num_samples", 20)
-        copies = len(dataset) * (samples if isinstance(samples, int) else _SOME)
-        extractor = prepare(extractor, dataset.embedding(slice(0, 1)), copies=copies)
-    with tqdm(total=len(dataset), desc=description, unit="image", disable=not progress) as bar:
-        for rows in dataset.batches(batch_size):
-            items = torch.arange(rows.start, rows.stop, device=device)
-            labels = dataset.labels[rows].to(device)
-            tsv[rows] = token_saliency(
-                extractor, dataset.embedding(rows), labels, item_ids=items, tick=bar.update, **settings
-            ).cpu()
-    return tsv
-
-
 def explain_concepts(
     extractor: nn.Module | Prepared,
     dataset: TokenStore,
@@ -130,20 +95,20 @@ def explain_concepts(
 ) -> ConceptExplanations:
     """The top_k tokens that are most often among the top_n of an image, for every class of the data set (eq. 6).
 
-    extractor: eval-mode module, E [B,d,m,m] -> logits. per: "occurrence" (the published code) or "image" (a token
-    counts once an image). examples: occurrences kept for each token. tsv float [n,m,m]: scores from `score_tokens`,
-    where they are at hand; else they are computed, with `settings` for `token_saliency` (num_samples, alpha, seed,
-    ...). Raises TypeError or ValueError naming the argument.
+    extractor: eval-mode module, E [B,d,h,w] -> logits. per: "occurrence" (the published code) or "image" (a token
+    counts once an image). examples: occurrences kept for each token. tsv float [n,h,w]: scores from `score_tokens`,
+    where they are at hand, whose fingerprint goes into the result's; else they are computed, with `settings` for
+    `token_saliency` (num_samples, alpha, seed, ...). num_samples="auto" settles on the same top_n.
+    Raises TypeError or ValueError naming the argument.
     """
-    checks.whole("top_n", top_n, 1, dataset.grid**2)
-    checks.whole("top_k", top_k, 1)
-    checks.whole("examples", examples, 0)
+    top_n = checks.whole("top_n", top_n, 1, dataset.tokens.shape[1:].numel())
+    top_k, examples = checks.whole("top_k", top_k, 1), checks.whole("examples", examples, 0)
+    checks.whole("batch_size", batch_size, 1)
     checks.one_of("per", per, PER)
     if tsv is not None and settings:
         raise TypeError(f"{', '.join(settings)}: expected none of token_saliency's settings with tsv, which is made")
-    made = "given as tsv" if tsv is not None else {name: str(value) for name, value in _effective(settings).items()}
     if tsv is None:
-        tsv = score_tokens(extractor, dataset, batch_size=batch_size, progress=progress, **settings)
+        tsv = score_tokens(extractor, dataset, batch_size=batch_size, progress=progress, top_n=top_n, **settings)
     tokens, labels = dataset.tokens.int().cpu(), dataset.labels.cpu()
     checks.same_shape("tsv", tsv, "dataset's tokens", tokens.shape)
     num_concepts, codebook_size = len(dataset.names), dataset.codebook.shape[0]
@@ -163,7 +128,7 @@ def explain_concepts(
         examples=_examples(tsv, tokens, labels, best, top_n, examples),
         top_n=top_n,
         per=per,
-        fingerprint={"dataset": dataset.fingerprint, "saliency": made},
+        fingerprint=_fingerprint(dataset, tsv),
     )
 
 
@@ -173,11 +138,13 @@ def token_frequency(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_
     return torch.bincount(cells.flatten(), minlength=num_concepts * codebook_size).view(num_concepts, codebook_size)
 
 
-def _effective(settings: dict[str, Any]) -> dict[str, Any]:
-    """`token_saliency`'s settings as they come to be: its defaults, replaced by those given."""
-    parameters = inspect.signature(token_saliency).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return {name: value for name, value in (defaults | settings).items() if name not in ("item_ids", "memory", "tick")}
+def _fingerprint(dataset: TokenStore, tsv: Tensor) -> dict[str, Any]:
+    """What the images are and what made their scores, or that these were given by hand."""
+    if isinstance(tsv, Scores) and tsv.unchanged:
+        return {"dataset": dataset.fingerprint, "images": tsv.fingerprint["images"], "saliency": tsv.fingerprint}
+    images = digests.of_images(dataset.codebook, dataset.tokens, dataset.labels)
+    made = {"made_by": "given as tsv", "values": digests.of_values(tsv)}
+    return {"dataset": dataset.fingerprint, "images": images, "saliency": made}
 
 
 def _most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.data.token_store import gather
@@ -30,13 +30,13 @@ def grouped(
     """The problems in groups of those alike, whose variables, `bytes_of_row` for each free position, fit into `memory`
     bytes together with the activations of `copies` images. passes: how often a problem goes through its extractor.
     """
-    checks.whole("memory", memory, 1)
+    memory = checks.whole("memory", memory, 1)
     sample, groups = gather(problems.start[:1], problems.codebook), []
     each = [
         prepare(extractor, sample, copies=passes * int((problems.number == number).sum()))
         for number, extractor in enumerate(problems.extractors)
     ]
-    judges = [checked_judge(judge or by_extractor(one.extractor, problems.codebook)) for one in each]
+    judges = [checked_judge(judge or by_extractor(one, problems.codebook)) for one in each]
     for number, rows in problems.alike():
         bytes_of_problem = bytes_of_row * int(problems.region[rows[0]].sum()) + copies * each[number].bytes_of_copy
         size = max(1, memory // bytes_of_problem)
@@ -51,12 +51,12 @@ def recut(groups: list[Group], sizes: list[int]) -> list[Group]:
     return [dataclasses.replace(whose[int(part[0])], rows=part) for part in rows]
 
 
-def by_extractor(extractor: nn.Module, codebook: Tensor) -> Judge:
+def by_extractor(extractor: Prepared, codebook: Tensor) -> Judge:
     """The extractor's own probability of the target."""
 
     @torch.no_grad()
     def judge(tokens: Tensor, target: Tensor) -> Tensor:
-        probability = extractor(gather(tokens, codebook).contiguous()).softmax(dim=1)
+        probability = extractor.logits(gather(tokens, codebook).contiguous()).softmax(dim=1)
         return probability.gather(1, target[:, None])[:, 0].float()
 
     return judge

@@ -1,8 +1,8 @@
 """The loop of token selection and its baselines: many problems step together, stop alone, and can go on later."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cortex_fast.data import digests
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import ResultFileError, load_result, read_header, save_result
-from cortex_fast.engine import module_of
+from cortex_fast.explain.fingerprints import contents
 from cortex_fast.explain.groups import Group, Judge, grouped, recut
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
@@ -25,7 +27,7 @@ _KIND = "TokenSelectionState"
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """What is kept of all problems: history int64 [T,P,m,m] and probability [T,P] by judged time, loss [steps,P], NaN
+    """What is kept of all problems: history int64 [T,P,h,w] and probability [T,P] by judged time, loss [steps,P], NaN
     after a problem stopped, and taken int64 [P], the steps until then."""
 
     history: Tensor
@@ -72,25 +74,26 @@ def optimise(
     times = judged_at(recipe)
     records = blank(problems, times, recipe)
     own = (problems.number, problems.start, problems.region, problems.target, problems.item_ids)
-    made = {**fingerprint, "problems": digest(own)}
-    kept = None if checkpoint is None else _resume(checkpoint, made, records)
-    done, state = 0, None
-    if kept is not None:
-        sizes, done, state = kept  # the groups as they were, whatever memory is now
-        groups = recut(groups, sizes)
-    sizes = [len(group.rows) for group in groups]
+    made = {**fingerprint, "problems": digests.of_parts(own)}
+    with nullcontext() if checkpoint is None else held(checkpoint):
+        kept = None if checkpoint is None else _resume(checkpoint, made, records)
+        done, state = 0, None
+        if kept is not None:
+            sizes, done, state = kept  # the groups as they were, whatever memory is now
+            groups = recut(groups, sizes)
+        sizes = [len(group.rows) for group in groups]
 
-    def save(number: int, state: State | None) -> None:
-        if checkpoint is not None:
-            _save(checkpoint, made, problems.target, sizes, number, state, records)
+        def save(number: int, state: State | None) -> None:
+            if checkpoint is not None:
+                _save(checkpoint, made, problems.target, sizes, number, state, records)
 
-    description = progress or ""
-    with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
-        bar.update(done * recipe.steps + (state.step if state else 0))
-        for number in range(done, len(groups)):
-            _run(problems, groups[number], method, recipe, times, records, state, bar, partial(save, number))
-            state = None
-            save(number + 1, None)
+        description = progress or ""
+        with tqdm(total=recipe.steps * len(groups), desc=description, unit="step", disable=progress is None) as bar:
+            bar.update(done * recipe.steps + (state.step if state else 0))
+            for number in range(done, len(groups)):
+                _run(problems, groups[number], method, recipe, times, records, state, bar, partial(save, number))
+                state = None
+                save(number + 1, None)
     return result_of(problems, records, times, recipe, fingerprint, startable)
 
 
@@ -191,8 +194,8 @@ def blank(problems: Problems, times: list[int], recipe: Recipe) -> Records:
     shape, device = (len(times), len(problems)), problems.codebook.device
     return Records(
         history=torch.zeros((*shape, *problems.start.shape[1:]), dtype=torch.int64, device=device),
-        probability=torch.full(shape, torch.nan, device=device),
-        loss=torch.full((recipe.steps, len(problems)), torch.nan, device=device),
+        probability=torch.full(shape, torch.nan, dtype=torch.float32, device=device),
+        loss=torch.full((recipe.steps, len(problems)), torch.nan, dtype=torch.float32, device=device),
         taken=torch.zeros(len(problems), dtype=torch.int64, device=device),
     )
 
@@ -242,29 +245,18 @@ def result_of(
 def fingerprint_of(method: str, recipe: Recipe, problems: Problems, **more: Any) -> dict[str, Any]:
     """What made a result: method, settings, and digests of the extractors and the codebook; of the problems, which one
     has which of several extractors."""
-    states = [module_of(extractor).state_dict() for extractor in problems.extractors]
-    contents = [part for state in states for part in (list(state), *state.values())]
-    inputs = {"extractor": digest(contents), "codebook": digest([problems.codebook])}
-    numbers = {"extractor_numbers": problems.number.tolist()} if len(states) > 1 else {}
+    parts = [part for extractor in problems.extractors for part in contents(extractor)]
+    inputs = {"extractor": digests.of_parts(parts), "codebook": digests.of_parts([problems.codebook])}
+    numbers = {"extractor_numbers": problems.number.tolist()} if len(problems.extractors) > 1 else {}
     return {"method": method, **dataclasses.asdict(recipe), **inputs, **numbers, **more}
-
-
-def digest(tensors: Iterable[Any]) -> str:
-    """Of tensors' shapes, types and contents."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):  # a module's extra state
-            found.update(repr(tensor).encode())
-            continue
-        whole = tensor.detach().cpu().contiguous()
-        found.update(f"{list(whole.shape)} {whole.dtype}".encode())
-        found.update(whole.view(-1).view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
-    return found.hexdigest()
 
 
 def targets_of(checkpoint: Path) -> list[int]:
     """The targets of the problems whose state a file keeps."""
-    return list(read_header(checkpoint, _KIND)["targets"])
+    targets = read_header(checkpoint, _KIND).get("targets")
+    if not isinstance(targets, list) or any(type(target) is not int for target in targets):
+        raise ResultFileError(f"{checkpoint}: not the state of a token selection (targets: got {targets!r})")
+    return targets
 
 
 def _save(
@@ -302,6 +294,9 @@ def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[list[in
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     if header.get("made") != made:
         raise ResultFileError(f"{path}: the state of a run with other settings, extractor or problems")
+    problem = _problem(tensors, header, records)
+    if problem is not None:
+        raise ResultFileError(f"{path}: not the state of a token selection ({problem})")
     for name, tensor in vars(records).items():
         tensor.copy_(tensors[name])
     if header["step"] is None:
@@ -309,3 +304,32 @@ def _resume(path: Path, made: dict[str, Any], records: Records) -> tuple[list[in
     moments = (tensors["first"], tensors["second"]) if "first" in tensors else None
     state = State(header["step"], tensors["active"], tensors["variables"], moments, tensors["latest"], tensors["same"])
     return header["sizes"], header["group"], state
+
+
+def _problem(tensors: Mapping[str, Tensor], header: Mapping[str, Any], records: Records) -> str | None:
+    """Why this is no state to go on from."""
+    for name, tensor in vars(records).items():
+        if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
+            return f"{name}: expected {tensor.dtype} {list(tensor.shape)}"
+    sizes, group, step = (header.get(name) for name in ("sizes", "group", "step"))
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 1 for size in sizes):
+        return f"sizes: expected those of groups, got {sizes!r}"
+    if sum(sizes) != records.history.shape[1] or type(group) is not int or not 0 <= group <= len(sizes):
+        return f"group: expected one of {len(sizes)} for {records.history.shape[1]} problems, got {group!r}"
+    if step is None:
+        return None
+    if type(step) is not int or not 0 < step < len(records.loss) or group == len(sizes):
+        return f"step: expected one of {len(records.loss)} of a group, got {step!r}"
+    names = ("active", "variables", "latest", "same", *(("first", "second") if "first" in tensors else ()))
+    if any(name not in tensors for name in names):
+        return f"expected {', '.join(names)}"
+    active, variables = tensors["active"], tensors["variables"]
+    if active.dtype != torch.int64 or active.ndim != 1 or len(variables) != len(active):
+        return "active: expected the problems that still step"
+    if not bool(((active >= 0) & (active < sizes[group])).all()):
+        return f"active: expected problems of a group of {sizes[group]}"
+    if any(tensors[name].shape != variables.shape for name in names[4:]):
+        return "first, second: expected moments of the variables"
+    if len(tensors["latest"]) != sizes[group] or tensors["same"].shape != (sizes[group],):
+        return f"latest, same: expected those of {sizes[group]} problems"
+    return None

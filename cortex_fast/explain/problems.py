@@ -6,22 +6,25 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.data.classes import Target, is_single, names_of, target_vector
+from cortex_fast.data.grids import Grid, sides
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared, module_of, ordinary
-from cortex_fast.explain.arguments import check_classes, check_extractor, target_vector
+from cortex_fast.explain.arguments import check_classes, check_extractor
 
 Box = tuple[int, int, int, int]
 Extractor = nn.Module | Prepared
-Regions = Box | Tensor | Sequence[Box] | None
+Regions = Box | Tensor | np.ndarray | Sequence[Box] | None
 
 
 @dataclass(frozen=True)
 class Problems:
-    """Checked arguments of P problems: codebook [K,d], start [P,m,m], region bool [P,m,m], target [P], item ids [P].
+    """Checked arguments of P problems: codebook [K,d], start [P,h,w], region bool [P,h,w], target [P], item ids [P].
 
     extractors: the different ones, of which problem p has number[p]. given: the start is the user's, so that it may
     itself be the best. places int64 [P]: where the problems stand among all.
@@ -67,7 +70,7 @@ class Problems:
         return self.start[self.region].view(len(self), rows)
 
     def filled(self, tokens: Tensor) -> Tensor:
-        """The start with tokens [P,rows] at the free positions, [P,m,m]."""
+        """The start with tokens [P,rows] at the free positions, [P,h,w]."""
         return self.start.masked_scatter(self.region, tokens)
 
     @property
@@ -81,11 +84,11 @@ class Problems:
 def check_problems(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
-    tokens: Tensor | None,
+    target: Target,
+    tokens: checks.Integers | None,
     region: Regions,
-    grid: int | None,
-    item_ids: Tensor | None,
+    grid: Grid | None,
+    item_ids: checks.Integers | None,
 ) -> Problems:
     """The arguments that every optimisation shares, checked and made whole."""
     checks.rank("codebook", codebook, "[K, d]")
@@ -97,29 +100,26 @@ def check_problems(
     codebook, device = ordinary(codebook.detach()), codebook.device
     given = tokens is not None
     if tokens is None:
-        size = 16 if grid is None else grid
-        checks.whole("grid", size, 1)
-        batch = len(target) if isinstance(target, Tensor) and target.ndim else len(numbers or (0,))
-        tokens = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
+        height, width = sides(16 if grid is None else grid)
+        batch = len(numbers or (0,)) if is_single(target) else len(target)  # type: ignore[arg-type]
+        tokens = torch.zeros(batch, height, width, dtype=torch.int64, device=device)
         if region is not None:
             raise ValueError("region: expected None without tokens, since nothing is kept outside it")
     elif grid is not None:
         raise ValueError("grid: expected None with tokens, whose shape gives it")
-    checks.rank("tokens", tokens, "[P, m, m]")
-    checks.integral("tokens", tokens)
-    checks.same_device(codebook=codebook, tokens=tokens, item_ids=item_ids)
+    tokens = checks.integers("tokens", tokens, device)
+    checks.rank("tokens", tokens, "[P, h, w]")
+    checks.same_device(codebook=codebook, tokens=tokens)
     checks.in_range("tokens", tokens, codebook.shape[0])
     tokens, count = ordinary(tokens.long()), len(tokens)
     if numbers is not None and len(numbers) != count:
         raise ValueError(f"extractor: expected one, or one for each of {count} problems, got {len(numbers)}")
     number = torch.tensor(numbers or [0] * count, dtype=torch.int64, device=device)
-    targets = ordinary(target_vector(target, count, device))
+    targets = ordinary(target_vector(target, count, device, _names(extractors)))
     if count:
         for index, one in enumerate(extractors):
-            check_classes(module_of(one), gather(tokens[:1], codebook), targets[number == index])
-    if item_ids is None:
-        item_ids = torch.arange(count, device=device)
-    checks.integral("item_ids", item_ids)
+            check_classes(one, gather(tokens[:1], codebook), targets[number == index])
+    item_ids = torch.arange(count) if item_ids is None else checks.integers("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
     checks.in_range("item_ids", item_ids, 2**32)
     return Problems(
@@ -129,7 +129,7 @@ def check_problems(
         start=tokens,
         region=region_masks(region, tokens.shape).to(device),
         target=targets,
-        item_ids=item_ids.long(),
+        item_ids=item_ids.to(device, torch.int64),
         given=given,
         places=torch.arange(count, device=device),
     )
@@ -146,13 +146,21 @@ def _extractors(extractor: Extractor | Sequence[Extractor]) -> tuple[tuple[Extra
     return tuple(different), [places[id(one)] for one in extractor]
 
 
+def _names(extractors: Sequence[Extractor]) -> tuple[str, ...]:
+    """The classes' names, where the extractors that have any have the same."""
+    found = {names for names in (names_of(module_of(one)) for one in extractors) if names}
+    return found.pop() if len(found) == 1 else ()
+
+
 def region_masks(region: Regions, shape: torch.Size) -> Tensor:
-    """A half-open box (top, left, bottom, right), a list of P of them, a boolean mask [m,m] or [P,m,m], or None
-    (everything) as boolean masks [P,m,m].
+    """A half-open box (top, left, bottom, right), a list of P of them, a boolean mask [h,w] or [P,h,w], or None
+    (everything) as boolean masks [P,h,w].
 
     Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
     """
     grid = shape[1:]
+    if isinstance(region, np.ndarray):
+        region = checks.mask("region", region) if region.dtype == bool else region.tolist()
     if region is None or not shape[0]:
         return torch.ones(shape, dtype=torch.bool)
     if isinstance(region, Tensor):

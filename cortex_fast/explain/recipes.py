@@ -21,10 +21,9 @@ class Schedule:
     kind: str = "linear"
 
     def __post_init__(self) -> None:
-        checks.positive("start", self.start)
         checks.one_of("kind", self.kind, KINDS)
         check_end = checks.positive if self.kind == "geometric" else checks.non_negative
-        check_end("end", self.end)
+        _set(self, start=checks.positive("start", self.start), end=check_end("end", self.end))
 
     def at(self, step: int, steps: int) -> float:
         """The value in step 0 .. steps - 1."""
@@ -68,18 +67,24 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "judge_every", "draws", "restarts"):
-            checks.whole(name, getattr(self, name), 1)
+            _set(self, **{name: checks.whole(name, getattr(self, name), 1)})
         for name in ("lr", "tau"):
             if not isinstance(getattr(self, name), Schedule):
-                checks.positive(name, getattr(self, name))
+                _set(self, **{name: checks.positive(name, getattr(self, name))})
         if isinstance(self.tau, Schedule):
             checks.positive("tau.end", self.tau.end)
         if self.patience is not None:
-            checks.whole("patience", self.patience, 1)
+            _set(self, patience=checks.whole("patience", self.patience, 1))
         checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
         checks.one_of("start", self.start, STARTS)
-        checks.non_negative("regularisation", self.regularisation)
-        checks.non_negative("stay", self.stay)
+        for name in ("regularisation", "stay"):
+            _set(self, **{name: checks.non_negative(name, getattr(self, name))})
+
+
+def _set(settings: "Schedule | Recipe", **values: float) -> None:
+    """Python's own numbers for those that came from numpy or torch: fingerprints hold them as JSON."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
 
 
 # The published code: Adam on logits that start standard normal, temperature 1, judged every 500 of 5,000 steps.

@@ -26,9 +26,9 @@ class Change(NamedTuple):
 class TokenSelection:
     """P selections, one for each problem.
 
-    tokens int64 [P,m,m]: the selection of largest target probability among those judged. initial int64 [P,m,m]: the
-    start. region bool [P,m,m]: the free positions. target int64 [P]. steps int64 [T]: when the selection was judged, 0
-    first; history int64 [T,P,m,m] and probability float32 [T,P]: the tokens then, and the judge's probability of the
+    tokens int64 [P,h,w]: the selection of largest target probability among those judged. initial int64 [P,h,w]: the
+    start. region bool [P,h,w]: the free positions. target int64 [P]. steps int64 [T]: when the selection was judged, 0
+    first; history int64 [T,P,h,w] and probability float32 [T,P]: the tokens then, and the judge's probability of the
     target. loss float32 [steps,P]: eq. 9 at every step, with that step's noise; NaN after a problem stopped. taken
     int64 [P]: the steps until then. best int64 [P]: the row of `steps` that `tokens` is.
     """
@@ -50,24 +50,24 @@ class TokenSelection:
 
     @property
     def changed(self) -> Tensor:
-        """Where `tokens` differs from `initial`: bool [P,m,m]."""
+        """Where `tokens` differs from `initial`: bool [P,h,w]."""
         return self.tokens != self.initial
 
     def changes(self, problem: int = 0) -> list[Change]:
         """One problem's edit, position by position."""
-        checks.whole("problem", problem, 0, len(self.tokens) - 1)
+        problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         before, after = self.initial[problem], self.tokens[problem]
         places = self.changed[problem].nonzero().tolist()
         return [Change(row, column, int(before[row, column]), int(after[row, column])) for row, column in places]
 
     def strip(self, decode: Callable[[Tensor], Tensor], problem: int = 0) -> Tensor:
-        """One problem's pictures [T,3,H,W] at the judged steps, of decode: tokens [n,m,m] -> images [n,3,H,W]."""
-        checks.whole("problem", problem, 0, len(self.tokens) - 1)
+        """One problem's pictures [T,3,H,W] at the judged steps, of decode: tokens [n,h,w] -> images [n,3,H,W]."""
+        problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         return decode(self.history[:, problem])
 
     def problem(self, problem: int) -> "TokenSelection":
         """The selection of one problem alone, with P = 1."""
-        checks.whole("problem", problem, 0, len(self.tokens) - 1)
+        problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         one = slice(problem, problem + 1)
         return TokenSelection(
             tokens=self.tokens[one],

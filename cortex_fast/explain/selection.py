@@ -3,19 +3,26 @@
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cortex_fast import checks, ops
+from cortex_fast.data import digests
+from cortex_fast.data.classes import Target, class_numbers, is_single, names_of
+from cortex_fast.data.grids import Grid, sides
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import gather
-from cortex_fast.engine import MEMORY, module_of
+from cortex_fast.data.workspaces import sweep
+from cortex_fast.engine import MEMORY, Prepared, logits_of, module_of
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.groups import Judge
-from cortex_fast.explain.optimisation import digest, fingerprint_of, optimise, targets_of
+from cortex_fast.explain.optimisation import fingerprint_of, optimise, targets_of
 from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
 from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.results import TokenSelection
@@ -24,6 +31,7 @@ from cortex_fast.kernels.reference.descent import descend
 from cortex_fast.ops.gumbel_codebook import numbers
 from cortex_fast.ops.random_stream import gumbel, normal
 
+Mask = Tensor | np.ndarray
 _START_DRAW = 2**32 - 1  # the draw that makes the first logits; steps use 0, 1, 2, ...
 _RESTART_ITEMS = 2**26  # between the item ids of a problem's restarts
 _LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the start
@@ -33,16 +41,16 @@ _LIKELY = 1.0  # above the logarithm of all codes: an image's own token at the s
 def select_tokens(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
-    target: int | Tensor,
+    target: Target,
     *,
-    tokens: Tensor | None = None,
+    tokens: checks.Integers | None = None,
     region: Regions = None,
-    grid: int | None = None,
+    grid: Grid | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
-    item_ids: Tensor | None = None,
-    allowed: Tensor | None = None,
-    banned: Tensor | None = None,
+    item_ids: checks.Integers | None = None,
+    allowed: Mask | None = None,
+    banned: Mask | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     checkpoint: Path | str | None = None,
@@ -54,23 +62,25 @@ def select_tokens(
     Minimises -f_Y(E)[target] + regularisation |E|^2 over logits P [rows, K] of the free positions, where
     E = M gumbel_softmax(P; tau) C + (1 - M) E_tokens, with straight-through hard selection.
 
-    extractor: one, or a list of one for each problem. codebook C: float [K,d]. target: a class, or int [P]. tokens: int
-    [P,m,m] to start from and to keep outside the region; without it every position is free and `grid` is m (default
-    16). region: a half-open box (top, left, bottom, right) or a boolean [m,m] mask for all, or a list of P boxes or a
-    mask [P,m,m]; default everything. Problems of one extractor and one region step together. recipe: the settings
-    (default Recipe()), of which any can be given by name here: steps=200. The selection without noise is judged every
-    `judge_every` steps and at the end, and the one of largest target probability is kept (the tokens given are a
-    candidate too).
+    extractor: one, or a list of one for each problem. codebook C: float [K,d]. target: a class, or one for
+    each problem, int [P]: numbers, or names where the extractor has them. tokens: int
+    [P,h,w] to start from and to keep outside the region; without it every position is free and `grid` is m or (h, w)
+    (default 16). region: a half-open box (top, left, bottom, right) or a boolean [h,w] mask for all, or a list of P
+    boxes or a mask [P,h,w]; default everything. Problems of one extractor and one region step together. recipe: the
+    settings (default Recipe()), of which any can be given by name here: steps=200. The selection without noise is
+    judged every `judge_every` steps and at the end, and the one of largest target probability is kept (the tokens given
+    are a candidate too).
     Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...).
     allowed, banned: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may or may not take, by rows
     where every region has as many positions; an image that has others there is no candidate then. With a price `stay`
     the one kept is that of the largest log probability less the price.
-    judge: (tokens int64 [P,m,m], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
+    judge: (tokens int64 [P,h,w], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
     problems stepping together may take; it cuts the set, and changes no result beyond rounding. checkpoint: a file that
     the run's state is kept in while it goes on, every `judge_every` steps; a run that finds one goes on from it, to the
     same bits. progress: a progress bar's title; None: no bar.
     Raises TypeError or ValueError naming the argument: shapes that do not fit, tokens outside [0, K), a target outside
-    the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a checkpoint of another run.
+    the classes, an empty region, tau <= 0, steps < 1. ResultFileError for a damaged checkpoint or another run's,
+    BlockingIOError while another run writes to it.
     """
     path, recipe = None if checkpoint is None else Path(checkpoint), recipe_of(recipe, settings)
     problems = check_problems(extractor, codebook, target, tokens, region, grid, item_ids)
@@ -95,7 +105,7 @@ def _select(
     progress: str | None,
 ) -> TokenSelection:
     """`select_tokens` of checked problems, that leaves the checkpoint where it is."""
-    checks.seed(seed)
+    seed = checks.seed(seed)
     if not problems.given and (recipe.start == "image" or recipe.stay):
         raise ValueError("tokens: expected those of an image to start from or to stay with, got None")
     made = _fingerprint(problems, recipe, seed, mask)
@@ -120,7 +130,7 @@ def _select(
 
 
 def _fingerprint(problems: Problems, recipe: Recipe, seed: int, mask: Tensor | None) -> dict[str, Any]:
-    limits = {} if mask is None else {"allowed": digest([mask])}
+    limits = {} if mask is None else {"allowed": digests.of_parts([mask])}
     return fingerprint_of("token selection", recipe, problems, seed=seed, **limits)
 
 
@@ -152,7 +162,7 @@ def repeated(problems: Problems, recipe: Recipe) -> Problems:
     )
 
 
-def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | None) -> Tensor | None:
+def allowed_tokens(problems: Problems, allowed: Mask | None, banned: Mask | None) -> Tensor | None:
     """bool [K], [rows,K] or [P,rows,K]: the tokens that may be taken; None: all."""
     counts = problems.region.flatten(1).sum(dim=1)
     codes = len(problems.codebook)
@@ -164,8 +174,7 @@ def allowed_tokens(problems: Problems, allowed: Tensor | None, banned: Tensor | 
     for name, tensor in (("allowed", allowed), ("banned", banned)):
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
-            raise TypeError(f"{name}: expected a boolean tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
+        tensor = checks.mask(name, tensor, problems.codebook.device)
         if len(problems) and tuple(tensor.shape) not in shapes:
             expected = ", ".join(str(list(shape)) for shape in shapes)
             raise ValueError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
@@ -195,7 +204,7 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
     def start(problems: Problems) -> Tensor:
         rows, codes = len(problems.free), len(problems.codebook)
         if recipe.start == "image":
-            logits = torch.zeros(len(problems), rows, codes, device=problems.codebook.device)
+            logits = torch.zeros(len(problems), rows, codes, dtype=torch.float32, device=problems.codebook.device)
             logits.scatter_(2, problems.own[..., None], math.log(codes) + _LIKELY)
         else:
             draw = torch.tensor([_START_DRAW], device=problems.codebook.device)
@@ -259,13 +268,13 @@ def select_concepts(
     codebook: Tensor,
     folder: Path | str,
     *,
-    classes: Sequence[int] | None = None,
-    grid: int = 16,
+    classes: Target | None = None,
+    grid: Grid = 16,
     together: int = 16,
     recipe: Recipe | None = None,
     seed: int = 0,
-    allowed: Tensor | None = None,
-    banned: Tensor | None = None,
+    allowed: Mask | None = None,
+    banned: Mask | None = None,
     judge: Judge | None = None,
     memory: int = MEMORY,
     progress: str | None = None,
@@ -273,50 +282,56 @@ def select_concepts(
 ) -> list[Path]:
     """`select_tokens` over whole grids for every class, no image given: one file for each concept, whole or not at all.
 
-    classes: default all that the extractor knows. together: how many step at once; no result depends on it beyond
-    rounding, for a class is its own item. Concepts whose file is there already are left as they are, and a run that was
-    cut off goes on where it was. allowed, banned: bool [K] or [rows,K] for all. The rest as `select_tokens` takes it.
+    classes: by number, or by name where the extractor has names; default all that it knows. together: how many step at
+    once; no result depends on it beyond rounding, for a class is its own item. Concepts whose file is there already are
+    left as they are, and a run that was cut off goes on where it was. allowed, banned: bool [K] or [rows,K] for all.
+    The rest as `select_tokens` takes it.
     Returns the files, concept-<class>.safetensors.
-    Raises ResultFileError for a file of other settings, another extractor or codebook; else as `select_tokens`.
+    Raises ResultFileError for a file of other settings, another extractor or codebook, BlockingIOError while another
+    run is at the same classes there; else as `select_tokens`.
     """
     for name in ("tokens", "region", "item_ids", "checkpoint"):
         if name in settings:
             raise TypeError(f"{name}: expected none for whole concepts, got one")
     folder, recipe = Path(folder), recipe_of(recipe, settings)
-    checks.whole("together", together, 1)
-    checks.whole("grid", grid, 1)
+    together, seed = checks.whole("together", together, 1), checks.seed(seed)
+    height, width = sides(grid)
     if isinstance(extractor, list | tuple):
         raise TypeError("extractor: expected one for all concepts, got several")
     for name, tensor in (("allowed", allowed), ("banned", banned)):
-        if isinstance(tensor, Tensor) and tensor.ndim > 2:
+        if isinstance(tensor, Tensor | np.ndarray) and tensor.ndim > 2:
             raise ValueError(f"{name}: expected shape [K] or [rows, K] for all concepts, got {list(tensor.shape)}")
     if classes is None:
         checks.rank("codebook", codebook, "[K, d]")
         check_extractor(module_of(extractor), codebook=codebook)
-        sample = gather(torch.zeros(1, grid, grid, dtype=torch.int64, device=codebook.device), codebook)
-        classes = range(module_of(extractor)(sample.contiguous()).shape[1])
-    target = torch.tensor(list(classes), dtype=torch.int64, device=codebook.device)
+        sample = gather(torch.zeros(1, height, width, dtype=torch.int64, device=codebook.device), codebook)
+        classes = range(logits_of(extractor, sample).shape[1])
+    names = names_of(module_of(extractor)) if isinstance(extractor, nn.Module | Prepared) else ()
+    target = class_numbers("classes", [classes] if is_single(classes) else classes, names).to(codebook.device)
     problems = check_problems(extractor, codebook, target, None, None, grid, target)
     mask = allowed_tokens(problems, allowed, banned)
     paths = {label: folder / f"concept-{label:04d}.safetensors" for label in target.tolist()}
     made = _fingerprint(problems, recipe, seed, mask)
-    missing = [label for label, path in paths.items() if not _is_there(path, made, grid)]
-    groups = _begun(folder, paths.keys())
-    anew = [label for label in missing if not any(label in labels for labels, _ in groups)]
-    for first in range(0, len(anew), together):
-        labels = anew[first : first + together]
-        groups.append((labels, folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}-{len(labels)}.safetensors"))
-    places = {label: place for place, label in enumerate(paths)}
-    for labels, state in groups:
-        rows = torch.tensor([places[label] for label in labels], device=codebook.device)
-        found = _select(
-            problems.take(rows), recipe, seed=seed, mask=mask, judge=judge, memory=memory, checkpoint=state,
-            progress=progress,
-        )  # fmt: skip
-        for problem, label in enumerate(labels):
-            if label in missing:
-                found.problem(problem).save(paths[label])
-        state.unlink(missing_ok=True)
+    run = folder / f"concepts-{min(paths, default=0):04d}-{max(paths, default=0):04d}-{len(paths)}"
+    with nullcontext() if all(path.exists() for path in paths.values()) else held(run):
+        missing = [label for label, path in paths.items() if not _is_there(path, made, (height, width))]
+        groups = _begun(folder, paths.keys())
+        anew = [label for label in missing if not any(label in labels for labels, _ in groups)]
+        for first in range(0, len(anew), together):
+            labels = anew[first : first + together]
+            groups.append((labels, folder / f"unfinished-{labels[0]:04d}-{labels[-1]:04d}-{len(labels)}.safetensors"))
+        places = {label: place for place, label in enumerate(paths)}
+        for labels, state in groups:
+            rows = torch.tensor([places[label] for label in labels], device=codebook.device)
+            found = _select(
+                problems.take(rows), recipe, seed=seed, mask=mask, judge=judge, memory=memory, checkpoint=state,
+                progress=progress,
+            )  # fmt: skip
+            for problem, label in enumerate(labels):
+                if label in missing:
+                    found.problem(problem).save(paths[label])
+            state.unlink(missing_ok=True)
+    sweep(folder)
     return list(paths.values())
 
 
@@ -330,11 +345,11 @@ def _begun(folder: Path, wanted: Collection[int]) -> list[tuple[list[int], Path]
     return groups
 
 
-def _is_there(path: Path, made: dict[str, Any], grid: int) -> bool:
+def _is_there(path: Path, made: dict[str, Any], grid: tuple[int, int]) -> bool:
     """Whether a concept's file holds what this run would write. Raises ResultFileError where it holds another."""
     if not path.exists():
         return False
     found = TokenSelection.load(path)
-    if found.fingerprint != made or found.region.shape[-1] != grid:
+    if found.fingerprint != made or found.region.shape[1:] != grid:
         raise ResultFileError(f"{path}: a concept of other settings, extractor, codebook or grid; move it away first")
     return True

@@ -4,16 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cortex_fast.data.grids import Grid, sides
+
 
 class CE(nn.Module):
-    """E [B,in_channels,grid,grid] -> logits [B,num_classes].
+    """E [B,in_channels,h,w] -> logits [B,num_classes], for grid m or (h, w).
 
     Two groups of four 3 x 3 convolutions (BatchNorm, ReLU), each followed by 2 x 2 max pooling, then three linear
     layers. State-dict names are the published code's.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: int, grid: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, grid: Grid) -> None:
         super().__init__()
+        self.grid = sides(grid)
         hidden = 8 * width
         for group in (1, 2):
             for number in (1, 2, 3, 4):
@@ -21,7 +24,7 @@ class CE(nn.Module):
                 conv = nn.Conv2d(in_channels if first else width, width, kernel_size=3, padding=1)
                 self.add_module(f"conv{group}_{number}", conv)
                 self.add_module(f"bn{group}_{number}", nn.BatchNorm2d(width))
-        self.fc1 = nn.Linear(width * (grid // 4) ** 2, hidden)
+        self.fc1 = nn.Linear(width * (self.grid[0] // 4) * (self.grid[1] // 4), hidden)
         self.bn_fc1 = nn.BatchNorm1d(hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.bn_fc2 = nn.BatchNorm1d(hidden)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.data import digests
+from cortex_fast.data.classes import name_classes
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.data.token_store import TokenStore
+from cortex_fast.data.workspaces import sweep
 from cortex_fast.extractors.build import build
 from cortex_fast.extractors.distributed import World
-from cortex_fast.extractors.files import extractor_header, save_extractor
+from cortex_fast.extractors.files import extractor_header, load_extractor, save_extractor
 from cortex_fast.extractors.testing import accuracy, mean_loss
-from cortex_fast.extractors.training import Recipe, data_digest, train_extractor
+from cortex_fast.extractors.training import Recipe, train_extractor
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -48,34 +53,62 @@ def fit(
     the epoch with least validation loss, as the published code keeps it.
 
     Settings are `train_extractor`'s. validation may have a codebook of its own, as recovered ones are. resume: goes on
-    from the checkpoint beside `out`, or begins; does nothing where `out` is there.
+    from the checkpoint beside `out`, or begins; where `out` is there it only removes what a run that was killed left.
     Raises FileExistsError for a checkpoint or an `out` that is there without `resume`, ResultFileError for one of other
-    settings or data with it, ValueError for a validation store that does not fit.
+    settings or data with it, or damaged, ValueError for a validation store that does not fit, BlockingIOError while
+    another run writes to `out`.
     """
+    checks.seed(seed)
+    world = World.current()
+    with nullcontext() if world.rank > 0 or out.exists() else held(out):
+        _fit(store, out, name, recipe, world, width, validation, seed, precision, device, every, resume, report, tick)
+
+
+def _fit(
+    store: TokenStore,
+    out: Path,
+    name: str,
+    recipe: Recipe,
+    world: World,
+    width: int,
+    validation: TokenStore | None,
+    seed: int,
+    precision: str,
+    device: torch.device | str,
+    every: int | None,
+    resume: bool,
+    report: Callable[[str], object],
+    tick: Callable[[int], object],
+) -> None:
+    """`fit` as the only run that writes to `out`."""
     checkpoint, best = checkpoint_of(out), best_of(out)
     there = next((path for path in (out, checkpoint) if path.exists()), None)
     if there is not None and not resume:
         raise FileExistsError(f"{there}: is there already; resume goes on from it")
-    world = World.current()
     codebook = store.codebook.float().to(device)
-    sizes = {"num_classes": len(store.names), "in_channels": codebook.shape[1], "width": width, "grid": store.grid}
+    sizes: dict[str, Any] = {"num_classes": len(store.names), "in_channels": codebook.shape[1]}
+    sizes |= {"width": width, "grid": store.grid}
     if validation is not None:
         _check_validation(validation, sizes)
     made: dict[str, Any] = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
-    made["data"] = data_digest(codebook, store.tokens, store.labels)
-    made["validation"] = None if validation is None else data_digest(*_parts(validation))
+    made["data"] = digests.of_images(codebook, store.tokens, store.labels)
+    made["validation"] = None if validation is None else digests.of_images(*_parts(validation))
     if out.exists():
         _require_same(out, {"name": name, "sizes": sizes, **made})
         report(f"{out}: is trained already")
+        if world.rank == 0:
+            checkpoint.unlink(missing_ok=True)
+            best.unlink(missing_ok=True)
+            sweep(out.parent)
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        extractor = build(name, **sizes).to(device)
+        extractor = name_classes(build(name, **sizes), store.names).to(device, torch.float32)
     if codebook.shape[1] % 8 == 0:
         extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     least = float("inf")
     if checkpoint.exists() and best.exists():
-        least = extractor_header(best)["fingerprint"]["validation_loss"]
+        least = _least(best, {"name": name, "sizes": sizes, **made})
     elif world.rank == 0:
         best.unlink(missing_ok=True)  # of a run whose checkpoint is gone
 
@@ -93,10 +126,9 @@ def fit(
                 least = reached
                 kept = {**made, "epoch": epoch + 1, "loss": loss, "validation_loss": reached, "validation_top1": top}
                 save_extractor(best, extractor, name, sizes, kept)
-        made["loss"] = loss
         report(line)
 
-    train_extractor(
+    loss = train_extractor(
         extractor,
         codebook,
         store.tokens,
@@ -115,7 +147,7 @@ def fit(
     if best.exists():
         best.replace(out)
     else:
-        save_extractor(out, extractor, name, sizes, made)
+        save_extractor(out, extractor, name, sizes, made if loss is None else {**made, "loss": loss})
     checkpoint.unlink(missing_ok=True)
 
 
@@ -123,7 +155,7 @@ def _parts(store: TokenStore) -> tuple[Tensor, Tensor, Tensor]:
     return store.codebook, store.tokens, store.labels
 
 
-def _check_validation(store: TokenStore, sizes: dict[str, int]) -> None:
+def _check_validation(store: TokenStore, sizes: dict[str, Any]) -> None:
     if not len(store):
         raise ValueError("validation: expected at least one image, got none")
     got = {"in_channels": store.codebook.shape[1], "grid": store.grid}
@@ -133,9 +165,19 @@ def _check_validation(store: TokenStore, sizes: dict[str, int]) -> None:
     checks.in_range("validation: labels", store.labels, sizes["num_classes"])
 
 
+def _least(best: Path, wanted: dict[str, Any]) -> float:
+    """The validation loss of the best epoch so far. Raises ResultFileError where that is no epoch of this run."""
+    _require_same(best, wanted)
+    load_extractor(best)  # it is what this run will leave, if no epoch is better
+    least = extractor_header(best)["fingerprint"].get("validation_loss")
+    if not isinstance(least, float):
+        raise ResultFileError(f"{best}: expected its validation loss, got {least!r}")
+    return least
+
+
 def _require_same(out: Path, wanted: dict[str, Any]) -> None:
     header = extractor_header(out)
-    got = {"name": header.get("name"), "sizes": header.get("sizes"), **header.get("fingerprint", {})}
+    got = {"name": header["name"], "sizes": header["sizes"], **header["fingerprint"]}
     off = [f"{key}: expected {value!r}, got {got.get(key)!r}" for key, value in wanted.items() if got.get(key) != value]
     if off:
         raise ResultFileError(f"{out}: is there already, of another run ({', '.join(off)})")

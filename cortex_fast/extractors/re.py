@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
 
 
 class RE(nn.Module):
-    """E [B,in_channels,grid,grid] -> logits [B,num_classes].
+    """E [B,in_channels,h,w] -> logits [B,num_classes].
 
     Two layers of three residual blocks, the first of each with stride 2, then a global mean and two linear layers.
     State-dict names are the published code's. Works on any grid.

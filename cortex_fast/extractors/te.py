@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cortex_fast.data.grids import Grid, sides
+
 LAYERS = 12
 DROPOUT = 0.2
 
@@ -68,18 +70,19 @@ class EncoderLayer(nn.Module):
 
 
 class TE(nn.Module):
-    """E [B,in_channels,grid,grid] -> logits [B,num_classes].
+    """E [B,in_channels,h,w] -> logits [B,num_classes], for grid m or (h, w).
 
     Projects every token, puts a class token before them and classifies what twelve encoder layers make of that one.
     State-dict names are the published code's.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: int, grid: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, grid: Grid) -> None:
         super().__init__()
+        self.grid = sides(grid)
         hidden = 2 * width
         self.scale = math.sqrt(width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1] + 1, width))
         self.proj = nn.Sequential(nn.Linear(in_channels, width), nn.LayerNorm(width), nn.GELU())
         self.dropout = nn.Dropout(DROPOUT)
         self.encoder = nn.ModuleList(EncoderLayer(width) for _ in range(LAYERS))

@@ -1,8 +1,7 @@
 """Training an extractor on token grids: the published recipe, resumable, in mixed precision, by several processes."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_fast import checks
+from cortex_fast.data import digests
+from cortex_fast.data.locks import held
 from cortex_fast.data.token_store import gather
+from cortex_fast.extractors.build import check_grid
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.distributed import World
 
+MOST = 2**31 - 1  # epochs, and images a batch
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -35,12 +38,16 @@ class Recipe:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.whole("epochs", self.epochs, 0)
-        checks.whole("batch_size", self.batch_size, 2)
-        checks.whole("step_epochs", self.step_epochs, 1)
-        checks.positive("lr", self.lr)
-        checks.positive("gamma", self.gamma)
-        checks.non_negative("weight_decay", self.weight_decay)
+        plain = {
+            "epochs": checks.whole("epochs", self.epochs, 0, MOST),
+            "batch_size": checks.whole("batch_size", self.batch_size, 2, MOST),
+            "step_epochs": checks.whole("step_epochs", self.step_epochs, 1),
+            "lr": checks.positive("lr", self.lr),
+            "gamma": checks.positive("gamma", self.gamma),
+            "weight_decay": checks.non_negative("weight_decay", self.weight_decay),
+        }
+        for name, value in plain.items():  # Python's own: checkpoints hold them as JSON
+            object.__setattr__(self, name, value)
 
 
 def train_extractor(
@@ -57,8 +64,8 @@ def train_extractor(
     about: Mapping[str, Any] | None = None,
     after_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
     tick: Callable[[int], object] = lambda images: None,
-) -> None:
-    """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,m,m] with `labels` int [n].
+) -> float | None:
+    """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,h,w] with `labels` int [n].
 
     E is gathered on the codebook's device, where the extractor is and the tokens are brought at the beginning.
     precision: "bfloat16" is autocast, for GPUs. checkpoint: a file written after every epoch, and after every `every`
@@ -69,33 +76,53 @@ def train_extractor(
     those of the whole batch, but for BatchNorm: on GPUs it is made SyncBatchNorm; on CPUs each process normalises by
     its own part, and the running statistics are the first process's.
     The extractor is left in eval mode. Torch's global random state is neither used nor changed.
+    Returns the mean loss of the last epoch, None where there was none.
     Raises TypeError or ValueError naming the argument, FloatingPointError where the loss is no longer finite,
-    ResultFileError for another run's checkpoint.
+    ResultFileError for a damaged checkpoint or another run's, BlockingIOError while another run writes to it.
     """
-    checks.rank("tokens", tokens, "[n, m, m]")
-    checks.integral("tokens", tokens)
-    checks.integral("labels", labels)
+    tokens, labels = checks.integers("tokens", tokens), checks.integers("labels", labels)
+    checks.rank("tokens", tokens, "[n, h, w]")
     checks.in_range("tokens", tokens, codebook.shape[0])
-    checks.seed(seed)
+    seed = checks.seed(seed)
     checks.one_of("precision", precision, PRECISIONS)
     if every is not None:
         checks.whole("every", every, 1)
     checks.same_shape("labels", labels, "tokens' first dimension", tokens.shape[:1])
+    check_grid(extractor, tokens.shape)
     world = World.current()
     if len(tokens) < 2 * world.size:
         raise ValueError(f"tokens: expected at least two images a process, got {len(tokens)}")
     if recipe.batch_size < 2 * world.size:
         raise ValueError(f"batch_size: expected at least two images a process, got {recipe.batch_size}")
     run = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
-    run |= {"data": data_digest(codebook, tokens, labels), **(about or {})}
-    data = _Images(codebook, tokens, labels)
+    run |= {"data": digests.of_images(codebook, tokens, labels), **(about or {})}
+    with nullcontext() if checkpoint is None or world.rank > 0 else held(checkpoint):
+        return _train(
+            extractor, _Images(codebook, tokens, labels), recipe, run, world, checkpoint, every, after_epoch, tick
+        )
+
+
+def _train(
+    extractor: nn.Module,
+    data: "_Images",
+    recipe: Recipe,
+    run: Mapping[str, Any],
+    world: World,
+    checkpoint: Path | None,
+    every: int | None,
+    after_epoch: Callable[[int, float], object],
+    tick: Callable[[int], object],
+) -> float | None:
+    """`train_extractor` of checked arguments, whose checkpoint is ours alone."""
+    seed, precision = run["seed"], run["precision"]
     if world.size > 1 and data.device.type == "cuda":
         extractor = nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
     optimizer = torch.optim.Adam(extractor.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    at = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": torch.zeros((), dtype=torch.float64)}
+    nothing = torch.tensor(0.0, dtype=torch.float64)
+    at = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": nothing, "loss": nothing}
     if checkpoint is not None and checkpoint.exists():
         at = load_checkpoint(checkpoint, run, extractor, optimizer)
-    first_epoch, first_step = int(at["epoch"]), int(at["step"])
+    first_epoch, first_step, mean = int(at["epoch"]), int(at["step"]), float(at["loss"])
     parallel = world.wrap(extractor, data.device)
     total = at["total"].to(data.device)  # of this process; the checkpoint has all processes' sum
     if world.rank > 0:
@@ -104,6 +131,7 @@ def train_extractor(
     def keep(epoch: int, step: int, loss: Tensor) -> None:
         if checkpoint is not None and world.rank == 0:
             where = {"epoch": torch.tensor(epoch), "step": torch.tensor(step), "total": loss.cpu()}
+            where["loss"] = torch.tensor(mean, dtype=torch.float64)
             save_checkpoint(checkpoint, run, extractor, optimizer, where)
 
     with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
@@ -111,8 +139,8 @@ def train_extractor(
             extractor.train()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * recipe.gamma ** (epoch // recipe.step_epochs)
-            for step, rows in _batches(len(tokens), recipe.batch_size, seed, epoch, world, first_step):
-                torch.manual_seed(_seed(seed, "dropout", epoch, step, world.rank))
+            for step, rows in _batches(len(data), recipe.batch_size, seed, epoch, world, first_step):
+                torch.manual_seed(digests.seed_of(seed, "dropout", epoch, step, world.rank))
                 part = world.part(rows)
                 embedding, truth = data.take(part)
                 with _autocast(data.device, precision):
@@ -127,12 +155,13 @@ def train_extractor(
                     _finite(so_far, epoch)
                     keep(epoch, step + 1, so_far)
             first_step = 0
-            mean = _finite(world.total(total), epoch) / _used(len(tokens), recipe.batch_size, world)
+            mean = _finite(world.total(total), epoch) / _used(len(data), recipe.batch_size, world)
             total.zero_()
             extractor.eval()
             after_epoch(epoch, mean)
             keep(epoch + 1, 0, total)
     extractor.eval()
+    return mean if recipe.epochs else None
 
 
 def _used(images: int, size: int, world: World) -> int:
@@ -144,14 +173,9 @@ def _used(images: int, size: int, world: World) -> int:
 
 def _batches(images: int, size: int, seed: int, epoch: int, world: World, first: int) -> Iterator[tuple[int, Tensor]]:
     """The epoch's global batches of rows, from number `first` on."""
-    order = torch.Generator().manual_seed(_seed(seed, "order", epoch))
+    order = torch.Generator().manual_seed(digests.seed_of(seed, "order", epoch))
     batches = torch.randperm(images, generator=order)[: _used(images, size, world)].split(size)
     yield from enumerate(batches[first:], start=first)
-
-
-def _seed(*parts: object) -> int:
-    """63 bits that differ with any of the parts."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -165,16 +189,6 @@ def _finite(total: Tensor, epoch: int) -> float:
     return loss
 
 
-def data_digest(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
-    """16 hex digits of what is trained on."""
-    digest = hashlib.sha256()
-    for tensor in (codebook.detach().float(), tokens, labels.long()):
-        digest.update(repr(tuple(tensor.shape)).encode())
-        for part in tensor.cpu().split(4096):
-            digest.update(part.contiguous().numpy())
-    return digest.hexdigest()[:16]
-
-
 class _Images:
     """Tokens and labels on the codebook's device; E is gathered there."""
 
@@ -186,8 +200,11 @@ class _Images:
         self._tokens = stored.to(self.device)
         self._labels = labels.to(self.device, torch.int64)
 
+    def __len__(self) -> int:
+        return len(self._tokens)
+
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """E [B,d,m,m] and labels int64 [B] of some rows."""
+        """E [B,d,h,w] and labels int64 [B] of some rows."""
         rows = rows.to(self.device)
         ids = self._tokens[rows].long()
         embedding = gather(ids & 0xFFFF if self._small else ids, self._codebook)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cortex_fast import checks
 from cortex_fast.kernels import cuda, native, triton
 
 IMPL_VARIABLE = "CORTEX_FAST_IMPL"
@@ -57,15 +58,19 @@ def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
     return answers
 
 
+def check_impl(impl: object, source: str = "impl") -> None:
+    if not isinstance(impl, str) or impl not in ("auto", *NAMES):
+        raise ValueError(f"{source}: expected 'auto' or one of {', '.join(map(repr, NAMES))}, got {checks.shown(impl)}")
+
+
 def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: Tensor) -> str:
     """The backend's name for `impl`: "auto", or a name from NAMES. `CORTEX_FAST_IMPL` replaces "auto".
 
     Raises ValueError for an unknown name and BackendUnavailableError for a forced backend that cannot serve.
     """
+    check_impl(impl)
     wanted = os.environ.get(IMPL_VARIABLE, "auto") if impl == "auto" else impl
-    if wanted not in ("auto", *NAMES):
-        source = "impl" if impl != "auto" else IMPL_VARIABLE
-        raise ValueError(f"{source}: expected 'auto' or one of {', '.join(map(repr, NAMES))}, got {wanted!r}")
+    check_impl(wanted, IMPL_VARIABLE)
     answers = verdicts(backends, *tensors)
     if wanted == "auto":
         return next(answer.backend for answer in answers if answer.usable)

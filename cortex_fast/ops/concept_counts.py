@@ -6,13 +6,14 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import concept_counts as reference
-from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import concept_counts as native_kernel
 
 PER = ("occurrence", "image")
+MOST_COUNTS = 2**36  # half a terabyte of them
 top_positions = reference.top_positions
 BACKENDS = {
     "cuda": cuda_on_gpu(torch.float32, *HALVES),
@@ -37,28 +38,34 @@ def concept_counts(
 
     tsv [B,m,m] floating; tokens [B,m,m] and labels [B] of any integer dtype. Ties go to the lower position (row-major).
     per: "occurrence" counts every position (the published code), "image" a token at most once an image (eq. 6's union).
-    Raises TypeError for wrong dtypes, and ValueError for shapes that do not fit, top_n outside [1, m*m], tokens outside
-    [0, K), labels outside [0, num_concepts), or a NaN in tsv.
+    Raises TypeError for wrong types, and ValueError for shapes that do not fit, top_n outside [1, m*m], tokens outside
+    [0, K), labels outside [0, num_concepts), more than 2^36 counts, or a NaN in tsv.
     """
     checks.rank("tsv", tsv, "[B, m, m]")
     checks.floating("tsv", tsv)
-    check_counting(tsv.shape, tokens, labels, top_n, num_concepts, codebook_size, per)
+    sizes = check_counting(tsv.shape, tokens, labels, top_n, num_concepts, codebook_size, per)
     checks.same_device(tsv=tsv, tokens=tokens, labels=labels)
-    return _concept_counts(tsv.detach(), tokens, labels, top_n, num_concepts, codebook_size, per, impl)
+    check_impl(impl)
+    return _concept_counts(tsv.detach(), tokens, labels, *sizes, per, impl)
 
 
 def check_counting(
     shape: torch.Size, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
-) -> None:
-    """What this operator and `saliency_counts` ask of a count of TSVs of this shape."""
+) -> tuple[int, int, int]:
+    """What this operator and `saliency_counts` ask of a count of TSVs of this shape: top_n, num_concepts, K."""
     checks.integral("tokens", tokens)
     checks.integral("labels", labels)
     checks.same_shape("tokens", tokens, "tsv", shape)
     checks.same_shape("labels", labels, "tsv's batch", shape[:1])
-    checks.whole("top_n", top_n, 1, shape[1] * shape[2])
-    checks.whole("num_concepts", num_concepts, 1)
-    checks.whole("codebook_size", codebook_size, 1)
     checks.one_of("per", per, PER)
+    top_n = checks.whole("top_n", top_n, 1, shape[1] * shape[2])
+    num_concepts = checks.whole("num_concepts", num_concepts, 1)
+    codebook_size = checks.whole("codebook_size", codebook_size, 1)
+    if num_concepts * codebook_size > MOST_COUNTS:
+        raise ValueError(
+            f"num_concepts: expected num_concepts x codebook_size of at most 2^36, got {num_concepts} x {codebook_size}"
+        )
+    return top_n, num_concepts, codebook_size
 
 
 def check_values(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_size: int) -> None:

@@ -1,6 +1,7 @@
 """3 x 3 convolution with ReLU and max-pooling in one operator, differentiable in its input only."""
 
 from dataclasses import dataclass
+from typing import List  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -8,8 +9,8 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import conv3x3 as reference
-from cortex_fast.ops.backends import choose, native_on_cpu, never
-from cortex_fast.ops.registering import operator
+from cortex_fast.ops.backends import check_impl, choose, native_on_cpu, never
+from cortex_fast.ops.registering import in_memory, operator, refuse_tangents
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import conv3x3 as native_kernel
@@ -47,8 +48,10 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
         checks.same_device(weight=weight, bias=bias)
         if bias.dtype != weight.dtype:
             raise TypeError(f"bias: expected {weight.dtype} as weight, got {bias.dtype}")
-        bias = bias.detach().contiguous()
-    weight = weight.detach()
+    check_impl(impl)
+    refuse_tangents(weight, bias)
+    bias = None if bias is None else in_memory(bias.detach()).contiguous()
+    weight = in_memory(weight.detach())
     backend = choose("conv3x3", BACKENDS, impl, *(tensor for tensor in (weight, bias) if tensor is not None))
     if backend == "native":
         transformed = native_kernel.transformed_weights(weight)
@@ -68,10 +71,13 @@ def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = Fal
     """
     checks.rank("x", x, "[n, I, h, w]")
     checks.floating("x", x)
+    if not isinstance(filters, Filters):
+        raise TypeError(f"filters: expected those of prepare_filters, got {checks.shown(filters)}")
+    relu, pool = checks.flag("relu", relu), checks.flag("pool", pool)
     inputs = filters.weight.shape[1]
     if x.shape[1] != inputs:
         raise ValueError(f"x: expected {inputs} channels as in weight, got {list(x.shape)}")
-    checks.whole("padding", padding, 0, 2)
+    padding = checks.whole("padding", padding, 0, 2)
     least = max(1, 3 - 2 * padding + pool)
     if min(x.shape[2:]) < least:
         raise ValueError(f"x: expected a grid of at least {least} x {least}, got {list(x.shape)}")
@@ -119,7 +125,7 @@ def _conv3x3_backward(
     weight: Tensor,
     backward: Tensor,
     pool: bool,
-    size: list[int],
+    size: List[int],  # noqa: UP006 (torch 2.6 makes no schema of list[int])
     padding: int,
     backend: str,
 ) -> Tensor:

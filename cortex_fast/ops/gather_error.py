@@ -1,6 +1,7 @@
 """How far embeddings are from the codebook gathered at their tokens: what an import of them checks."""
 
 import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +11,8 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gather_error as reference
-from cortex_fast.ops.backends import choose, native_on_cpu, never
-from cortex_fast.ops.registering import operator
+from cortex_fast.ops.backends import check_impl, choose, native_on_cpu, never
+from cortex_fast.ops.registering import in_memory, operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gather_error as native_kernel
@@ -29,12 +30,13 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, *, impl: s
     checks.rank("embedding", embedding, "[B, d, m, m]")
     checks.floating("embedding", embedding)
     _check(tokens, codebook)
+    check_impl(impl)
     expected = (len(tokens), codebook.shape[1], *tokens.shape[1:])
     checks.same_shape("embedding", embedding, "tokens' images with codebook's channels", torch.Size(expected))
     checks.same_device(embedding=embedding, tokens=tokens, codebook=codebook)
     if embedding.dtype != codebook.dtype:
         raise TypeError(f"embedding: expected {codebook.dtype} as codebook, got {embedding.dtype}")
-    return _gather_error(embedding.detach(), tokens.int(), codebook.detach(), impl)
+    return _gather_error(embedding, tokens, codebook, impl)
 
 
 def gather_error_of_files(
@@ -47,15 +49,18 @@ def gather_error_of_files(
     Raises as `gather_error`.
     """
     _check(tokens, codebook)
+    check_impl(impl)
     checks.same_device(tokens=tokens, codebook=codebook)
     if codebook.dtype != torch.float32 or codebook.device.type != "cpu":
         raise TypeError(f"codebook: expected torch.float32 on the CPU, got {codebook.dtype} on {codebook.device}")
-    if len(paths) != len(tokens):
-        raise ValueError(f"paths: expected one for each of the {len(tokens)} images of tokens, got {len(paths)}")
+    names = _names(paths)
+    if len(names) != len(tokens):
+        raise ValueError(f"paths: expected one for each of the {len(tokens)} images of tokens, got {len(names)}")
+    check_tokens(tokens, codebook)
     backend = choose("gather_error", BACKENDS, impl, codebook)
     header = header_of((codebook.shape[1], *tokens.shape[1:]))
     serve = native_kernel if backend == "native" else reference
-    return serve.gather_error_of_files(paths, header, tokens.int(), codebook.detach())
+    return serve.gather_error_of_files(names, header, in_memory(tokens).int(), in_memory(codebook.detach()))
 
 
 def header_of(shape: tuple[int, ...]) -> bytes:
@@ -70,16 +75,33 @@ def _check(tokens: Tensor, codebook: Tensor) -> None:
     checks.floating("codebook", codebook)
     checks.rank("tokens", tokens, "[B, m, m]")
     checks.integral("tokens", tokens)
+
+
+def check_tokens(tokens: Tensor, codebook: Tensor) -> None:
+    """What reads the tensor's values, and so stands where no tracer looks."""
     checks.in_range("tokens", tokens, min(len(codebook), 2**31))
+
+
+def _names(paths: Sequence[str]) -> list[bytes]:
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise TypeError(f"paths: expected a list of paths, got {checks.shown(paths)}")
+    names = [os.fsencode(path) for path in paths]
+    if any(0 in name for name in names):
+        raise ValueError("paths: expected no null character")
+    return names
 
 
 @operator("gather_error")
 def _gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, impl: str) -> Tensor:
+    check_tokens(tokens, codebook)
     backend = choose("gather_error", BACKENDS, impl, embedding, codebook)
     serve = native_kernel if backend == "native" else reference
-    return serve.gather_error(embedding, tokens, codebook)
+    return serve.gather_error(embedding, tokens.int(), codebook)
 
 
 @_gather_error.register_fake
 def _(embedding: Tensor, tokens: Tensor, codebook: Tensor, impl: str) -> Tensor:
     return embedding.new_empty(embedding.shape[:1])
+
+
+_gather_error.constant()

@@ -9,7 +9,7 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
@@ -50,9 +50,8 @@ def gumbel_codebook(
     Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
     or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
     """
-    needed = torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad)
     settings = (tau, seed, draw, item_ids, hard, gumbel, clock)
-    return _checked(logits, codebook, *settings, keep=needed, impl=impl)[:2]
+    return _checked(logits, codebook, *settings, keep=False, impl=impl)[:2]
 
 
 def gumbel_codebook_kept(
@@ -90,14 +89,16 @@ def _checked(
     keep: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock)
+    tau, seed, draw = check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock, impl)
+    hard = checks.flag("hard", hard)
     *lead, rows, codes = logits.shape
     problems = logits.shape[:-2].numel()
-    flat_gumbel = None if gumbel is None else gumbel.detach().reshape(problems, rows, codes)
+    keep = keep or (torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad))
+    flat_gumbel = None if gumbel is None else gumbel.reshape(problems, rows, codes)
     flat = logits.reshape(problems, rows, codes)
     flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
     embedding, index, kept = _gumbel_codebook(
-        flat, codebook, flat_ids, flat_gumbel, clock, float(tau), seed, draw, hard, keep, impl
+        flat, codebook, flat_ids, flat_gumbel, clock, tau, seed, draw, hard, keep, impl
     )
     kept = kept.view(*lead, rows, kept.shape[-1]) if kept.ndim == 3 else kept
     return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows), kept
@@ -112,8 +113,9 @@ def check_arguments(
     item_ids: Tensor | None,
     gumbel: Tensor | None,
     clock: Tensor | None,
-) -> None:
-    """What this operator and its fused step ask of the arguments that they share."""
+    impl: str,
+) -> tuple[float, int, int]:
+    """What this operator and its fused step ask of the arguments that they share: tau, seed, draw."""
     checks.floating("logits", logits)
     if logits.ndim < 2:
         raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
@@ -122,21 +124,20 @@ def check_arguments(
     codes = logits.shape[-1]
     if codes == 0 or codes != codebook.shape[0]:
         raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
-    checks.positive("tau", tau)
-    checks.seed(seed)
-    checks.whole("draw", draw, 0, 2**32 - 1)
+    tau, seed, draw = checks.positive("tau", tau), checks.seed(seed), checks.whole("draw", draw, 0, 2**32 - 1)
+    check_impl(impl)
     if item_ids is not None:
         checks.integral("item_ids", item_ids)
         checks.same_shape("item_ids", item_ids, "the leading dimensions of logits", logits.shape[:-2])
-    checks.same_device(logits=logits, codebook=codebook, item_ids=item_ids, gumbel=gumbel)
     if gumbel is not None:
         checks.floating("gumbel", gumbel)
         checks.same_shape("gumbel", gumbel, "logits", logits.shape)
-    if clock is not None and not isinstance(clock, Tensor):
-        raise TypeError(f"clock: expected a torch.Tensor, got {type(clock).__name__}")
-    if clock is not None and (clock.dtype != torch.float64 or clock.shape != (4,)):
-        raise ValueError(f"clock: expected float64 [4], got {clock.dtype} {list(clock.shape)}")
-    checks.same_device(logits=logits, clock=clock)
+    if clock is not None:
+        checks.floating("clock", clock)
+        if clock.dtype != torch.float64 or clock.shape != (4,):
+            raise ValueError(f"clock: expected float64 [4], got {clock.dtype} {list(clock.shape)}")
+    checks.same_device(logits=logits, codebook=codebook, item_ids=item_ids, gumbel=gumbel, clock=clock)
+    return tau, seed, draw
 
 
 def numbers(

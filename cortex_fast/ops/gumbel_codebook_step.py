@@ -1,5 +1,8 @@
 """The backward pass of `gumbel_codebook` fused with an optimiser's step on the logits, in place."""
 
+import itertools
+from typing import Any, List  # noqa: UP035
+
 import torch
 from torch import Tensor
 
@@ -55,70 +58,90 @@ def gumbel_codebook_step(
     logits and moments are float32 or float64 and contiguous, and require no gradient.
     Raises TypeError or ValueError as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
     """
-    check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock)
+    tau, seed, draw = check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock, impl)
     checks.floating("upstream", upstream)
     checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
     if lr is None and clock is None:
         raise ValueError("lr: expected a number, or a clock that has one, got None")
-    if lr is not None:
-        checks.non_negative("lr", lr)
-    checks.positive("eps", eps)
-    checks.whole("step", step, 1)
-    checks.non_negative("stay", stay)
+    lr = 0.0 if lr is None else checks.non_negative("lr", lr)
+    eps, stay = checks.positive("eps", eps), checks.non_negative("stay", stay)
+    step = checks.whole("step", step, 1, 2**53)
+    pair = _pair("betas", betas, "two numbers in [0, 1)")
+    first_beta, second_beta = (checks.non_negative("betas", beta) for beta in pair)
+    if max(first_beta, second_beta) >= 1:
+        raise ValueError(f"betas: expected two numbers in [0, 1), got {checks.shown(betas)}")
     if own is None and stay:
         raise ValueError(f"own: expected each row's code for a price of {stay}, got None")
     if own is not None:
         checks.integral("own", own)
         checks.same_shape("own", own, "logits' rows", logits.shape[:-1])
         checks.same_device(logits=logits, own=own)
+    if kept is not None:
+        checks.floating("kept", kept)
     if kept is not None and kept.numel():
         if kept.dtype != torch.float32:
             raise TypeError(f"kept: expected float32, got {kept.dtype}")
         expected = torch.Size((*logits.shape[:-1], 3 + codebook.shape[1]))
         checks.same_shape("kept", kept, "the logits' rows and 3 + d", expected)
         checks.same_device(logits=logits, kept=kept)
-    for beta in betas:
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-    first, second = (None, None) if moments is None else moments
-    for name, tensor in (("logits", logits), ("moments[0]", first), ("moments[1]", second)):
-        if tensor is not None:
-            _check_changeable(name, tensor, logits)
+    changed: dict[str, Tensor] = {"logits": logits}
+    if moments is not None:
+        changed["moments[0]"], changed["moments[1]"] = _pair("moments", moments, "two tensors")
+    for name, tensor in changed.items():
+        _check_changeable(name, tensor, logits)
+    first, second = changed.get("moments[0]"), changed.get("moments[1]")
     checks.same_device(logits=logits, upstream=upstream, first=first, second=second)
     rows, codes = logits.shape[-2:]
     problems = logits.shape[:-2].numel()
-    flat_gumbel = None if gumbel is None else gumbel.detach().reshape(problems, rows, codes)
+    flat_gumbel = None if gumbel is None else gumbel.reshape(problems, rows, codes)
     flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
     shape = (problems, rows, codes)
     _gumbel_codebook_step(
         logits.view(shape),
         None if first is None else first.view(shape),
         None if second is None else second.view(shape),
-        codebook.detach(),
-        upstream.detach().reshape(problems, rows, codebook.shape[1]),
+        codebook,
+        upstream.reshape(problems, rows, codebook.shape[1]),
         flat_ids,
         flat_gumbel,
         clock,
         None if kept is None else kept.reshape(-1, rows, kept.shape[-1]) if kept.numel() else kept,
         None if own is None or stay == 0 else own.reshape(problems, rows).long(),
-        float(stay),
-        float(tau),
+        stay,
+        tau,
         seed,
         draw,
-        float(lr or 0.0),
-        [float(beta) for beta in betas],
-        float(eps),
+        lr,
+        [first_beta, second_beta],
+        eps,
         step,
         impl,
     )
 
 
+def _pair(name: str, value: Any, expected: str) -> Any:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name}: expected {expected}, got {checks.shown(value)}")
+    return value
+
+
+def _check_apart(changed: dict[str, Tensor | None]) -> None:
+    """This reads addresses, and so stands where no tracer looks."""
+    places = sorted((tensor.data_ptr(), name, tensor) for name, tensor in changed.items() if tensor is not None)
+    for (begin, before, tensor), (next_begin, name, _) in itertools.pairwise(places):
+        if begin + tensor.nbytes > next_begin:
+            raise ValueError(f"{name}: expected memory of its own, since it is changed in place, got that of {before}")
+
+
 def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
+    checks.floating(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != logits.dtype:
         raise TypeError(f"{name}: expected float32 or float64 as logits, got {tensor.dtype}")
     checks.same_shape(name, tensor, "logits", logits.shape)
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected contiguous memory, since it is changed in place, got a strided view")
+    if not torch.compiler.is_compiling() and tensor.is_neg():  # the compiler cannot ask, and makes no such views
+        raise ValueError(f"{name}: expected memory of its own, since it is changed in place, got a negated view")
     if tensor.requires_grad:
         raise ValueError(f"{name}: expected a tensor that requires no gradient, since it is changed in place")
 
@@ -140,7 +163,7 @@ def _gumbel_codebook_step(
     seed: int,
     draw: int,
     lr: float,
-    betas: list[float],
+    betas: List[float],  # noqa: UP006 (torch 2.6 makes no schema of list[float])
     eps: float,
     step: int,
     impl: str,
@@ -151,6 +174,7 @@ def _gumbel_codebook_step(
     if own is not None:
         checks.in_range("own", own, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)
+    _check_apart({"logits": logits, "moments[0]": first, "moments[1]": second})
     pair = (betas[0], betas[1])
     backend = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
     if backend == "cuda":

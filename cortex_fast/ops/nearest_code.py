@@ -6,7 +6,7 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import nearest_code as reference
-from cortex_fast.ops.backends import HALVES, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, check_impl, choose, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
@@ -19,7 +19,8 @@ BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), 
 def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     """Index int64 [...] of the codebook row [K,d] nearest to z [...,d] in Euclidean distance.
 
-    Computed in float64; among equally near codes the lowest index. A NaN in z gives index 0. Not differentiable.
+    Computed in float64; among equally near codes the lowest index. A code with an infinity or a NaN is nearest to
+    nothing. A vector with one gives index 0, and so do all where every code has one. Not differentiable.
     Raises TypeError for integer tensors, ValueError for shapes that do not fit, an empty codebook or mixed devices.
     """
     checks.floating("z", z)
@@ -30,6 +31,7 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     if z.ndim == 0 or z.shape[-1] != codebook.shape[1]:
         raise ValueError(f"z: expected shape [..., {codebook.shape[1]}] as in codebook, got {list(z.shape)}")
     checks.same_device(z=z, codebook=codebook)
+    check_impl(impl)
     flat = z.detach().reshape(z.shape[:-1].numel(), z.shape[-1])
     return _nearest_code(flat, codebook.detach(), impl).view(z.shape[:-1])
 

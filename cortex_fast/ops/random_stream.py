@@ -1,13 +1,17 @@
 """The shared random stream, for whoever draws outside an operator: starts of optimisations, sampled tokens.
 
-Numbers are fixed by (seed, item, draw, row, index) and nothing else, on every backend.
+Numbers are fixed by (seed, item, draw, row, index) and nothing else, on every backend. All raise TypeError or
+ValueError for a seed outside [0, 2^63), and items, draws or rows outside [0, 2^32); on a GPU the values of tensors are
+not looked at, which would wait for them.
 """
 
 from torch import Tensor
 
+from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import philox as reference
-from cortex_fast.ops.backends import choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import check_impl, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.registering import in_memory
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import random_stream as native_kernel
@@ -31,6 +35,16 @@ def sampling_gumbel(seed: int, items: Tensor, draws: Tensor, length: int, *, imp
 
 
 def _random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int, impl: str) -> Tensor:
+    seed = checks.seed(seed)
+    rows, length = checks.whole("rows", rows, 0, 2**32), checks.whole("length", length, 0, 2**34)
+    check_impl(impl)
+    for name, numbers in (("items", items), ("draws", draws)):
+        checks.rank(name, numbers, "[n]")
+        checks.integral(name, numbers)
+        if not numbers.is_cuda:
+            checks.in_range(name, numbers, 2**32)
+    checks.same_device(items=items, draws=draws)
+    items, draws = in_memory(items).long(), in_memory(draws).long()
     backend = choose("random_stream", BACKENDS, impl, items)
     if backend == "triton":
         from cortex_fast.kernels.triton import random_stream as triton_kernel

@@ -6,8 +6,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-_LIBRARY = torch.library.Library("cortex_fast", "FRAGMENT")
+
+class _Library(torch.library.Library):
+    """torch takes the tangents of its operators' results for 0, without a word: here forward mode raises."""
+
+    def impl(self, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> None:
+        if dispatch_key == "Autograd":
+            fn = _without_tangents(fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def refuse_tangents(*arguments: Any) -> None:
+    """Raises NotImplementedError for tensors that carry a tangent of forward-mode differentiation."""
+    for argument in arguments:
+        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(
+                "the operators of cortex_fast have no forward-mode derivatives (jvp, jacfwd, dual tensors): expected "
+                "reverse mode (backward or torch.autograd.grad)"
+            )
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """What the dispatcher does for operators, for kernels that it does not see: lazy negation and zeros written out."""
+    tensor = tensor.resolve_neg()
+    return tensor.clone() if tensor._is_zerotensor() else tensor
+
+
+def _without_tangents(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def run(keyset: Any, *arguments: Any) -> Any:
+        refuse_tangents(*arguments)
+        return kernel(keyset, *arguments)
+
+    return run
+
+
+_LIBRARY = _Library("cortex_fast", "FRAGMENT")
 
 
 class Operator:
@@ -22,7 +58,9 @@ class Operator:
         self._overload = getattr(torch.ops.cortex_fast, name).default
         names = [argument.name for argument in self._overload._schema.arguments]
         _LIBRARY.impl(name, _run(kernel, [names.index(name) for name in mutates_args]), "CompositeExplicitAutograd")
-        if not mutates_args:
+        if mutates_args:
+            _LIBRARY.impl(name, self._below_autograd, "Autograd", with_keyset=True)
+        else:
             torch.library.register_autograd(
                 self.name,
                 lambda *arguments: self._backward(*arguments),
@@ -40,6 +78,16 @@ class Operator:
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         self._backward, self._setup_context = backward, setup_context
 
+    def constant(self) -> None:
+        """Not differentiable, and its results are constants to reverse mode. Forward mode raises as it always does."""
+        self._setup_context = lambda ctx, inputs, output: ctx.mark_non_differentiable(
+            *((output,) if isinstance(output, Tensor) else output)
+        )
+
+    def _below_autograd(self, keyset: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
     def _no_backward(self, *_: Any) -> None:
         raise RuntimeError(f"{self.name} is not differentiable")
 
@@ -50,7 +98,8 @@ def operator(name: str, *, mutates_args: Sequence[str] = ()) -> Callable[[Callab
 
 
 def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., Any]:
-    """The kernel, into which torch.compile does not look, that tells autograd which arguments it changed."""
+    """The kernel, into which torch.compile does not look, that tells autograd which arguments it changed. Autocast
+    would have it compute in another dtype than its result has."""
     untraced: Callable[..., Any] | None = None
 
     def run(*arguments: Any) -> Any:
@@ -60,6 +109,7 @@ def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., An
         for position in mutated:
             if arguments[position] is not None and not arguments[position].is_inference():
                 torch.autograd.graph.increment_version(arguments[position])
-        return (untraced or kernel)(*arguments)
+        with torch._C._DisableAutocast():
+            return (untraced or kernel)(*arguments)
 
     return run

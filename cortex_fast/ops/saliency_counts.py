@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.kernels.reference.token_saliency import accumulation_dtype
-from cortex_fast.ops.backends import choose
+from cortex_fast.ops.backends import check_impl, choose
 from cortex_fast.ops.concept_counts import check_counting, check_numbers, check_values, concept_counts
 from cortex_fast.ops.registering import operator
 from cortex_fast.ops.token_saliency import BACKENDS, check_arguments, token_saliency
@@ -30,9 +30,10 @@ def saliency_counts(
     """
     check_arguments(grads, reduction)
     batch, _, _, *grid = grads.shape
-    check_counting(torch.Size((batch, *grid)), tokens, labels, top_n, num_concepts, codebook_size, per)
+    sizes = check_counting(torch.Size((batch, *grid)), tokens, labels, top_n, num_concepts, codebook_size, per)
     checks.same_device(grads=grads, tokens=tokens, labels=labels)
-    return _saliency_counts(grads.detach(), tokens, labels, top_n, num_concepts, codebook_size, reduction, per, impl)
+    check_impl(impl)
+    return _saliency_counts(grads, tokens, labels, *sizes, reduction, per, impl)
 
 
 @operator("saliency_counts")
@@ -65,3 +66,6 @@ def _(grads, tokens, labels, top_n, num_concepts, codebook_size, reduction, per,
     batch, _, _, *grid = grads.shape
     tsv = grads.new_empty((batch, *grid), dtype=accumulation_dtype(grads.dtype))
     return tsv, grads.new_empty((num_concepts, codebook_size), dtype=torch.int64)
+
+
+_saliency_counts.constant()

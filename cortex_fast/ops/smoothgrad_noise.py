@@ -6,7 +6,7 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import smoothgrad_noise as reference
-from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
@@ -39,25 +39,33 @@ def smoothgrad_noise(
     defaults to 0, 1, 2, ...; images with the same id get the same noise. antithetic: samples 2j and 2j + 1 are +-e_j.
     first_sample: the number of the first of the N samples (even where antithetic), to make many in parts.
     noise [B,N,d,m,m] replaces e, for exact tests. Differentiable in x, sigma and noise.
-    Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, mixed devices, antithetic with noise, or a
-    seed or item id outside [0, 2^63) or [0, 2^32).
+    Raises TypeError for wrong types, ValueError for shapes that do not fit, mixed devices, antithetic with noise, a
+    seed or item id outside [0, 2^63) or [0, 2^32), or samples beyond number 2^32.
     """
     checks.rank("x", x, "[B, d, m, m]")
     checks.floating("x", x)
     checks.floating("sigma", sigma)
     checks.same_shape("sigma", sigma, "x's batch", x.shape[:1])
-    checks.whole("num_samples", num_samples, 0)
-    checks.seed(seed)
-    checks.whole("first_sample", first_sample, 0, 2**32 - 1)
+    first_sample = checks.whole("first_sample", first_sample, 0, 2**32)
+    num_samples = checks.whole("num_samples", num_samples, 0)
+    if first_sample + num_samples > 2**32:
+        raise ValueError(
+            f"first_sample: expected first_sample + num_samples of at most 2^32, beyond which the noise would repeat, "
+            f"got {first_sample} + {num_samples}"
+        )
+    seed = checks.seed(seed)
+    antithetic = checks.flag("antithetic", antithetic)
+    check_impl(impl)
     if antithetic and first_sample % 2:
         raise ValueError(f"first_sample: expected an even number with antithetic, got {first_sample}")
     if item_ids is None:
         item_ids = torch.arange(x.shape[0], device=x.device)
     checks.integral("item_ids", item_ids)
     checks.same_shape("item_ids", item_ids, "x's batch", x.shape[:1])
-    checks.same_device(x=x, sigma=sigma, item_ids=item_ids, noise=noise)
     if noise is not None:
         checks.floating("noise", noise)
+    checks.same_device(x=x, sigma=sigma, item_ids=item_ids, noise=noise)
+    if noise is not None:
         expected = torch.Size((x.shape[0], num_samples, *x.shape[1:]))
         checks.same_shape("noise", noise, "the result", expected)
         if antithetic:

@@ -8,7 +8,7 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import token_saliency as reference
-from cortex_fast.ops.backends import HALVES, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
@@ -32,6 +32,7 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
     Raises TypeError for integer gradients, ValueError for another rank, N = 0, d = 0 or an unknown reduction.
     """
     check_arguments(grads, reduction)
+    check_impl(impl)
     return _token_saliency(grads, reduction, impl)
 
 

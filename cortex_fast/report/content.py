@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cortex_fast.data.grids import Grid
+
 Cell = str | int | float
 
 
@@ -23,7 +25,7 @@ class TokenCard:
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """A decoded image uint8 [H,W,3], its TSV [m,m], and the (row, column) cells of its top tokens."""
+    """A decoded image uint8 [H,W,3], its TSV [h,w], and the (row, column) cells of its top tokens."""
 
     image: np.ndarray
     tsv: np.ndarray
@@ -59,11 +61,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class ConceptPage:
-    """Everything about one concept. `grid` is m, the cells on a side of the token grid."""
+    """Everything about one concept. `grid` is the token grid: m cells on a side, or (h, w)."""
 
     name: str
     num_images: int
-    grid: int
+    grid: Grid
     tokens: Sequence[TokenCard]
     examples: Sequence[ExampleImage]
     edits: Sequence[Edit] = ()

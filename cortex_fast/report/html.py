@@ -6,16 +6,16 @@ interrupted run leaves nothing half-written.
 
 import math
 import re
-import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from cortex_fast.data.grids import Grid, sides
+from cortex_fast.data.workspaces import put_in_place, workspace
 from cortex_fast.report import pictures
 from cortex_fast.report.content import Cell, ConceptPage, Curves, Edit, ExampleImage, Report, Table, TokenCard
 
@@ -38,14 +38,11 @@ def write_report(report: Report, folder: Path) -> Path:
     """
     target = Path(folder).resolve()
     check_replaceable(target)
-    part = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    try:
-        part.mkdir(parents=True)
+    with workspace(target) as space:
+        part = space / f"{target.name}.part"
+        part.mkdir()
         _write_pages(report, part)
-        _put_in_place(part, target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        put_in_place(part, target)
     return Path(folder) / "index.html"
 
 
@@ -67,20 +64,6 @@ def check_replaceable(target: Path) -> None:
     """Raise FileExistsError where the folder holds anything but an older report."""
     if target.exists() and not (target.is_dir() and ((target / _MARKER).is_file() or not any(target.iterdir()))):
         raise FileExistsError(f"folder: expected none, an empty one or an older report, got other content at {target}")
-
-
-def _put_in_place(part: Path, target: Path) -> None:
-    if not target.exists():
-        part.rename(target)
-        return
-    old = part.with_suffix(".old")
-    target.rename(old)
-    try:
-        part.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
 
 
 def _environment() -> Environment:
@@ -148,9 +131,12 @@ def _concept_view(concept: ConceptPage, root: Path, stem: str) -> View:
         "name": concept.name,
         "stem": stem,
         "num_images": concept.num_images,
-        "grid": concept.grid,
+        "sides": sides(concept.grid),
         "tokens": [_token_view(card, root, f"{images}/token{i}", most) for i, card in enumerate(concept.tokens, 1)],
-        "examples": [_example_view(item, root, f"{images}/example{i}") for i, item in enumerate(concept.examples, 1)],
+        "examples": [
+            _example_view(example, concept.grid, root, f"{images}/example{number}")
+            for number, example in enumerate(concept.examples, 1)
+        ],
         "edits": [_edit_view(e, concept.grid, root, f"{images}/edit{i}") for i, e in enumerate(concept.edits, 1)],
     }
 
@@ -165,9 +151,11 @@ def _token_view(card: TokenCard, root: Path, prefix: str, most: float) -> View:
     return {"token": card.token, "count": card.count, "share": card.share, "bar": f"{width:.1f}", "patches": patches}
 
 
-def _example_view(example: ExampleImage, root: Path, prefix: str) -> View:
+def _example_view(example: ExampleImage, grid: Grid, root: Path, prefix: str) -> View:
+    if np.shape(example.tsv) != sides(grid):
+        raise ValueError(f"tsv: expected the concept's grid, {list(sides(grid))}, got {list(np.shape(example.tsv))}")
     image = pictures.enlarge(example.image, _IMAGE_SIDE)
-    heat = pictures.box_cells(pictures.heat_overlay(image, example.tsv), example.boxes, len(example.tsv))
+    heat = pictures.box_cells(pictures.heat_overlay(image, example.tsv), example.boxes, grid)
     return {
         "plain": _save(root, f"{prefix}.png", pictures.png_bytes(image)),
         "heat": _save(root, f"{prefix}-tsv.png", pictures.png_bytes(heat)),
@@ -176,7 +164,7 @@ def _example_view(example: ExampleImage, root: Path, prefix: str) -> View:
     }
 
 
-def _edit_view(edit: Edit, grid: int, root: Path, prefix: str) -> View:
+def _edit_view(edit: Edit, grid: Grid, root: Path, prefix: str) -> View:
     steps: list[View] = []
     for step in edit.steps:
         image = pictures.outline_region(pictures.enlarge(step.image, _IMAGE_SIDE), edit.region, grid)
@@ -209,7 +197,7 @@ def _card_view(concept: ConceptPage, view: View, root: Path) -> View:
     image = None
     if concept.examples:
         first = concept.examples[0]
-        boxed = pictures.box_cells(pictures.enlarge(first.image, _IMAGE_SIDE), first.boxes, len(first.tsv))
+        boxed = pictures.box_cells(pictures.enlarge(first.image, _IMAGE_SIDE), first.boxes, concept.grid)
         image = _save(root, f"images/{view['stem']}/card.png", pictures.png_bytes(boxed))
     tops = [(token["token"], token["patches"][0]) for token in view["tokens"] if token["patches"]][:_GALLERY_PATCHES]
     return {"name": concept.name, "stem": view["stem"], "num_images": concept.num_images, "image": image, "tops": tops}

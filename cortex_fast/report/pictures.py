@@ -1,7 +1,7 @@
 """From arrays to pictures: heat, boxes and outlines on images, PNG bytes, and curves as SVG.
 
-Images are uint8 [H,W,3], RGB. A grid of m x m cells covers an image whatever its size: cell (row, column) spans the
-pixels [row H / m, (row + 1) H / m) x [column W / m, (column + 1) W / m). Every function returns a new array.
+Images are uint8 [H,W,3], RGB. A grid of h x w cells covers an image whatever its size: cell (row, column) spans the
+pixels [row H / h, (row + 1) H / h) x [column W / w, (column + 1) W / w). Every function returns a new array.
 """
 
 import io
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cortex_fast.data.grids import Grid, sides
 from cortex_fast.report.content import Curves
 
 Pixels = npt.NDArray[np.uint8]
@@ -56,43 +57,45 @@ def enlarge(image: npt.NDArray[np.generic], side: int) -> Pixels:
 
 
 def heat_overlay(image: npt.NDArray[np.generic], tsv: npt.NDArray[np.generic]) -> Pixels:
-    """The image uint8 [H,W,3] in dim grey under the heat of its TSV [m,m]: viridis, from the lowest value to the top.
+    """The image uint8 [H,W,3] in dim grey under the heat of its TSV [h,w]: viridis, from the lowest value to the top.
 
     Each cell has one colour, so heat and boxes line up. At each pixel the luminance grows with the TSV. A TSV with one
-    value throughout is all lowest heat. Raises ValueError for a TSV that is not [m,m] or not finite.
+    value throughout is all lowest heat. Raises ValueError for a TSV that is not [h,w] or not finite.
     """
     pixels = _checked(image)
     values = np.asarray(tsv, dtype=np.float64)
-    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"tsv: expected finite values [m,m], got shape {list(values.shape)} or values not finite")
+    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"tsv: expected finite values [h,w], got shape {list(values.shape)} or values not finite")
     height, width = pixels.shape[:2]
     spread = values.max() - values.min()
     heat = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
     colours = 255.0 * np.asarray(colormaps["viridis"](heat))[..., :3]
     weights = (_HEAT_LOW + _HEAT_MORE * heat)[..., None]
-    rows = np.repeat(np.arange(len(heat)), np.diff(_edges(height, len(heat))))
-    columns = np.repeat(np.arange(len(heat)), np.diff(_edges(width, len(heat))))
+    rows, columns = (
+        np.repeat(np.arange(cells), np.diff(_edges(pixels_along, cells)))
+        for pixels_along, cells in zip((height, width), heat.shape, strict=True)
+    )
     grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float64)[..., None]
     cells = rows[:, None], columns[None, :]
     mixed = (1 - weights[cells]) * _BRIGHTNESS * grey + (weights * colours)[cells]
     return np.rint(mixed).astype(np.uint8)
 
 
-def box_cells(image: npt.NDArray[np.generic], cells: Sequence[tuple[int, int]], grid: int) -> Pixels:
+def box_cells(image: npt.NDArray[np.generic], cells: Sequence[tuple[int, int]], grid: Grid) -> Pixels:
     """The image uint8 [H,W,3] with a red box just inside each of the (row, column) `cells` of its grid.
 
-    The grid has `grid` x `grid` cells. A white hairline outside each box keeps it visible on red. Raises ValueError for
+    grid: m x m cells, or (h, w). A white hairline outside each box keeps it visible on red. Raises ValueError for
     a cell outside the grid.
     """
     boxes = [(row, column, row + 1, column + 1) for row, column in cells]
     return _outlined(image, boxes, grid, (_RED, _WHITE), hairline=True)
 
 
-def outline_region(image: npt.NDArray[np.generic], region: Box, grid: int) -> Pixels:
+def outline_region(image: npt.NDArray[np.generic], region: Box, grid: Grid) -> Pixels:
     """The image uint8 [H,W,3] with a white line just inside `region` and a dark one just outside it.
 
-    `region` is half-open (top, left, bottom, right) in cells of the `grid` x `grid`. Raises ValueError if it is
-    empty or leaves the grid.
+    `region` is half-open (top, left, bottom, right) in cells of the grid, of m x m of them or (h, w). Raises ValueError
+    if it is empty or leaves the grid.
     """
     return _outlined(image, [region], grid, (_WHITE, _BLACK), hairline=False)
 
@@ -125,25 +128,27 @@ def curves_svg(curves: Curves) -> bytes:
     return _for_dark_pages(file.getvalue())
 
 
-def _edges(pixels: int, grid: int) -> npt.NDArray[np.intp]:
-    """[grid + 1]: where the cells begin and end along a side of `pixels`."""
-    edges: npt.NDArray[np.intp] = np.rint(np.arange(grid + 1) * (pixels / grid)).astype(np.intp)
+def _edges(pixels: int, cells: int) -> npt.NDArray[np.intp]:
+    """[cells + 1]: where the cells begin and end along a side of `pixels`."""
+    edges: npt.NDArray[np.intp] = np.rint(np.arange(cells + 1) * (pixels / cells)).astype(np.intp)
     return edges
 
 
 def _outlined(
-    image: npt.NDArray[np.generic], boxes: Sequence[Box], grid: int, colours: tuple[Colour, Colour], *, hairline: bool
+    image: npt.NDArray[np.generic], boxes: Sequence[Box], grid: Grid, colours: tuple[Colour, Colour], *, hairline: bool
 ) -> Pixels:
     """Lines just inside the boxes in the first colour; just outside, equally thick or hairlines, in the second."""
     pixels = _checked(image)
+    rows, columns = sides(grid)
     for box in boxes:
         top, left, bottom, right = box
-        if not (0 <= top < bottom <= grid and 0 <= left < right <= grid):
-            raise ValueError(f"box: expected 0 <= top < bottom <= {grid} and the same from left to right, got {box}")
+        if not (0 <= top < bottom <= rows and 0 <= left < right <= columns):
+            expected = f"0 <= top < bottom <= {rows} and 0 <= left < right <= {columns}"
+            raise ValueError(f"box: expected {expected}, got {box}")
     height, width = pixels.shape[:2]
-    side = min(height, width)
-    thickness = max(1, min(max(2, side // 128), side // grid // 4))
-    ys, xs = _edges(height, grid), _edges(width, grid)
+    cell = min(height // rows, width // columns)
+    thickness = max(1, min(max(2, min(height, width) // 128), cell // 4))
+    ys, xs = _edges(height, rows), _edges(width, columns)
     spans = [(int(ys[t]), int(xs[left]), int(ys[b]), int(xs[right])) for t, left, b, right in boxes]
     outer = 1 if hairline else thickness
     # All outer lines first: a neighbour's must not cut a box.

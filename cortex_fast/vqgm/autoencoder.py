@@ -4,7 +4,8 @@ Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (CVPR 20
 names are those of the taming-transformers package, so that its checkpoints load by name; the code is our own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,7 +111,10 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B,in_channels,resolution,resolution] -> latents [B,z_channels,m,m], m = resolution / 2^(levels - 1)."""
+    """Images [B,in_channels,H,W] -> latents [B,z_channels,h,w], h = H / 2^(levels - 1) and w alike.
+
+    resolution: the side of the images that attention is placed for, by `attn_resolutions`.
+    """
 
     def __init__(
         self,
@@ -125,7 +129,6 @@ class Encoder(nn.Module):
         double_z: bool = False,
         dropout: float = 0.0,
         norm_groups: int = 32,
-        **_unused: object,
     ) -> None:
         super().__init__()
         self.conv_in = _conv3(in_channels, ch)
@@ -151,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B,z_channels,m,m] -> images [B,out_ch,resolution,resolution]."""
+    """Latents [B,z_channels,h,w] -> images [B,out_ch,H,W], with tanh_out through a tanh as latent-diffusion has it."""
 
     def __init__(
         self,
@@ -165,9 +168,10 @@ class Decoder(nn.Module):
         z_channels: int,
         dropout: float = 0.0,
         norm_groups: int = 32,
-        **_unused: object,
+        tanh_out: bool = False,
     ) -> None:
         super().__init__()
+        self.tanh_out = tanh_out
         width = ch * ch_mult[-1]
         self.conv_in = _conv3(z_channels, width)
         self.mid = Middle(width, dropout, norm_groups)
@@ -188,7 +192,8 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        pixels = self.conv_out(F.silu(self.norm_out(h)))
+        return pixels.tanh() if self.tanh_out else pixels
 
 
 class VectorQuantizer(nn.Module):
@@ -200,21 +205,47 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / n_embed, 1.0 / n_embed)
 
 
+_SHARED = {"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels", "dropout", "norm_groups"}
+_OF_ENCODER, _OF_DECODER = _SHARED | {"in_channels", "double_z"}, _SHARED | {"out_ch", "tanh_out"}
+# Keys of theirs that name another architecture, at the values that name this one.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "resamp_with_conv": (True,),
+    "give_pre_end": (False,),
+    "use_linear_attn": (False,),
+    "attn_type": ("vanilla", "vanilla-xformers"),
+}
+
+
+def _parts_of(ddconfig: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The encoder's settings and the decoder's. Raises ValueError, naming it, for a key that is neither's."""
+    for name, value in ddconfig.items():
+        if name in _FIXED:
+            if value not in _FIXED[name]:
+                raise ValueError(f"ddconfig: {name}: expected {' or '.join(map(repr, _FIXED[name]))}, got {value!r}")
+        elif name not in _OF_ENCODER | _OF_DECODER:
+            known = ", ".join(sorted(_OF_ENCODER | _OF_DECODER | set(_FIXED)))
+            raise ValueError(f"ddconfig: unknown key {name}; known are {known}")
+    encoder, decoder = ({k: v for k, v in ddconfig.items() if k in of} for of in (_OF_ENCODER, _OF_DECODER))
+    return encoder, decoder
+
+
 class VQModel(nn.Module):
     """Autoencoder over a codebook. `ddconfig`, `n_embed` and `embed_dim` are taming-transformers' configuration keys.
 
-    One key is ours: `ddconfig["norm_groups"]`, 32 there; with few channels 32 groups would erase an image's mean
-    colour.
+    `ddconfig["tanh_out"]` is latent-diffusion's. One key is ours: `ddconfig["norm_groups"]`, 32 there; with few
+    channels 32 groups would erase an image's mean colour. Raises ValueError, naming it, for an unknown key.
     """
 
-    def __init__(self, *, ddconfig: dict, n_embed: int, embed_dim: int, **_unused: object) -> None:
+    def __init__(self, *, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int) -> None:
         super().__init__()
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
+        of_encoder, of_decoder = _parts_of(ddconfig)
+        self.encoder = Encoder(**of_encoder)
+        self.decoder = Decoder(**of_decoder)
         self.quantize: nn.Module = VectorQuantizer(n_embed, embed_dim)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, kernel_size=1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
-        self.grid: int = ddconfig["resolution"] >> (len(ddconfig["ch_mult"]) - 1)  # m
+        self.cell: int = 2 ** (len(ddconfig["ch_mult"]) - 1)  # a token's pixels along either side
+        self.grid: int = ddconfig["resolution"] // self.cell  # m, at the configuration's resolution
 
     @property
     def codebook(self) -> Tensor:
@@ -222,11 +253,11 @@ class VQModel(nn.Module):
         return self.quantize.get_parameter("embedding.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1, 1] -> continuous latents [B,d,m,m], before quantisation."""
+        """Images [B,3,H,W] in [-1, 1] -> continuous latents [B,d,h,w], before quantisation."""
         return self.quant_conv(self.encoder(images))
 
     def decode(self, embedding: Tensor) -> Tensor:
-        """Token-based embedding E [B,d,m,m] -> images [B,3,H,W], nominally in [-1, 1]."""
+        """Token-based embedding E [B,d,h,w] -> images [B,3,H,W], nominally in [-1, 1]."""
         return self.decoder(self.post_quant_conv(embedding))
 
 
@@ -242,7 +273,7 @@ class GumbelQuantizer(nn.Module):
 class GumbelVQ(VQModel):
     """The autoencoder whose tokens are the codes of largest logit, not the nearest ones."""
 
-    def __init__(self, *, ddconfig: dict, n_embed: int, embed_dim: int, **_unused: object) -> None:
+    def __init__(self, *, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int) -> None:
         super().__init__(ddconfig=ddconfig, n_embed=1, embed_dim=embed_dim)
         self.quantize = GumbelQuantizer(ddconfig["z_channels"], n_embed, embed_dim)
 
@@ -251,7 +282,7 @@ class GumbelVQ(VQModel):
         return self.quantize.get_parameter("embed.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1, 1] -> the chosen codes themselves [B,d,m,m], of which the nearest is the token."""
+        """Images [B,3,H,W] in [-1, 1] -> the chosen codes themselves [B,d,h,w], of which the nearest is the token."""
         logits = self.quantize.get_submodule("proj")(super().latents(images))
         return F.embedding(logits.argmax(dim=1), self.codebook).permute(0, 3, 1, 2)
 

@@ -1,6 +1,5 @@
 """Reading torch checkpoints: their tensors, never their code."""
 
-import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -13,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from cortex_fast.data.archives import Inert, check_archive
+from cortex_fast.data.complaints import complaint
+from cortex_fast.data.foreign import refuse_foreign
+
 
 class CheckpointError(ValueError):
     """A checkpoint or its configuration cannot be used; the message names the file and what is wrong."""
@@ -24,6 +27,8 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
 
     By default torch.load's `weights_only=True` reads it, which refuses pickled objects. With `tensors_only` they become
     inert placeholders: only functions of ours that put tensors together are ever called, whatever the file names.
+    The zip format, which torch writes since 1.6, has checksums: it is read through once to compare them, then mapped.
+    The format before it has none, so that a changed number in it goes unseen; sizes are compared in both.
     Raises FileNotFoundError, IsADirectoryError, or CheckpointError for a file that is damaged, that carries pickled
     objects (naming them), or that has no tensors.
     """
@@ -31,9 +36,12 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
         raise IsADirectoryError(f"path: expected a checkpoint, got the folder {path}")
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    refuse_foreign(path, CheckpointError)
     try:
         archive = zipfile.is_zipfile(path)
         torchscript = archive and _is_torchscript(path)
+        if archive and not torchscript:
+            check_archive(path)
     except Exception as error:  # a damaged list of members raises nearly anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if torchscript:
@@ -46,29 +54,30 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
     except pickle.UnpicklingError as error:
         names = _unsafe_names(path) if archive and not tensors_only else []
         if not names:
-            raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+            raise CheckpointError(f"{path}: not a readable checkpoint ({complaint(error)})") from error
         raise CheckpointError(
             f"{path}: carries pickled objects beside its tensors ({', '.join(names)}); "
             "tensors_only=True takes the tensors alone and executes nothing"
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({complaint(error)})") from error
     if isinstance(content, Tensor):
-        return {"": content}
+        content = {"": content}
     state = next((content[key] for key in under if key in content), content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, tensor in found.items():
+        _check_tensor(path, name, tensor)
+    return found
 
 
-def digest(state: Mapping[str, Tensor], about: str = "") -> str:
-    """The first 16 hex digits of the SHA-256 over `about`, and names, dtypes, shapes and bytes in the names' order."""
-    found = hashlib.sha256(about.encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    """Its numbers are in the file: a stride of 0, as after `expand`, makes any size of a few bytes."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise CheckpointError(f"{path}: {name}: expected a plain tensor, got {tensor.layout}, {tensor.dtype}")
+    if tensor.numel() * tensor.itemsize > (size := path.stat().st_size):
+        raise CheckpointError(f"{path}: {name}: {list(tensor.shape)} is more than a file of {size} bytes holds")
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -82,30 +91,6 @@ def _unsafe_names(path: Path) -> list[str]:
         return sorted(get_unsafe_globals_in_checkpoint(path))
     except Exception:  # it reads the pickle by itself, and a damaged one raises nearly anything
         return []
-
-
-class _Inert:
-    """Stands for any class or function that a pickle names. Whatever a pickle does to it, nothing happens."""
-
-    def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
-        return object.__new__(cls)
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        pass
-
-    def __call__(self, *_args: object, **_kwargs: object) -> "_Inert":
-        return self
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-    def __setitem__(self, _key: object, _value: object) -> None:
-        pass
-
-    def append(self, _value: object) -> None:
-        pass
-
-    extend = add = update = append
 
 
 class _Allowed:
@@ -127,6 +112,19 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
 
 
+def _typed_tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], _grad: bool, _hooks: object,
+    dtype: torch.dtype, *_rest: object,
+) -> Tensor:  # fmt: skip
+    return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, size, stride)
+
+
+class _Bytes(Inert):
+    """Stands for the storage of types that have no storage of their own, such as uint16."""
+
+    dtype = torch.uint8
+
+
 def _parameter(data: Tensor, *_rest: object) -> Tensor:
     return data
 
@@ -134,6 +132,7 @@ def _parameter(data: Tensor, *_rest: object) -> Tensor:
 _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
@@ -148,7 +147,7 @@ class _Unpickler(pickle.Unpickler):
             return _Allowed(_FUNCTIONS[module, name])
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
-        return _Inert
+        return _Bytes if (module, name) == ("torch.storage", "UntypedStorage") else Inert
 
 
 def _refuse(*_args: object, **_kwargs: object) -> None:

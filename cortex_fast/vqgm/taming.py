@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cortex_fast.data.grids import Grid, sides
 from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.decoding import prepare_decoder
 from cortex_fast.vqgm.model import Model, Sampler
@@ -16,15 +17,17 @@ def taming_model(
     autoencoder: VQModel,
     prior: GPT | None,
     *,
-    grid: int,
+    grid: Grid,
     fingerprint: str,
+    cell: int | None = None,
     num_classes: int = 0,
     first_token: int = 0,
     sampling: dict[str, Any] | None = None,
     reason: str | None = None,
 ) -> Model:
-    """`prior` knows `num_classes` conditions, of the tokens from `first_token` on. sampling: `sample_tokens`' settings
-    (temperature, top_k, top_p, dtype). reason: why there is no prior.
+    """`prior` knows `num_classes` conditions, of the tokens from `first_token` on; it draws a grid m or (h, w) row by
+    row. sampling: `sample_tokens`' settings (temperature, top_k, top_p, dtype). reason: why there is no prior. cell: as
+    `Model` has it; None holds images to `grid`.
 
     Puts both modules into eval mode, without gradients of their parameters. Raises ValueError for a prior of no class,
     TypeError or ValueError for other names or values in `sampling`.
@@ -37,11 +40,12 @@ def taming_model(
     if prior is not None:
         limits = dict(sampling or {})
         prior.eval().requires_grad_(False)
+        height, width = sides(grid)
         decoder = prepare_decoder(prior, codebook_size=len(codebook), dtype=limits.pop("dtype", None))
 
         def draw(labels: Tensor, items: Tensor, seed: int, tick: Callable[[], object]) -> Tensor:
             firsts = labels + first_token
-            return decode_tokens(decoder, firsts, grid**2, seed=seed, item_ids=items, tick=tick, **limits)
+            return decode_tokens(decoder, firsts, height * width, seed=seed, item_ids=items, tick=tick, **limits)
 
         sampler = Sampler(draw, num_classes)
     return Model(
@@ -52,4 +56,5 @@ def taming_model(
         pixels=autoencoder.decode,
         sampler=sampler,
         reasons={"sampler": reason or "this model has no prior, only an autoencoder"},
+        cell=cell,
     )

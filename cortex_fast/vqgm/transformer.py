@@ -55,7 +55,6 @@ class GPT(nn.Module):
         n_embd: int,
         embd_pdrop: float = 0.0,
         resid_pdrop: float = 0.0,
-        **_unused: object,
     ) -> None:
         super().__init__()
         self.tok_emb = nn.Embedding(vocab_size, n_embd)

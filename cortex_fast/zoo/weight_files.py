@@ -1,6 +1,5 @@
 """Weight files of the bundled model: half-precision safetensors with the module's configuration beside the tensors."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cortex_fast import checks
-from cortex_fast.data.results import ResultFileError, replace_whole
+from cortex_fast.data.foreign import refuse_foreign
+from cortex_fast.data.results import ResultFileError, parse_json, replace_whole
 
 
 def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
@@ -28,10 +28,11 @@ def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration beside the tensors. Raises ResultFileError, naming the file, where it is not whole."""
+    refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["config"])
-    except SafetensorError as error:
+            return dict(parse_json(file.metadata()["config"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ResultFileError(f"{path}: not a whole weight file ({error})") from error
 
 
@@ -40,13 +41,5 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     read_config(path)  # refuses a damaged file by its name
     state = load_file(path)
     module.load_state_dict({k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()})
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(dtype=torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)
-
-
-def fingerprint(paths: list[Path]) -> str:
-    """The first 16 hex digits of the SHA-256 over the files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

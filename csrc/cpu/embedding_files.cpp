@@ -1,5 +1,5 @@
 // Bound: the disk; of files that the system holds in memory, one copy out of it (262,272 bytes for 256 channels and 256
-// positions) and three calls of the system a file. gather_error then finds the copy in the second cache, for which
+// positions) and four calls of the system a file. gather_error then finds the copy in the second cache, for which
 // every file is read into the same memory.
 #include "cortex_fast/embedding_files.h"
 
@@ -8,12 +8,50 @@
 #include <limits>
 #include <memory>
 
+#ifndef _WIN32
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
+
 #include "cortex_fast/gather_error.h"
 
 namespace cortex_fast {
 namespace {
 
-// Whether a file is `size` bytes, now in `to`, which has room for one more.
+#ifndef _WIN32
+
+// Whether the file is regular and of `size` bytes, now in `to`.
+bool read_open(int file, char* to, std::size_t size) {
+  struct stat found;
+  if (fstat(file, &found) != 0 || !S_ISREG(found.st_mode)) return false;
+  if (static_cast<unsigned long long>(found.st_size) != size) return false;
+  std::size_t done = 0;
+  while (done < size) {
+    const ssize_t count = read(file, to + done, size - done);
+    if (count > 0) {
+      done += static_cast<std::size_t>(count);
+    } else if (count == 0 || errno != EINTR) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The same of the file at `path`. A named pipe without a writer would keep an ordinary opening waiting.
+bool read_whole(const char* path, char* to, std::size_t size) {
+  const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (file < 0) return false;
+  const bool whole = read_open(file, to, size);
+  close(file);
+  return whole;
+}
+
+#else
+
+// The same, and `to` has room for one byte more.
 bool read_whole(const char* path, char* to, std::size_t size) {
   std::FILE* file = std::fopen(path, "rb");
   if (file == nullptr) return false;
@@ -23,6 +61,8 @@ bool read_whole(const char* path, char* to, std::size_t size) {
   std::fclose(file);
   return whole;
 }
+
+#endif
 
 }  // namespace
 

@@ -47,7 +47,8 @@ double square_distance(const float* a, const float* b, int64_t channels) {
   return sum_of_squares(channels, [a, b](int64_t i) { return static_cast<double>(a[i]) - static_cast<double>(b[i]); });
 }
 
-// What is known of the codebook: |c|^2 of each code, the largest |c| of each tile.
+// What is known of the codebook: |c|^2 of each code, infinite where the code is not finite, which takes it out of the
+// shortlist; the largest |c| of the finite codes of each tile.
 struct Norms {
   std::unique_ptr<float[]> squares;
   std::unique_ptr<double[]> of_tile;
@@ -57,20 +58,16 @@ void measure(const NearestCode& args, int64_t tile, Norms& norms) {
   double most = 0;
   for (int64_t code = tile * kTile; code < std::min(args.codes, (tile + 1) * kTile); ++code) {
     const double square = square_norm(args.codebook + code * args.channels, args.channels);
-    norms.squares[static_cast<std::size_t>(code)] = static_cast<float>(square);
-    most = square > most || square != square ? square : most;
+    const bool finite = std::isfinite(square);
+    norms.squares[static_cast<std::size_t>(code)] =
+        finite ? static_cast<float>(square) : std::numeric_limits<float>::infinity();
+    if (finite) most = std::max(most, square);
   }
   norms.of_tile[static_cast<std::size_t>(tile)] = std::sqrt(most);
 }
 
-// NaN where any is NaN.
 double largest(const Norms& norms, int64_t tiles) {
-  double most = 0;
-  for (int64_t tile = 0; tile < tiles && most == most; ++tile) {
-    const double norm = norms.of_tile[static_cast<std::size_t>(tile)];
-    if (!(norm <= most)) most = norm;
-  }
-  return most;
+  return *std::max_element(norms.of_tile.get(), norms.of_tile.get() + tiles);
 }
 
 // least[(tile, row)] of |c|^2 - 2 <z, c> for the kPanel rows of one panel and the codes of one tile.
@@ -96,7 +93,7 @@ void pack(const NearestCode& args, int64_t start, int64_t rows, float* panels) {
 int64_t search(const NearestCode& args, const Norms& norms, double largest_norm, const float* z, const float* least) {
   const int64_t tiles = ceil_div(args.codes, kTile);
   const double norm = std::sqrt(square_norm(z, args.channels));
-  if (!std::isfinite(norm) || !std::isfinite(largest_norm)) return 0;
+  if (!std::isfinite(norm)) return 0;
   const bool fits = norm * largest_norm < kLargest && largest_norm * largest_norm < kLargest;
   // |error| of a value: d + 2 roundings of terms that sum to at most |z| |c|, twice; two of |c|^2; and underflow
   const double unit = 0x1p-24;
@@ -116,7 +113,7 @@ int64_t search(const NearestCode& args, const Norms& norms, double largest_norm,
     if (fits && static_cast<double>(least[tile * kPanel]) - error(tile) > limit) continue;
     for (int64_t code = tile * kTile; code < std::min(args.codes, (tile + 1) * kTile); ++code) {
       const double distance = square_distance(z, args.codebook + code * args.channels, args.channels);
-      if (distance < best) {
+      if (distance < best) {  // not so of a code that is not finite
         best = distance;
         winner = code;
       }

@@ -45,6 +45,40 @@ def test_equal_to_captums_own_with_the_same_noise(captums_noise, nt_type, absolu
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+def of_cubics(x, z, stdev, nt_type):
+    """Of gradients a (x + stdev z)^2, which are positive, in float64."""
+    gradients = (x.double()[:, None] + stdev * z.double()).square()
+    if nt_type == "vargrad":
+        return gradients.var(dim=1, unbiased=False)
+    return (gradients if nt_type == "smoothgrad" else gradients.square()).mean(dim=1)
+
+
+@pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+@pytest.mark.parametrize(
+    ("dtype", "stdev", "tolerance"),
+    [
+        (torch.bfloat16, 0.5, 0.02),
+        (torch.float16, 0.5, 0.005),
+        (torch.float32, 1e-4, 5e-3),  # the variance is 1e-8 of the mean's square
+        (torch.float64, 1e-6, 1e-6),
+    ],
+)
+def test_sums_keep_their_digits_in_every_dtype_and_batch(nt_type, dtype, stdev, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    x = (1 + torch.rand(2, 2, 4, 4, generator=generator, dtype=torch.float64)).to(dtype)
+    z = torch.randn(2, 700, 2, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    model = Cubic(2, 3).eval()
+    with torch.no_grad():
+        model.a.fill_(1.0)
+    settings = {"target": 1, "nt_type": nt_type, "nt_samples": 700, "stdevs": stdev, "noise": z}
+    tunnel, expected = NoiseTunnel(Saliency(model.to(dtype))), of_cubics(x, z, stdev, nt_type)
+    got = [tunnel.attribute(x, nt_samples_batch_size=size, **settings) for size in (1, 130, None)]
+    assert tunnel.not_served is None and {one.dtype for one in got} == {dtype}
+    assert got[0].equal(got[1]) and got[0].equal(got[2])
+    assert float((got[0].double() - expected).norm() / expected.norm()) < tolerance
+    assert bool((got[0] >= 0).all())
+
+
 @pytest.mark.parametrize("target", [1, [1, 1, 1], torch.tensor([1]), torch.tensor(1)])
 def test_targets_as_captum_takes_them_and_a_tuple_of_one(target):
     model, x = tiny("ce"), embedding()
@@ -138,6 +172,15 @@ def test_token_saliency_is_the_channels_largest_absolute_mean(batch_size):
     whole = TokenSaliency(model).attribute(x, 1, nt_samples=600)  # sigma of each image's range
     sigma = 0.2 * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(2, 1, 1, 1)
     torch.testing.assert_close(whole, (a * (x**2 + sigma**2)).amax(dim=1), rtol=0.3, atol=0.3)
+
+
+@pytest.mark.parametrize("target", [[1], torch.tensor([1]), torch.tensor(1), [1, 1, 1]])
+def test_token_saliency_takes_targets_as_captum_does(target):
+    found = []
+    for one in (target, 1):
+        torch.manual_seed(0)
+        found.append(TokenSaliency(tiny("ce")).attribute(embedding(), one, nt_samples=2))
+    assert found[0].equal(found[1])
 
 
 def test_token_saliency_says_what_it_needs():

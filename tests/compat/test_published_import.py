@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from cortex_fast.compat.published_data import (
     import_embeddings,
     read_codebook,
 )
+from cortex_fast.compat.published_data.pickles import read_token_lists
+from cortex_fast.vqgm import CheckpointError
 from tests.compat.published_files import CHANNELS, CODES, SIDE, codebook, files, write_data
+from tests.killing import die, hidden, killed
 
 C = torch.from_numpy(codebook())
 
@@ -55,6 +59,21 @@ def test_round_trip_is_the_same_bytes(split, tmp_path):
     assert (lists is not None) == (split == "test")
     if lists is not None:
         assert len(pickle.loads(lists)) == 7  # our own file
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (4, 9)])  # 36 tokens could be 6 x 6
+@pytest.mark.parametrize("given", [True, False])
+def test_grids_are_those_of_the_embeddings(grid, given, tmp_path):
+    tokens = torch.randint(CODES, (5, *grid), generator=torch.Generator().manual_seed(0))
+    tokens[0].view(-1)[:15] = torch.arange(15)
+    store = TokenStore(tokens, torch.arange(5) % 2, C, ("0", "1"))
+    store.save(tmp_path / "s")
+    export_embeddings(tmp_path / "s", tmp_path / "data")
+    settings = {"codebook": C} if given else {"codes": CODES}
+    import_embeddings(tmp_path / "data", tmp_path / "again", **settings)
+    again = TokenStore.load(tmp_path / "again")
+    assert again.grid == grid and torch.equal(again.tokens.long(), tokens)
+    assert torch.equal(again.embedding(slice(0, 5)), store.embedding(slice(0, 5)))
 
 
 def test_a_paper_scale_image_takes_512_bytes(tmp_path):
@@ -212,8 +231,11 @@ def test_codebook_files(tmp_path):
     np.save(tmp_path / "flat.npy", codebook()[0])
     (tmp_path / "cut.npy").write_bytes((tmp_path / "c.npy").read_bytes()[:200])
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "c.ckpt").read_bytes()[:200])
-    for name in ("two.pth", "objects.pth", "flat.npy", "cut.npy", "cut.ckpt"):
+    for name in ("two.pth", "flat.npy", "cut.npy"):
         with pytest.raises(PublishedDataError, match=name):
+            read_codebook(tmp_path / name)
+    for name in ("objects.pth", "cut.ckpt"):
+        with pytest.raises(CheckpointError, match=name):
             read_codebook(tmp_path / name)
 
 
@@ -221,7 +243,7 @@ def test_a_codebook_beside_pickled_objects(tmp_path):
     path = tmp_path / "last.ckpt"
     content = {"callbacks": Evil(tmp_path / "proof"), "state_dict": {"quantize.embedding.weight": C}}
     torch.save(content, path)
-    with pytest.raises(PublishedDataError, match=r"last\.ckpt: carries pickled objects .*tensors_only"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: carries pickled objects .*tensors_only"):
         read_codebook(path)
     codebook = read_codebook(path, tensors_only=True)
     os.truncate(path, 0)  # nothing is left mapped
@@ -269,3 +291,142 @@ def test_a_store_of_our_own_is_exported_and_read_back(tmp_path):
     export_embeddings(tmp_path / "s", tmp_path / "data", split="test")
     import_embeddings(tmp_path / "data", tmp_path / "t", codebook=C)
     assert torch.equal(TokenStore.load(tmp_path / "t").tokens.long(), tokens)
+
+
+def test_a_label_beyond_reason_is_a_bad_row(folder, tmp_path):
+    replace(folder / "train_embeddings.csv", "1_4.npy,1", "1_4.npy,99999999")
+    reason = r"train_embeddings\.csv:6: 1_4\.npy: expected a label in \[0, 65536\), got 99999999"
+    for given in (C, None):
+        with pytest.raises(PublishedDataError, match=reason):
+            import_embeddings(folder, tmp_path / "s", codebook=given)
+    with pytest.raises(PublishedDataError, match=reason):
+        import_embeddings(folder, tmp_path / "s", codebook=C, class_names=["a", "b", "c"])
+    assert import_embeddings(folder, tmp_path / "s", codebook=C, skip_bad=True).written == 6
+    assert TokenStore.load(tmp_path / "s").names == ("0", "1", "2")
+    replace(folder / "train_embeddings.csv", "1_4.npy,99999999", "1_4.npy,65536")
+    many = [str(label) for label in range(65537)]
+    import_embeddings(folder, tmp_path / "t", codebook=C, class_names=many)
+    assert TokenStore.load(tmp_path / "t").labels.max() == 65536
+
+
+def test_one_damaged_token_does_not_make_a_codebook_of_gigabytes(folder, tmp_path):
+    text = (folder / "train_embeddings.csv").read_text()
+    first = text.split("[")[1].split(",")[0]
+    replace(folder / "train_embeddings.csv", f"[{first}, ", "[4194302, ")
+    with pytest.raises(PublishedDataError, match=r"ids to 4194302, of which \d+ are used: is one damaged\? codes"):
+        import_embeddings(folder, tmp_path / "s")
+    with pytest.raises(PublishedDataError, match=r"csv:2: .*expected token ids in \[0, 40\), got \d+ to 4194302"):
+        import_embeddings(folder, tmp_path / "s", codes=CODES)
+    with pytest.raises(ValueError, match=r"^codes: expected a whole number from 1 to 4194304, got 99999999999"):
+        import_embeddings(folder, tmp_path / "s", codes=99999999999)
+
+
+def _killed_between_its_renames(store, back, split):
+    """An export whose embeddings are in place, and not its table."""
+
+    def dead():
+        Path.replace = lambda path, target: die() if str(target).endswith(".csv") else rename(path, target)
+        export_embeddings(store, back, split=split)
+
+    rename = Path.replace
+    killed(dead)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_export_killed_between_its_renames_is_finished_by_the_next(split, folder, tmp_path):
+    store, back = _imported(folder, tmp_path), tmp_path / "back"
+    _killed_between_its_renames(store, back, split)
+    embeddings, table = back / split, back / f"{split}_embeddings.csv"
+    assert embeddings.is_dir() and not table.exists() and hidden(back)
+    before = {path: path.stat().st_mtime_ns for path in embeddings.iterdir()}
+    assert export_embeddings(store, back, split=split) == table
+    assert {path: path.stat().st_mtime_ns for path in embeddings.iterdir()} == before and not hidden(back)
+    export_embeddings(store, tmp_path / "straight", split=split)
+    assert files(back) == files(tmp_path / "straight")
+    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: is there already"):
+        export_embeddings(store, back, split=split)
+
+
+@pytest.mark.parametrize("change", ["value", "more", "fewer", "empty", "of another store"])
+def test_a_folder_that_is_not_what_an_export_left_is_refused_and_kept(change, folder, tmp_path):
+    store, back = _imported(folder, tmp_path), tmp_path / "back"
+    _killed_between_its_renames(store, back, "train")
+    some = back / "train" / "1_4.npy"
+    if change == "value":
+        array = np.load(some)
+        array[0, 0, 0] = np.nextafter(array[0, 0, 0], np.float32(9))
+        np.save(some, array)
+    elif change == "more":
+        (back / "train" / "mine.txt").write_text("mine")
+    elif change == "fewer":
+        some.unlink()
+    elif change == "empty":
+        for path in (back / "train").iterdir():
+            path.unlink()
+    else:
+        write_data(tmp_path / "other", seed=5)
+        store = tmp_path / "o"
+        import_embeddings(tmp_path / "other", store, codebook=C)
+    before = files(back / "train")
+    with pytest.raises(FileExistsError, match="train: is there already; nothing is written over it"):
+        export_embeddings(store, back)
+    assert files(back / "train") == before and not (back / "train_embeddings.csv").exists()
+
+
+def test_a_second_export_to_the_same_place_is_refused(folder, tmp_path):
+    store, told = _imported(folder, tmp_path), []
+
+    def second(_rows):
+        with pytest.raises(BlockingIOError, match=r"train_embeddings\.csv: another run is writing it") as error:
+            export_embeddings(store, tmp_path / "back")
+        told.append(error)
+
+    export_embeddings(store, tmp_path / "back", tick=second)
+    assert told and files(tmp_path / "back") == files(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"ccollections\nOrderedDict\n(tR.",  # harmless, but a name: nothing of a user's file is looked up
+        b"cbuiltins\ndict\n(tR.",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"\x80\x04\x8c\x0bcollections\x8c\x0bOrderedDict\x93)R.",
+        b"cnumpy\nndarray\n.",
+    ],
+)
+def test_a_pickle_of_token_ids_names_nothing(content, tmp_path):
+    (tmp_path / "t.pkl").write_bytes(content)
+    with pytest.raises(PublishedDataError, match=r"t\.pkl: .*refused to look up"):
+        read_token_lists(tmp_path / "t.pkl")
+
+
+def test_damaged_pickles_of_token_ids_are_told(tmp_path):
+    good = pickle.dumps({"a.npy": [1, 2, 3]})
+    for content in (good[:-3], b"", b"(" * 100_000 + b".", b"\x80\x04\x8e" + b"\xff" * 8, pickle.dumps([1]), b"I5\n."):
+        (tmp_path / "t.pkl").write_bytes(content)
+        with pytest.raises(PublishedDataError, match=r"t\.pkl: "):
+            read_token_lists(tmp_path / "t.pkl")
+    (tmp_path / "t.pkl").write_bytes(good)
+    assert read_token_lists(tmp_path / "t.pkl") == {"a.npy": [1, 2, 3]}
+
+
+def test_codebooks_of_8_bits_and_lying_headers_are_refused_by_name(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"codebook": C.to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
+    np.save(tmp_path / "lies.npy", codebook())
+    text = (tmp_path / "lies.npy").read_bytes()
+    for name, changed in (
+        ("lies.npy", text.replace(b"(40, 6)", b"(99, 6)")),
+        ("far.npy", text.replace(b"(40, 6), }          ", b"(9999999999, 6), }  ")),
+        ("less.npy", text.replace(b"(40, 6)", b"(-1, 6)")),
+        ("open.npy", text.replace(b"(40, 6)", b"(40, 6(")),
+        ("other.npy", text.replace(b"'<f4'", b"'|O4'")),
+    ):
+        assert changed != text
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(PublishedDataError, match=rf"{name}: not a whole \.npy file"):
+            read_codebook(tmp_path / name)
+    with pytest.raises(PublishedDataError, match=r"eight\.safetensors: codebook: expected .* at least 16 bits"):
+        read_codebook(tmp_path / "eight.safetensors")

@@ -16,6 +16,7 @@ from cortex_fast.compat.published_data import (
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.extractors import NAMES, build
 from cortex_fast.extractors.files import extractor_header, load_extractor
+from cortex_fast.vqgm import CheckpointError
 from tests.compat.published_files import files
 
 SIZES = {"num_classes": 5, "in_channels": 6, "width": 16, "grid": 16}
@@ -71,6 +72,30 @@ def test_a_bad_score_line_is_told_with_its_place(old, new, reason, tmp_path):
         Scores.read(tmp_path / "scores")
 
 
+def test_scores_of_grids_that_are_not_square_are_not_written(tmp_path):
+    """4 x 9 scores would be read as 6 x 6: the tables do not say how many rows there are."""
+    scores = Scores(torch.randn(2, 4, 9), torch.tensor([0, 1]), ("0_0.npy", "1_0.npy"))
+    scores.save(tmp_path / "s")
+    assert torch.equal(Scores.load(tmp_path / "s").tsv, scores.tsv)
+    with pytest.raises(
+        ValueError, match=r"^tsv: expected square grids, as label_<label>\.csv has them, got \[2, 4, 9\]"
+    ):
+        scores.write(tmp_path / "tables")
+    assert not (tmp_path / "tables").exists()
+
+
+@pytest.mark.parametrize("name", ["ce", "te"])
+def test_a_checkpoints_grid_may_be_given(name, tmp_path):
+    extractor = build(name, **SIZES | {"grid": (8, 32)}).eval()  # as many tokens as 16 x 16
+    torch.save(extractor.state_dict(), tmp_path / "x.pth")
+    import_checkpoint(tmp_path / "x.pth", tmp_path / "e", grid=(8, 32))
+    assert extractor_header(tmp_path / "e")["sizes"] == SIZES | {"grid": (8, 32)}
+    x = torch.randn(2, 6, 8, 32)
+    torch.testing.assert_close(load_extractor(tmp_path / "e")(x), extractor(x))
+    with pytest.raises(PublishedDataError, match="not a ClassificationNet"):
+        import_checkpoint(tmp_path / "x.pth", tmp_path / "other", grid=(8, 12))
+
+
 def test_a_folder_without_scores(tmp_path):
     with pytest.raises(FileNotFoundError, match="label_"):
         Scores.read(tmp_path)
@@ -108,7 +133,7 @@ def test_other_checkpoints_are_refused_by_name(tmp_path):
         "empty.pth": {},
     }.items():
         torch.save(content, tmp_path / file)
-        with pytest.raises(PublishedDataError, match=file):
+        with pytest.raises(CheckpointError if file == "empty.pth" else PublishedDataError, match=file):
             import_checkpoint(tmp_path / file, tmp_path / "e")
     (tmp_path / "e").write_bytes(b"something")
     with pytest.raises(ResultFileError, match="/e: "):

@@ -1,12 +1,26 @@
 """The token store and result files: what is written is read, and nothing else is."""
 
 import os
+import zlib
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cortex_fast import ResultFileError, TokenStore, embed
+from cortex_fast import (
+    ResultFileError,
+    TokenStore,
+    embed,
+    explain_concepts,
+    score_tokens,
+    select_tokens,
+    top_tokens,
+)
 from cortex_fast.data.results import load_result, replace_whole, save_result
+from cortex_fast.extractors import Recipe as TrainingRecipe
+from cortex_fast.extractors import accuracy, build, train_extractor
 
 
 def store(count: int = 5, codes: int = 30) -> TokenStore:
@@ -30,6 +44,49 @@ def test_two_bytes_a_token_where_they_suffice():
     assert store().tokens.dtype == torch.uint16
     wide = TokenStore(torch.full((1, 2, 2), 70_000), torch.zeros(1, dtype=torch.int64), torch.zeros(70_001, 1), ("a",))
     assert wide.tokens.dtype == torch.int32 and int(wide.tokens.max()) == 70_000
+
+
+def test_grids_of_rows_and_columns(tmp_path):
+    tokens = torch.arange(30).view(1, 3, 10).repeat(4, 1, 1)
+    kept = TokenStore(tokens, torch.zeros(4).long(), torch.randn(30, 6), ("a",))
+    kept.save(tmp_path / "s")
+    again = TokenStore.load(tmp_path / "s")
+    assert kept.grid == again.grid == (3, 10) and store().grid == 4
+    assert torch.equal(again.tokens.long(), tokens)
+    assert torch.equal(again.embedding(slice(0, 1))[0, :, 1, 4], kept.codebook[14])
+
+
+class Unindexed(TorchDispatchMode):
+    """Lets through what torch 2.6 does with uint16: copies, conversions and views."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.dtype == torch.uint16 for tensor in tensors):
+            name = func.overloadpacket.__name__
+            assert name in ("view", "_unsafe_view", "detach", "_to_copy", "copy_", "clone", "slice", "split"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operator_of_uint16_that_older_torch_lacks(tmp_path):
+    """Indexing came with torch 2.10; a minimum, comparisons and where are not there for all devices yet."""
+    tokens = torch.randint(2**16 - 300, 2**16, (6, 3, 5), generator=torch.Generator().manual_seed(0))
+    codebook, mask = torch.randn(2**16, 8), torch.tensor([True, False, True, True, False, True])
+    with Unindexed():
+        kept = TokenStore(tokens, torch.arange(6) % 2, codebook, ("a", "b"))
+        for rows in (torch.tensor([5, 0, 5]), mask, slice(1, 4), slice(None, None, 2)):
+            some, part = kept.select(rows), kept.embedding(rows)
+            assert some.tokens.dtype == torch.uint16 and torch.equal(some.tokens.long(), tokens[rows])
+            assert torch.equal(part, codebook[tokens[rows]].permute(0, 3, 1, 2))
+        kept.save(tmp_path / "s")
+        kept = TokenStore.load(tmp_path / "s")
+        extractor = build("re", num_classes=2, in_channels=8, width=16).eval()
+        tsv = score_tokens(extractor, kept, num_samples=1, progress=False)
+        explain_concepts(extractor, kept, tsv=tsv, top_n=2)
+        top_tokens(tsv, kept.tokens, 3)
+        accuracy(extractor, kept.codebook, kept.tokens, kept.labels)
+        train_extractor(extractor, kept.codebook, kept.tokens, kept.labels, TrainingRecipe(epochs=1, batch_size=3))
+        embed(kept.tokens, kept.codebook)
+        select_tokens(extractor, kept.codebook, 1, tokens=kept.tokens[:1], region=(0, 0, 1, 1), steps=1)
 
 
 def test_save_and_load(tmp_path):
@@ -56,7 +113,7 @@ def test_empty_store_and_batches(tmp_path):
     [
         ({"tokens": torch.zeros(5, 16, dtype=torch.int64)}, "tokens"),
         ({"tokens": torch.zeros(5, 4, 4)}, "tokens"),
-        ({"tokens": torch.zeros(5, 4, 3, dtype=torch.int64)}, "tokens"),
+        ({"tokens": torch.zeros(5, 4, 4, 1, dtype=torch.int64)}, "tokens"),
         ({"tokens": [[[0]]]}, "tokens"),
         ({"labels": [0, 1]}, "labels"),
         ({"tokens": torch.full((5, 4, 4), 30)}, "tokens"),
@@ -138,3 +195,84 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         replace_whole(path, break_off)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["result"]  # noqa: PTH208 (names are enough)
+
+
+def test_equal_results_are_equal_bytes(tmp_path):
+    for name in ("one", "other", "third"):
+        store().save(tmp_path / name)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_flipped_bit_anywhere_is_told_by_name(tmp_path):
+    path = tmp_path / "tokens.safetensors"
+    store(2, 5).save(path)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        if chr(whole[at]) == " " and at < int.from_bytes(whole[:8], "little") + 8:
+            continue  # safetensors fills up its header
+        with pytest.raises(ResultFileError, match=r"tokens\.safetensors: "):
+            TokenStore.load(path)
+
+
+def test_headers_of_other_forms_are_refused_by_name(tmp_path):
+    path = tmp_path / "s.safetensors"
+    tensors = {"tokens": torch.zeros(1, 2, 2).int(), "labels": torch.zeros(1).long(), "codebook": torch.zeros(3, 2)}
+    for header in (
+        {"names": [None], "fingerprint": {}},
+        {"names": [1], "fingerprint": {}},
+        {"names": 5, "fingerprint": {}},
+        {"names": None, "fingerprint": {}},
+        {"names": ["a"], "fingerprint": [1]},
+        {"names": ["a"], "fingerprint": None},
+        ["names"],
+        None,
+        5,
+    ):
+        save_result(path, "TokenStore", tensors, header)
+        with pytest.raises(ResultFileError, match=r"s\.safetensors: "):
+            TokenStore.load(path)
+    from safetensors.torch import save_file
+
+    deep = "[" * 100_000
+    for metadata in ({"cortex_fast": f"{zlib.crc32(deep.encode()):08x} {deep}"}, {"cortex_fast": "00000000 {}"}):
+        save_file(tensors, path, metadata)
+        with pytest.raises(ResultFileError, match=r"s\.safetensors: .*damaged"):
+            TokenStore.load(path)
+    save_file(tensors, path, {"format": "cortex_fast", "kind": "TokenStore", "header": deep})  # as before sums
+    with pytest.raises(ResultFileError, match=r"s\.safetensors: .*damaged .*nested too deeply"):
+        TokenStore.load(path)
+    old = {"format": "cortex_fast", "kind": "TokenStore", "header": '{"names": ["a"], "fingerprint": {"s": 1}}'}
+    save_file(tensors, path, old)
+    assert TokenStore.load(path).fingerprint == {"s": 1}
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_codebook_of_8_bits_is_refused_by_name(kind, tmp_path):
+    tokens, labels, codebook = torch.zeros(1, 2, 2).int(), torch.zeros(1).long(), torch.zeros(3, 2).to(kind)
+    with pytest.raises(TypeError, match=r"^codebook: expected a floating-point tensor of at least 16 bits, got"):
+        TokenStore(tokens, labels, codebook, ("a",))
+    header = {"names": ["a"], "fingerprint": {}}
+    save_result(tmp_path / "s", "TokenStore", {"tokens": tokens, "labels": labels, "codebook": codebook}, header)
+    with pytest.raises(ResultFileError, match=r"/s: .*codebook"):
+        TokenStore.load(tmp_path / "s")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak")
+def test_the_peak_of_memory_is_little_beyond_the_tokens(tmp_path):
+    tokens = torch.zeros(200_000, 16, 16, dtype=torch.int16).fill_(3).view(torch.uint16)  # 100 MB
+    parts = torch.zeros(len(tokens), dtype=torch.int64), torch.zeros(16, 8), ("a",)
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
+
+    def grown(act) -> float:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        act()
+        return (peak() - before) / tokens.nbytes
+
+    assert grown(lambda: TokenStore(tokens, *parts)) < 1
+    TokenStore(tokens, *parts).save(tmp_path / "s")
+    assert grown(lambda: TokenStore.load(tmp_path / "s")) < 2.5  # the file's pages, and the tensors

@@ -45,6 +45,8 @@ def test_every_result_is_there_and_loads(finished):
     for name in ("ce", "re"):
         concepts = ConceptExplanations.load(folder / f"concepts-{name}.safetensors")
         assert concepts.counts.sum(dim=1).max() <= 20 and concepts.names == store.names
+        made = concepts.fingerprint["saliency"]  # computed, though they went through a file
+        assert made["made_by"] == "score_tokens" and name.upper() in made["extractor"]["class"]
     edits = TokenSelection.load(folder / "edits-tokens.safetensors")
     assert edits.loss.shape == (3, 12) and not edits.changed[:, :4].any()
     assert len(summary.rows) == 6
@@ -138,6 +140,10 @@ def test_a_forced_backend_that_cannot_serve(tmp_path, monkeypatch, capsys):
         (["demo", "--out", "{new}", "--images", "0"], "images_per_class"),
         (["demo", "--out", "{new}", "--steps", "-3"], "edit_steps"),
         (["demo", "--out", "{new}", "--seed", "-1"], "seed"),
+        (["demo", "--out", "{new}", "--seed", str(2**63)], "seed"),
+        (["demo", "--out", "{new}", "--images", "99999999999"], "images_per_class: expected a whole number from 1 to"),
+        (["demo", "--out", "{new}", "--steps", "99999999999"], "edit_steps: expected a whole number from 1 to"),
+        (["tune", "--codes", "0"], "codes"),
     ],
 )
 def test_careless_commands_fail_with_a_sentence(arguments, message, tmp_path, capsys):

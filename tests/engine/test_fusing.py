@@ -86,7 +86,7 @@ CASES = {  # extractor, (relu, pool) of its fused convolutions
     "pooling rounded up": (pooled(kernel_size=2, ceil_mode=True), [RELU]),
     "pooling by a function rounded up": (pooled_by(lambda h: F.max_pool2d(h, 2, ceil_mode=True)), [RELU]),
     "pooling by a function of another stride": (pooled_by(lambda h: F.max_pool2d(h, 2, 3), 8 * 9), [RELU]),
-    "pooling by a function with positions": (pooled_by(lambda h: F.max_pool2d(h, 2, return_indices=True)[0]), [RELU]),
+    "pooling by a function with positions": (pooled_by(lambda h: F.max_pool2d(h, 2, return_indices=True)[0]), [BOTH]),
     "mean pooling": (pooled_by(lambda h: F.avg_pool2d(h, 2)), [RELU]),
     "relu read twice": (ended(reading_twice, HALF, conv=conv()), [RELU]),
     "convolution read twice": (ended(reading_before_relu, conv=conv()), [PLAIN]),

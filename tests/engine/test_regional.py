@@ -97,6 +97,21 @@ def test_any_box_of_ce(ce: Prepared, top: int, left: int, height: int, width: in
     assert_as_everything(ce, box, x, fresh)
 
 
+@pytest.mark.parametrize(("name", "grid"), [("ce", (8, 12)), ("re", (6, 10))])
+def test_boxes_of_a_grid_of_rows_and_columns(name: str, grid: tuple[int, int]) -> None:
+    x, fresh = torch.randn(2, 3, CHANNELS, *grid, generator=torch.Generator().manual_seed(0))
+    for copies in (FEW, MANY):
+        prepared = prepare(tiny(name, grid=grid), x, copies=copies)
+        rows, columns = grid
+        for box in (
+            Box(1, columns - 3, 3, columns),
+            Box(rows - 2, 0, rows, 2),
+            Box(0, 4, rows, 5),
+            Box(2, 0, 3, columns),
+        ):
+            assert_as_everything(prepared, box, x, fresh)
+
+
 def is_steady(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor) -> bool:
     """Whether no ReLU of the extractor is within rounding of turning over, which moves a gradient by a whole share: in
     float64, moving x by some of float32's last bits moves the gradient by less than the tolerance."""

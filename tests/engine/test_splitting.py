@@ -67,7 +67,7 @@ HAND_MADE = {  # extractor, results of the prefix, layers in it, whether the las
         True,
     ),
     "not a product": (ended(lambda self, x: self.one(x) * self.two(x), one=conv(), two=conv(seed=7)), 2, 2, True),
-    "the shape read": (ended(lambda self, x: self.conv(x).reshape(x.shape[0], -1), conv=conv()), 2, 1, True),
+    "the shape read": (ended(lambda self, x: self.conv(x).reshape(x.shape[0], -1), conv=conv()), 1, 1, True),
     "tokens as rows": (of_tokens(lambda x: x.flatten(2).transpose(1, 2), lambda h: h.mean(dim=1)), 1, 1, True),
     "logits through a softmax": (
         Of(lambda self, x: F.log_softmax(self.head(F.relu(self.conv(x)).flatten(1)), 1), conv=conv(), head=linear(512)),

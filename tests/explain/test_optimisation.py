@@ -552,7 +552,25 @@ def test_drawn_tokens_keep_the_best_draw(weighted):
     assert not got.changed[~got.region].any()
 
 
-@pytest.mark.parametrize("frequency", [torch.ones(CODES + 1), -torch.ones(CODES), torch.zeros(CODES), [1.0]])
+@pytest.mark.parametrize("setting", [{"lr": 0.01}, {"tau": 2.0}, {"restarts": 2}, {"draws": 3}, {"patience": 4}])
+def test_drawn_tokens_take_no_settings_that_they_have_no_use_for(setting):
+    (name,) = setting
+    with pytest.raises(TypeError, match=rf"^{name}: expected steps or judge_every for drawn tokens"):
+        draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, **setting)
+
+
+@pytest.mark.parametrize("setting", [{"restarts": 2}, {"draws": 3}, {"patience": 4}, {"start": "image"}, {"stay": 0.1}])
+def test_drawn_tokens_refuse_a_recipe_that_asks_for_more(setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=rf"^{name}: expected .* for drawn tokens, got"):
+        draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), recipe=Recipe(steps=1, **setting))
+    recipe = Recipe(steps=2, lr=0.3, tau=2.0, optimizer="sgd")  # as others are made with: they do not matter here
+    assert len(draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), recipe=recipe).loss) == 2
+
+
+@pytest.mark.parametrize(
+    "frequency", [torch.ones(CODES + 1), -torch.ones(CODES), torch.zeros(CODES), torch.full((CODES,), math.inf), [1.0]]
+)
 def test_bad_frequencies_are_named(frequency):
     with pytest.raises((ValueError, TypeError), match=r"^frequency:"):
         draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), frequency=frequency, steps=1)

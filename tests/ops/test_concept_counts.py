@@ -212,6 +212,8 @@ def valid() -> dict[str, object]:
         ({"top_n": 2.0}, TypeError, "top_n: expected a whole number"),
         ({"num_concepts": 0}, ValueError, "num_concepts: expected a whole number at least 1"),
         ({"codebook_size": 0}, ValueError, "codebook_size: expected a whole number at least 1"),
+        ({"num_concepts": 2**40}, ValueError, "num_concepts: expected num_concepts x codebook_size of at most 2"),
+        ({"codebook_size": 10**30}, ValueError, "num_concepts: expected num_concepts x codebook_size of at most 2"),
         ({"per": "pixel"}, ValueError, "per: expected one of 'occurrence', 'image'"),
         ({"impl": "fast"}, ValueError, "impl: expected 'auto' or one of"),
     ],

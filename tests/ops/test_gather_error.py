@@ -1,6 +1,9 @@
 """gather_error against differences taken one position at a time in float64, of tensors and of files."""
 
+import contextlib
 import os
+import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,6 +175,73 @@ def test_files_that_are_anything_else_are_not_known(impl: str, tmp_path: Path) -
     np.testing.assert_allclose(error[known].numpy(), formula(embedding, tokens, codebook)[known], rtol=EPS)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has these")
+def test_what_is_no_regular_file_is_not_known_and_nobody_waits_for_it(impl: str, tmp_path: Path) -> None:
+    embedding, tokens, codebook = near(5, (3, 4, 4))
+    paths = save(tmp_path, embedding)
+    Path(paths[0]).rename(tmp_path / "0")
+    Path(paths[0]).symlink_to(tmp_path / "0")  # this is one
+    for path in paths[1:4]:
+        Path(path).unlink()
+    os.mkfifo(paths[1])
+    Path(paths[2]).symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+        server.bind("3.npy")  # the whole path may be longer than a socket's name
+        assert gather_error_of_files(paths, tokens, codebook, impl=impl)[1].tolist() == [True, *[False] * 3, True]
+
+
+def test_a_head_that_promises_more_than_the_file_has_is_not_known(impl: str, tmp_path: Path) -> None:
+    embedding, tokens, codebook = near(2, (3, 4, 4))
+    paths = save(tmp_path, embedding)
+    whole = Path(paths[1]).read_bytes()
+    for lie in (b"(3, 4, 5), }", b"(3, 4, 99999999), }", b"(3, 4, 10**99), }"):
+        head, values = whole[:-192], whole[-192:]
+        told = head.replace(b"(3, 4, 4), }" + b" " * (len(lie) - 12), lie)
+        assert len(told) == len(head) and told != head
+        Path(paths[1]).write_bytes(told + values)
+        assert gather_error_of_files(paths, tokens, codebook, impl=impl)[1].tolist() == [True, False]
+
+
+def test_reading_files_can_be_interrupted(impl: str, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    embedding, tokens, codebook = near(1, (3, 4, 4))
+    paths = save(tmp_path, embedding) * 100_000
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(StoppedError):
+            gather_error_of_files(paths, tokens.expand(100_000, 4, 4), codebook, impl=impl)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_lazily_negated_views(impl: str, tmp_path: Path) -> None:
+    """The dispatcher does not see the files' operator, and would else write the negation out."""
+    embedding, tokens, codebook = near(2, (9, 4, 4))
+    lazy = torch._neg_view(-codebook)
+    expected = formula(embedding, tokens, codebook)
+    found, known = gather_error_of_files(save(tmp_path, embedding), torch._neg_view(-tokens.int()), lazy, impl=impl)
+    assert known.all()
+    for error in (found, gather_error(torch._neg_view(-embedding), torch._neg_view(-tokens), lazy, impl=impl)):
+        np.testing.assert_allclose(error.numpy(), expected, rtol=EPS)
+
+
+def test_compile() -> None:
+    embedding, tokens, codebook = near(2, (3, 4, 4))
+    compiled = torch.compile(lambda *tensors: gather_error(*tensors) + 1, fullgraph=True, backend="aot_eager")
+    np.testing.assert_allclose(
+        compiled(embedding, tokens, codebook).numpy() - 1, formula(embedding, tokens, codebook), atol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"tokens: expected values in \[0, 19\)"):
+        compiled(embedding, tokens + 2**32, codebook)  # in 32 bits they would be in range
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode there")
 def test_names_of_any_bytes(impl: str, tmp_path: Path) -> None:
     embedding, tokens, codebook = near(2, (3, 4, 4))
@@ -197,6 +267,10 @@ def test_files_are_read_into_memory_of_their_own(tmp_path: Path) -> None:
 def test_bad_arguments_of_files_are_named(tmp_path: Path) -> None:
     embedding, tokens, codebook = near(2, (3, 4, 4))
     paths = save(tmp_path, embedding)
+    for wrong in (3, None, paths[0], [3, 4], [None, None], [b"a", b"b"], torch.zeros(2)):
+        with pytest.raises(TypeError, match=r"^paths: expected a list of paths, got"):
+            gather_error_of_files(wrong, tokens, codebook)
+    assert gather_error_of_files(list(map(Path, paths)), tokens, codebook)[1].all()
     with pytest.raises(ValueError, match="paths: expected one for each of the 2 images of tokens, got 1"):
         gather_error_of_files(paths[:1], tokens, codebook)
     with pytest.raises(TypeError, match=r"codebook: expected torch\.float32 on the CPU, got torch\.float64"):

@@ -1,5 +1,7 @@
 """nearest_code against distances taken one difference at a time in float64."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -185,10 +187,32 @@ def test_infinity_in_z_gives_index_0_and_harms_no_other_row(impl: str, value: fl
     np.testing.assert_array_equal(nearest_code(z, codebook, impl=impl).numpy(), expected)
 
 
-def test_nan_in_the_codebook_gives_index_0(impl: str) -> None:
-    codebook = random(300, 4, seed=1)
-    codebook[150, 1] = torch.nan
-    assert nearest_code(random(20, 4), codebook, impl=impl).tolist() == [0] * 20
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", [[0], [299], [150, 7], range(128), range(96, 300), [*range(299)]], ids=str)
+def test_codes_that_are_not_finite_are_nearest_to_nothing(impl: str, value: float, where: Sequence[int]) -> None:
+    """Also whole tiles of them; other codes are found as if they were alone."""
+    z, codebook = random(few(impl, 40, 6), 5), random(300, 5, seed=1)
+    finite = torch.tensor([code for code in range(300) if code not in where])
+    expected = finite[torch.from_numpy(brute_force(z, codebook[finite]))]
+    codebook[list(where), torch.arange(len(where)) % 5] = value
+    assert nearest_code(z, codebook, impl=impl).tolist() == expected.tolist()
+    z[1], expected[1] = value, 0  # such a vector is near to nothing either
+    assert nearest_code(z, codebook, impl=impl).tolist() == expected.tolist()
+
+
+def test_without_a_finite_code_the_index_is_0(impl: str) -> None:
+    codebook = torch.full((200, 3), torch.inf)
+    codebook[50:] = torch.nan
+    assert nearest_code(random(5, 3), codebook, impl=impl).tolist() == [0] * 5
+    codebook = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    assert nearest_code(random(5, 3), codebook).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("scale", [2e-22, 6e-23, 3e-23, 1e-23])
+def test_vectors_whose_products_are_below_the_normal_floats(impl: str, scale: float) -> None:
+    """Few bits are left of |c|^2 - 2 <z, c>, or none, which no relative bound on the error knows of."""
+    z, codebook = random(few(impl, 40, 4), 16) * scale, random(few(impl, 2000, 700), 16, seed=1) * scale
+    np.testing.assert_array_equal(nearest_code(z, codebook, impl=impl).numpy(), brute_force(z, codebook))
 
 
 def test_native_gives_the_same_bits_for_any_threads_and_any_company(level: str) -> None:

@@ -120,6 +120,19 @@ def test_samples_may_be_made_in_parts(impl: str, antithetic: bool) -> None:
     last = standard(1, 2, 3, 2, 2, first_sample=2**32 - 2, impl=impl)
     e = normal_noise(3, torch.tensor([0]), 2, 3, (2, 2), first_sample=2**32 - 2)
     torch.testing.assert_close(last.double(), torch.from_numpy(e), rtol=0, atol=42 * UNIT)
+    pairs = standard(1, 3, 3, 2, 2, first_sample=2**32 - 3 - 1, antithetic=True, impl=impl)[:, ::2]
+    e = normal_noise(3, torch.tensor([0]), 2, 3, (2, 2), first_sample=2**31 - 2)
+    torch.testing.assert_close(pairs.double(), torch.from_numpy(e), rtol=0, atol=42 * UNIT)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize(("first", "samples"), [(2**32 - 2, 3), (2**32, 1), (2, 2**32), (0, 2**32 + 1)])
+def test_samples_whose_number_is_beyond_32_bits_are_refused(first: int, samples: int, antithetic: bool) -> None:
+    """They would be the first ones again."""
+    with pytest.raises(ValueError, match=r"^first_sample: expected first_sample \+ num_samples of at most 2\^32"):
+        smoothgrad_noise(
+            torch.zeros(0, 1, 1, 1), torch.zeros(0), samples, seed=0, first_sample=first, antithetic=antithetic
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
@@ -291,6 +304,20 @@ def test_gradients_through_the_drawn_noise_keep_the_dtypes(dtype: torch.dtype) -
     torch.testing.assert_close(x.grad.double(), upstream.double().sum(dim=1), rtol=eps, atol=4e-7)
     expected = (upstream.double() * standard(2, 4, 3, 2, 2).double()).sum(dim=(1, 2, 3, 4))
     torch.testing.assert_close(sigma.grad.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_gradient_in_sigma_of_later_samples_and_given_items(antithetic: bool) -> None:
+    """That of copies that are linear in sigma: the difference that sigma makes, over sigma."""
+    x, upstream = random(3, 2, 2, 3, dtype=torch.float64), random(3, 4, 2, 2, 3, seed=1, dtype=torch.float64)
+    options = {"seed": 9, "first_sample": 6, "item_ids": torch.tensor([5, 0, 5]), "antithetic": antithetic}
+    sigma = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    noisy = smoothgrad_noise(x, sigma, 4, **options)
+    (grad,) = torch.autograd.grad(noisy, sigma, upstream)
+    slope = (noisy.detach() - x[:, None]) / sigma.detach().view(3, 1, 1, 1, 1)
+    torch.testing.assert_close(grad, (upstream * slope).sum(dim=(1, 2, 3, 4)))
+    first = smoothgrad_noise(x, sigma, 4, **{**options, "first_sample": 0})
+    assert not torch.allclose(torch.autograd.grad(first, sigma, upstream)[0], grad)
 
 
 def test_noise_is_not_kept_where_only_x_needs_a_gradient() -> None:

@@ -24,6 +24,7 @@ from cortex_fast.report import (
     html,
     write_report,
 )
+from tests.killing import die, hidden, killed
 
 HOSTILE = "<script>alert(1)</script>"
 NAN = float("nan")
@@ -253,6 +254,27 @@ def test_a_failed_exchange_puts_the_old_report_back(tmp_path: Path, monkeypatch:
         write_report(report("pear"), folder)
     assert list(tmp_path.iterdir()) == [folder]
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_killed_between_its_renames_an_old_report_comes_back_with_the_next(tmp_path: Path, old: bool) -> None:
+    folder = tmp_path / "report"
+    if old:
+        write_report(report("apple"), folder)
+    before = contents(folder) if old else {}
+
+    def dead() -> None:
+        rename = Path.rename
+        Path.rename = lambda path, target: die() if path.suffix == ".part" else rename(path, target)  # type: ignore
+        write_report(report("pear"), folder)
+
+    killed(dead)
+    assert not folder.exists() and len(hidden(tmp_path)) == 1
+    write_report(report("plum"), tmp_path / "another")
+    assert (contents(folder) if old else {}) == before and not hidden(tmp_path)
+    write_report(report("pear"), folder)
+    assert [path.name for path in (folder / "concepts").iterdir()] == ["pear-1.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "report"]
 
 
 @pytest.mark.parametrize("cells", [["a"], ["a", 1, 2]])

@@ -62,6 +62,28 @@ def test_the_outline_follows_the_half_open_region() -> None:
     assert (drawn[44:116, 84:196] == 90).all()
 
 
+def test_boxes_and_regions_of_a_grid_of_rows_and_columns() -> None:
+    image = np.full((60, 200, 3), 90, dtype=np.uint8)  # cells of 10 x 20 pixels
+    boxed = box_cells(image, [(5, 9), (0, 1)], (6, 10))
+    rows, columns = np.nonzero((boxed == (230, 0, 30)).all(axis=2))
+    assert {(int(y) // 10, int(x) // 20) for y, x in zip(rows, columns, strict=True)} == {(5, 9), (0, 1)}
+    assert (rows.max(), columns.max()) == (59, 199)
+    outlined = outline_region(image, (1, 6, 4, 9), (6, 10))
+    rows, columns = np.nonzero((outlined == 255).all(axis=2))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 39, 120, 179)
+    for cell in ((6, 0), (0, 10)):
+        with pytest.raises(ValueError, match=r"box: expected 0 <= top < bottom <= 6 and 0 <= left < right <= 10"):
+            box_cells(image, [cell], (6, 10))
+
+
+def test_heat_of_a_grid_of_rows_and_columns() -> None:
+    tsv = np.random.default_rng(0).permutation(60).reshape(6, 10)
+    cells = luminance(heat_overlay(np.full((60, 200, 3), 128, dtype=np.uint8), tsv)).reshape(6, 10, 10, 20)
+    assert (np.ptp(cells, axis=(1, 3)) == 0).all()
+    ranked = cells[:, 0, :, 0].ravel()[np.argsort(tsv.ravel())]
+    assert (ranked[8:] > ranked[:-8]).all()
+
+
 @pytest.mark.parametrize("region", [(0, 0, 17, 4), (-1, 0, 3, 4), (4, 0, 4, 4), (0, 5, 3, 2)])
 def test_a_region_outside_the_grid_is_refused(region: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="box: expected"):
@@ -99,7 +121,7 @@ def test_a_flat_tsv_is_lowest_heat() -> None:
     assert (heat_overlay(GREY, np.full((2, 2), 7.0))[0, 0] == heat_overlay(GREY, gradient)[0, 0]).all()
 
 
-@pytest.mark.parametrize("tsv", [np.zeros((3, 4)), np.zeros(16), np.zeros((0, 0)), np.full((2, 2), np.nan)])
+@pytest.mark.parametrize("tsv", [np.zeros((3, 4, 1)), np.zeros(16), np.zeros((0, 0)), np.full((2, 2), np.nan)])
 def test_a_tsv_that_is_no_grid_is_refused(tsv: np.ndarray) -> None:
     with pytest.raises(ValueError, match="tsv: expected"):
         heat_overlay(GREY, tsv)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
+from cortex_fast.data.digests import of_state
+from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 
 
 class Hyperparameters(dict):
@@ -70,10 +71,11 @@ def test_one_tensor_has_no_name(tmp_path, tensors_only):
 @pytest.mark.parametrize("tensors_only", [False, True])
 def test_tensors_are_read_as_they_were_written(tmp_path, state, tensors_only):
     path = tmp_path / "last.ckpt"
+    state["wide"] = torch.tensor([1, 2**16 - 1]).to(torch.uint16)  # of a type without a storage of its own
     for content in ({"state_dict": state, "epoch": 3, "optimizer_states": [{"lr": 0.1, "m": torch.ones(2)}]}, state):
         torch.save(content, path)
         assert_same(read_state(path, tensors_only=tensors_only), state)
-    assert digest(read_state(path)) == digest(state) != digest({**state, "flag": torch.tensor(False)})
+    assert of_state(read_state(path)) == of_state(state) != of_state({**state, "flag": torch.tensor(False)})
 
 
 def test_lightnings_objects_are_named_then_left_out(tmp_path, state):
@@ -161,3 +163,90 @@ def test_other_files_are_refused_by_name(tmp_path, state):
         read_state(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_state(tmp_path / "nowhere")
+
+
+def rewritten(path, to, change, **options):
+    """The archive with `change` made to the content of each of its records."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", **options) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, change(record.filename, old.read(record.filename)))
+
+
+@pytest.mark.parametrize("tensors_only", [False, True])
+def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path, state, tensors_only):
+    """Between records there are bytes that mean nothing."""
+    kept = {name: state[name] for name in ("weight", "half", "flag")}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": kept, "epoch": 3}, path)
+    whole, told = path.read_bytes(), 0
+    for at in range(int(tensors_only), len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+        try:
+            assert_same(read_state(path, tensors_only=tensors_only), kept)
+        except CheckpointError as error:
+            assert "last.ckpt: " in str(error)
+            told += 1
+    values = kept["weight"].numpy().tobytes()
+    assert values in whole and told > len(whole) // 10
+    for at in (whole.index(values), whole.index(values) + 47):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: .*data/0 is damaged: its checksum is another"):
+            read_state(path, tensors_only=tensors_only)
+
+
+@pytest.mark.parametrize("tensors_only", [False, True])
+def test_a_record_that_does_not_fit_its_tensor_is_refused(tmp_path, state, tensors_only):
+    path, bad = tmp_path / "last.ckpt", tmp_path / "bad.ckpt"
+    torch.save({"state_dict": {"weight": state["weight"], "more": torch.ones(9).to(torch.uint16)}}, path)
+    for name, got, wanted in (("data/0", 47, 48), ("data/0", 0, 48), ("data/1", 17, 18)):
+        rewritten(path, bad, lambda record, content, name=name, got=got: content[:got] if name in record else content)
+        with pytest.raises(CheckpointError, match=rf"bad\.ckpt: .*{name} has {got} bytes, its tensor {wanted}"):
+            read_state(bad, tensors_only=tensors_only)
+    rewritten(path, bad, lambda record, content: content, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt: .*is compressed"):  # torch would map it as it is
+        read_state(bad, tensors_only=tensors_only)
+    rewritten(path, bad, lambda record, content: content)
+    assert read_state(bad, tensors_only=tensors_only)["weight"].equal(state["weight"])
+    with zipfile.ZipFile(bad, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("last/data/0", state["weight"].numpy().tobytes())
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt: .*two records of one name"):
+        read_state(bad, tensors_only=tensors_only)
+
+
+def test_sizes_of_the_format_before_are_compared_too(tmp_path, state):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"weight": state["weight"]}}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    at = whole.index(state["weight"].numpy().tobytes()) - 8  # where the number of values is
+    for damaged in (whole[:-4], whole[:at] + bytes([3]) + whole[at + 1 :], whole[: at + 8], whole[:at]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: not a readable checkpoint"):
+            read_state(path)
+
+
+@pytest.mark.parametrize("tensors_only", [False, True])
+def test_a_tensor_that_its_file_cannot_hold_is_refused(tmp_path, tensors_only):
+    path = tmp_path / "last.ckpt"
+    for weight, told in (
+        (torch.zeros(1).expand(10**9, 1000), r"weight: \[1000000000, 1000\] is more than a file of \d+ bytes holds"),
+        (torch.zeros(2, 2).to_sparse(), "weight: expected a plain tensor, got torch.sparse_coo"),
+    ):
+        torch.save({"state_dict": {"weight": weight, "bias": torch.zeros(2)}}, path)
+        if weight.is_sparse and tensors_only:  # what puts it together is not called
+            assert list(read_state(path, tensors_only=True)) == ["bias"]
+            continue
+        with pytest.raises(CheckpointError, match=rf"last\.ckpt: {told}"):
+            read_state(path, tensors_only=tensors_only)
+
+
+def test_functions_of_torch_itself_are_not_called_either(tmp_path, state):
+    """What has a tensor's function's module, or a name beside it, is as inert as all else."""
+    path, changed, proof = tmp_path / "last.ckpt", tmp_path / "changed.ckpt", tmp_path / "proof"
+    torch.save({"state_dict": state, "evil": Evil(torch.serialization.save, ({"x": 1}, str(proof)))}, path)
+    for module in (b"torch", b"torch.serialization", b"torch._utils", b"collections"):
+        renamed = b"c" + module + b"\nsave\n"
+        rewritten(path, changed, lambda _, text, to=renamed: text.replace(b"ctorch.serialization\nsave\n", to))
+        assert_same(read_state(changed, tensors_only=True), state)
+    assert not proof.exists()
+    torch.serialization.save({"x": 1}, str(proof))
+    assert proof.exists()  # it does write

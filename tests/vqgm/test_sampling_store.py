@@ -1,8 +1,13 @@
 """Sampling into a token store: the model's own samples, whole or not at all, and the same after a stop."""
 
+import dataclasses
 import errno
 import json
 import os
+import random
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 
 from cortex_fast import TokenStore
 from cortex_fast.vqgm import GPT, UnsupportedError, VQModel, sample_store, taming_model
+from tests.killing import hidden
 from tests.vqgm.test_autoencoder import SMALL
 
 NAMES = ("a", "b", "c")
@@ -70,6 +76,21 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, model):
     assert stopped.read_bytes()[-body:] == whole.read_bytes()[-body:]
     assert TokenStore.load(stopped).fingerprint == TokenStore.load(whole).fingerprint
     assert sorted(file.name for file in tmp_path.iterdir()) == ["stopped", "whole"]
+
+
+def test_grids_of_as_many_tokens_are_told_apart(tmp_path, model):
+    """A square's file has no grid in it, as those of earlier versions."""
+    wide = dataclasses.replace(model, grid=(4, 16))
+    for first, second in ((model, wide), (wide, model), (wide, dataclasses.replace(model, grid=(16, 4)))):
+        path = tmp_path / f"{first.grid}{second.grid}"
+        with pytest.raises(KeyboardInterrupt):
+            sample_store(Stopping(first, 2), LABELS, path, names=NAMES, batch_size=4)
+        with pytest.raises(ValueError, match=r"\.done: made by other settings \(grid: expected .*, got "):
+            sample_store(second, LABELS, path, names=NAMES)
+        store = sample_store(first, LABELS, path, names=NAMES)
+        assert store.grid == first.grid and ("grid" in store.fingerprint) == (first is wide)
+        with pytest.raises(ValueError, match=r"made by other settings \(grid: expected .*, got "):
+            sample_store(second, LABELS, path, names=NAMES)
 
 
 def test_files_of_other_settings_are_refused(tmp_path, model):
@@ -169,3 +190,120 @@ def test_a_full_disk_is_told_before_anything_is_sampled(tmp_path, model, monkeyp
     with pytest.raises(OSError, match=r"No space left on device \(1408 bytes for the tokens\): .*store\.tokens"):
         sample_store(asked, LABELS, tmp_path / "store", names=NAMES)
     assert asked.asked == [] and not list(tmp_path.iterdir())
+
+
+def test_tokens_changed_while_the_run_was_stopped_are_told(tmp_path, model):
+    path, working, counter = (tmp_path / name for name in ("store", "store.tokens", "store.done"))
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(Stopping(model, 3), LABELS, path, names=NAMES, batch_size=3)
+    good, state = working.read_bytes(), json.loads(counter.read_text())
+    assert state["done"] == 6
+    for at in (0, 6 * 128 - 2):  # within the range of the tokens, which are of 20 codes
+        working.write_bytes(good[:at] + bytes([(good[at] + 1) % 20]) + good[at + 1 :])
+        with pytest.raises(ValueError, match=r"store\.tokens: its tokens were changed"):
+            sample_store(model, LABELS, path, names=NAMES)
+    working.write_bytes(good[: 6 * 128] + bytes([19]) * (5 * 128))  # what does not count yet may be anything
+    assert torch.equal(sample_store(model, LABELS, path, names=NAMES).tokens.long(), model.sample(LABELS))
+
+
+def test_a_damaged_counter_is_told(tmp_path, model):
+    path, counter = tmp_path / "store", tmp_path / "store.done"
+    with pytest.raises(KeyboardInterrupt):
+        sample_store(Stopping(model, 2), LABELS, path, names=NAMES, batch_size=3)
+    good = json.loads(counter.read_text())
+    for bad, told in (
+        ([1], "not the state"),
+        (5, "not the state"),
+        (None, "not the state"),
+        ({}, "not the state"),
+        (good | {"done": "3"}, "not the state"),
+        (good | {"done": 3.5}, "not the state"),
+        (good | {"done": -3}, "not the state"),
+        (good | {"fingerprint": [1]}, "not the state"),
+        (good | {"fingerprint": None}, "not the state"),
+        (good | {"tokens": None}, "not the state"),
+        (good | {"done": 12}, "expected at most 11 images, got 12"),
+        (good | {"done": 10**30}, "expected at most 11 images"),
+        (good | {"fingerprint": good["fingerprint"] | {"seed": [0]}}, "seed: expected 0"),
+    ):
+        counter.write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=rf"store\.done: .*{told}"):
+            sample_store(model, LABELS, path, names=NAMES)
+    for text in (b"[" * 100_000, b"\xff\xfe", b"", b"{"):
+        counter.write_bytes(text)
+        with pytest.raises(ValueError, match=r"store\.done: not the state"):
+            sample_store(model, LABELS, path, names=NAMES)
+    counter.write_text(json.dumps(good | {"done": 4}))  # a number that the tokens do not have the digest of
+    with pytest.raises(ValueError, match=r"store\.tokens: its tokens were changed"):
+        sample_store(model, LABELS, path, names=NAMES)
+
+
+def test_a_second_run_to_the_same_store_is_refused(tmp_path, model):
+    path, told = tmp_path / "store", []
+
+    class Twice(Stopping):
+        def sample(self, labels, **settings):
+            def second():
+                try:
+                    sample_store(model, LABELS, path, names=NAMES)
+                except BlockingIOError as error:
+                    told.append(str(error))
+
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+            return super().sample(labels, **settings)
+
+    store = sample_store(Twice(model, 9), LABELS, path, names=NAMES, batch_size=6)
+    assert len(told) == 2 and all(text.startswith(f"{path}: another run is writing it") for text in told)
+    assert torch.equal(store.tokens.long(), model.sample(LABELS))
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]
+
+
+def test_tokens_are_on_the_disk_before_they_count(tmp_path, model, monkeypatch):
+    """Else a power failure leaves a counter of tokens that are not there."""
+    order, sync, replace = [], os.fsync, Path.replace
+
+    def syncing(descriptor):
+        sync(descriptor)
+        assert os.path.samestat(os.fstat(descriptor), (tmp_path / "store.tokens").stat())
+        order.append("store.tokens")
+
+    def counting(file, target):
+        order.append(Path(target).name)
+        return replace(file, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "replace", counting)
+    sample_store(model, LABELS, tmp_path / "store", names=NAMES, batch_size=4)
+    assert order == ["store.done", *["store.tokens", "store.done"] * 3, "store"]
+
+
+class Counting:
+    """A model whose tokens are the items' numbers: it does no arithmetic in threads, so that it may be forked."""
+
+    codebook, grid, fingerprint = torch.zeros(1024, 2), 4, "counting"
+
+    def sample(self, labels, *, seed, item_ids):
+        return item_ids[:, None, None].expand(-1, 4, 4)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_tokens(tmp_path):
+    """At random moments of a run; tests/test_kills.py has more, and other runs."""
+    path, labels, moments = tmp_path / "store", torch.arange(1000) % 3, random.Random(0)
+
+    def run():
+        sample_store(Counting(), labels, path, names=NAMES, batch_size=10)
+
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            run()
+            os._exit(0)
+        time.sleep(moments.uniform(0.005, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert len(hidden(tmp_path)) <= 2  # one temporary, one lock
+    run()
+    assert torch.equal(TokenStore.load(path).tokens[:, 0, 0].long(), torch.arange(1000))
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]

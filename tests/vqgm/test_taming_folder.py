@@ -211,7 +211,7 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, GumbelVQ"),
+        ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, VQModelInterface, GumbelVQ"),
         ({"params": None}, "do not make a VQModel"),
         ({"target": None}, "model: expected a target"),
         ({"params": "none"}, "model: expected params by name, got 'none'"),
@@ -230,6 +230,7 @@ def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, t
     [
         ("transformer_config", {"block_size": 63}, "block_size: expected at least 64"),
         ("transformer_config", {"vocab_size": 19}, "vocab_size: expected at least 20"),
+        ("transformer_config", {"n_layer": 10**9}, "n_layer: expected at most 1000"),
         ("transformer_config", {"n_unmasked": 5}, "n_unmasked: expected 0"),
         ("transformer_config", {"n_unmasked": "x"}, "n_unmasked: expected 0"),
         ("cond_stage_config", {"n_classes": 21}, "tokens of the vocabulary, got 0 to 20"),
@@ -242,6 +243,182 @@ def test_other_transformers_are_refused_by_name(tmp_path, transformer, part, cha
     write(tmp_path, config, transformer.state_dict())
     with pytest.raises(CheckpointError, match=re.escape(told)):
         load("taming", tmp_path)
+
+
+LDM = {"target": "ldm.models.autoencoder.VQModel"}
+
+
+def with_ddconfig(**changes):
+    return autoencoder_config({**SMALL, "ddconfig": {**SMALL["ddconfig"], **changes}})
+
+
+def test_images_of_other_sizes_give_other_grids(tmp_path, taming, autoencoder):
+    """Against taming's own modules, which take any size that their strides divide."""
+    folder = write(tmp_path, autoencoder_config(), autoencoder.state_dict())
+    model = load("taming", folder)
+    assert model.grid == 8
+    for height, width in ((16, 16), (12, 20), (32, 8)):
+        images = torch.rand(2, 3, height, width)
+        with torch.no_grad():
+            ids = autoencoder.encode(images * 2 - 1)[2][2].view(2, height // 2, width // 2)
+            pictures = autoencoder.decode(autoencoder.quantize.embedding(ids).permute(0, 3, 1, 2))
+        assert torch.equal(model.encode(images), ids)
+        atol = 1e-5 * max(1.0, float(pictures.abs().max()))
+        torch.testing.assert_close(model.decode(ids), ((pictures + 1) / 2).clamp(0, 1), rtol=0, atol=atol)
+    assert model.encode(torch.rand(0, 3, 12, 20)).shape == (0, 6, 10)
+    for size in ((15, 16), (16, 17), (1, 2), (0, 16)):
+        with pytest.raises(ValueError, match=r"^images: expected sides that are multiples of 2, got"):
+            model.encode(torch.rand(1, 3, *size))
+
+
+@pytest.mark.parametrize(("grid", "kept"), [((6, 10), (6, 10)), ([6, 10], (6, 10)), (4, 4), ((4, 4), 4)])
+def test_a_grid_that_is_asked_for_holds_images_to_it(tmp_path, autoencoder, grid, kept):
+    model = load("taming", write(tmp_path, autoencoder_config(), autoencoder.state_dict()), grid=grid)
+    height, width = (kept, kept) if isinstance(kept, int) else kept
+    assert model.grid == kept
+    assert model.encode(torch.rand(1, 3, 2 * height, 2 * width)).shape == (1, height, width)
+    for size in ((16, 16), (2 * width + 2, 2 * height)):
+        with pytest.raises(ValueError, match=r"^images: expected the size that gives a grid of"):
+            model.encode(torch.rand(1, 3, *size))
+
+
+@pytest.mark.parametrize("grid", [0, (6,), (6, 10, 2), "6", (6, 2.5)])
+def test_other_grids_are_refused(tmp_path, grid):
+    with pytest.raises((TypeError, ValueError), match=r"^grid: expected"):
+        load("taming", tmp_path, grid=grid)
+
+
+def test_a_transformer_keeps_its_own_grid(tmp_path, transformer):
+    folder = write(tmp_path, prior_config(), transformer.state_dict())
+    assert load("taming", folder).encode(torch.rand(1, 3, 12, 20)).shape == (1, 6, 10)
+    assert load("taming", folder, grid=8).sample(0, 1).shape == (1, 8, 8)
+    other = load("taming", folder, grid=(6, 10))
+    assert other.encode(torch.rand(1, 3, 12, 20)).shape == (1, 6, 10)
+    with pytest.raises(UnsupportedError, match=r"sample: the prior samples a grid of 8, and grid asks for \(6, 10\)"):
+        other.sample(0, 1)
+
+
+def test_settings_may_refer_to_others(tmp_path, autoencoder):
+    config = with_ddconfig(z_channels="${channels}", resolution="${....size}")
+    config["params"] |= {"embed_dim": "${sizes.0}", "lossconfig": "${oc.env:NOT_READ}"}
+    folder = write(tmp_path, config, autoencoder.state_dict())
+    file = folder / "configs" / "2021-04-03T19-39-50-project.yaml"
+    text = yaml.safe_load(file.read_text(encoding="utf-8")) | {"channels": 8, "size": 16, "sizes": [6]}
+    file.write_text("# é\n" + yaml.safe_dump(text), encoding="utf-8")
+    assert_same_autoencoder(load("taming", folder), autoencoder, torch.rand(2, 3, 16, 16))
+    text.pop("channels")
+    file.write_text(yaml.safe_dump(text), encoding="utf-8")
+    told = "project.yaml: model.params.ddconfig.z_channels: the interpolation ${channels} names no key of the file"
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        load("taming", folder)
+
+
+def test_latent_diffusions_tanh_out_is_obeyed(tmp_path, autoencoder):
+    state, tokens = autoencoder.state_dict(), torch.randint(20, (2, 8, 8))
+    plain = load("taming", write(tmp_path / "plain", with_ddconfig(tanh_out=False), state))
+    bent = load("taming", write(tmp_path / "bent", with_ddconfig(tanh_out=True) | LDM, state))
+    wanted = (plain.pixels(plain.embed(tokens)).tanh() + 1) / 2
+    assert float((wanted - plain.decode(tokens)).abs().max()) > 0.01
+    torch.testing.assert_close(bent.decode(tokens), wanted)
+    with pytest.raises(CheckpointError, match=r"ddconfig: tanh_out: expected none for taming\.models"):
+        load("taming", write(tmp_path / "other", with_ddconfig(tanh_out=True), state))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tanh_in": True}, "ddconfig: unknown key tanh_in; known are"),
+        ({"num_head_channels": 8}, "ddconfig: unknown key num_head_channels"),
+        ({"num_res_blocks": 10**8}, "num_res_blocks: expected at most 1000, got 100000000"),
+        ({"attn_type": "linear"}, "ddconfig: attn_type: expected 'vanilla' or 'vanilla-xformers', got 'linear'"),
+        ({"resamp_with_conv": False}, "ddconfig: resamp_with_conv: expected True, got False"),
+        ({"give_pre_end": True}, "ddconfig: give_pre_end: expected False, got True"),
+        ({"use_linear_attn": True}, "ddconfig: use_linear_attn: expected False, got True"),
+    ],
+)
+def test_settings_of_another_architecture_are_named(tmp_path, autoencoder, change, told):
+    with pytest.raises(CheckpointError, match=rf"project\.yaml: .*{re.escape(told)}"):
+        load("taming", write(tmp_path, with_ddconfig(**change), autoencoder.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "told"),
+    [
+        (("params",), {"n_embedd": 20}, "Net2NetTransformer: unknown settings n_embedd; known are"),
+        (("params", "first_stage_config", "params"), {"l2_norm": True}, "VQModel: unknown settings l2_norm"),
+        (("params", "first_stage_config", "params"), {"remap": "x.npy"}, "VQModel: remap: expected none"),
+        (("params", "transformer_config", "params"), {"rotary": 1, "bias": 0}, "GPT: unknown settings bias, rotary"),
+        (("params", "cond_stage_config", "params"), {"n_class": 3}, "Labelator: unknown settings n_class"),
+    ],
+)
+def test_unknown_settings_are_named(tmp_path, transformer, place, change, told):
+    config = prior_config()
+    part = config
+    for key in place:
+        part = part[key]
+    part |= change
+    with pytest.raises(CheckpointError, match=rf"project\.yaml: {re.escape(told)}"):
+        load("taming", write(tmp_path, config, transformer.state_dict()))
+
+
+def test_settings_of_the_training_are_known(tmp_path, autoencoder):
+    config = with_ddconfig(attn_type="vanilla", resamp_with_conv=True, give_pre_end=False, use_linear_attn=False) | LDM
+    config["params"] |= {
+        "ckpt_path": None,
+        "ignore_keys": [],
+        "image_key": "image",
+        "colorize_nlabels": None,
+        "monitor": "val/rec_loss",
+        "batch_resize_range": None,
+        "scheduler_config": {"target": "x"},
+        "lr_g_factor": 1.0,
+        "remap": None,
+        "sane_index_shape": False,
+        "use_ema": True,
+    }
+    for kind in ("VQModel", "VQModelInterface"):
+        config["target"] = f"ldm.models.autoencoder.{kind}"
+        model = load("taming", write(tmp_path, config, autoencoder.state_dict()))
+        assert_same_autoencoder(model, autoencoder, torch.rand(1, 3, 16, 16))
+
+
+def averaged_state(state, prefix="", factor=1.5):
+    """As latent-diffusion's LitEma keeps its averages: under the parameters' names without their dots."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    averages = {f"{prefix}model_ema.{name.replace('.', '')}": tensor * factor for name, tensor in own.items()}
+    averages |= {
+        f"{prefix}model_ema.decay": torch.tensor(0.9999),
+        f"{prefix}model_ema.num_updates": torch.tensor(7),
+        f"{prefix}model_ema.lossdiscriminatormain0weight": torch.zeros(3),
+    }
+    return state | averages, own
+
+
+def test_moving_averages_are_taken_or_left(tmp_path, autoencoder):
+    state, own = averaged_state(autoencoder.state_dict())
+    folder = write(tmp_path, autoencoder_config() | LDM, state)
+    theirs = copy.deepcopy(autoencoder)
+    theirs.load_state_dict({name: tensor * 1.5 for name, tensor in own.items()})
+    images = torch.rand(2, 3, 16, 16)
+    taken, left = load("taming", folder), load("taming", folder, averaged=False)
+    assert_same_autoencoder(left, autoencoder, images)
+    latents = theirs.quant_conv(theirs.encoder(images * 2 - 1)).detach()
+    torch.testing.assert_close(taken.latents(images * 2 - 1), latents, rtol=1e-5, atol=1e-5 * latents.abs().max())
+    assert torch.equal(taken.codebook, 1.5 * autoencoder.quantize.embedding.weight)
+    assert taken.fingerprint != left.fingerprint
+    assert left.fingerprint == load("taming", write(tmp_path / "x", autoencoder_config(), own)).fingerprint
+    write(tmp_path, autoencoder_config() | LDM, state | {"model_ema.nonsense": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"unknown: model_ema\.nonsense"):
+        load("taming", folder)
+    load("taming", folder, averaged=False)
+
+
+def test_the_first_stages_averages_are_taken_too(tmp_path, transformer):
+    state, own = averaged_state(transformer.state_dict(), "first_stage_model.")
+    folder = write(tmp_path, prior_config(), state)
+    codebook = own["quantize.embedding.weight"]
+    assert torch.equal(load("taming", folder).codebook, 1.5 * codebook)
+    assert torch.equal(load("taming", folder, averaged=False).codebook, codebook)
 
 
 def test_the_fingerprint_is_that_of_the_weights_used_and_the_settings(tmp_path, transformer):

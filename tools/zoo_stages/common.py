@@ -32,9 +32,9 @@ class Work:
 def add_seconds(work: Work, stage: str, seconds: float) -> None:
     """Keep how long each stage took, over all runs that it needed."""
     path = work.folder / "seconds.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept[stage] = kept.get(stage, 0.0) + seconds
-    replace_whole(path, lambda file: file.write_text(json.dumps(kept, indent=1)))
+    replace_whole(path, lambda file: file.write_text(json.dumps(kept, indent=1), "utf-8"))
 
 
 def _images_and_labels(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -70,9 +70,9 @@ def export(work: Work) -> None:
     folder = work.folder / "weights" if work.quick else zoo.FOLDER
     write_package(work, folder)
     figures = measure(work, folder)
-    times = json.loads((work.folder / "seconds.json").read_text())
+    times = json.loads((work.folder / "seconds.json").read_text(encoding="utf-8"))
     card = work.folder / "MODEL_CARD.md" if work.quick else CARD
-    replace_whole(card, lambda file: file.write_text(_card(figures, times)))
+    replace_whole(card, lambda file: file.write_text(_card(figures, times), "utf-8"))
 
 
 def _card(figures: dict[str, float], times: dict[str, float]) -> str:

@@ -31,8 +31,12 @@ def to_picture(x: Tensor) -> Image.Image:
 def to_input(picture: Image.Image) -> Tensor:
     """A picture as an ImageNet classifier takes it: [1,3,224,224]."""
     levels = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float32) / 255
-    normalised = (torch.from_numpy(levels) - torch.tensor(_MEAN)) / torch.tensor(_STD)
+    normalised = (torch.from_numpy(levels) - _channels(_MEAN)) / _channels(_STD)
     return normalised.permute(2, 0, 1)[None].contiguous()
+
+
+def _channels(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def generate_max_activation_image_token(

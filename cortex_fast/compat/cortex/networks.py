@@ -5,6 +5,7 @@ Checkpoints of the published code load into them. The sizes that it fixes are ar
 
 import math
 
+from cortex_fast.data.grids import Grid
 from cortex_fast.extractors.ce import CE
 from cortex_fast.extractors.ce_deep import CEDeep
 from cortex_fast.extractors.re import RE
@@ -14,14 +15,14 @@ from cortex_fast.extractors.te import DROPOUT, LAYERS, TE
 class ClassificationNet1(CE):
     """E [B,256,16,16] -> logits [B,num_classes]: convolutional, the paper's CE."""
 
-    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: int = 16) -> None:
+    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: Grid = 16) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
 
 
 class ClassificationNet2(CEDeep):
     """E [B,256,16,16] -> logits [B,num_classes]: convolutional, two more convolutions after the second pooling."""
 
-    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: int = 16) -> None:
+    def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: Grid = 16) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
 
 
@@ -48,7 +49,7 @@ class ClassificationNet4(TE):
         dropout: float = DROPOUT,
         *,
         in_channels: int = 256,
-        grid: int = 16,
+        grid: Grid = 16,
     ) -> None:
         expected = {
             "num_heads": (num_heads, embed_dim // math.gcd(embed_dim, 64)),

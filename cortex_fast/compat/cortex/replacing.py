@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast.compat import cortex
+from cortex_fast.data.grids import sides
 
 HOOK = "__cortex_fast_replace__"  # the name that changed code calls a Replacer by
 SALIENCY = ("AverageSaliency", "SingleSaliency")
@@ -117,7 +118,7 @@ def _try_saliency(theirs: type) -> None:
     factors = (targets + 1).view(-1, 1, 1, 1)
     saliency = theirs(_Squares().eval())
     calm = saliency.get_average_grad(x.clone(), targets, stdev_spread=0.0)
-    if calm.dtype != torch.float64 or not _alike(calm.detach().float(), x * factors):
+    if calm.dtype != torch.float64 or not _alike(calm.detach().to(x.dtype), x * factors):
         raise DifferentError("its gradients differ from the published one's")
     drawn = (saliency.get_average_grad(x.clone(), targets).detach() / factors - x).std()
     expected = 0.2 * (x.max() - x.min()) / 20**0.5
@@ -218,8 +219,7 @@ def _twin(model: nn.Module, ours: type[nn.Module], arguments: tuple[Any, ...], n
             tensor.mul_(6**0.5)
         elif tensor.is_floating_point():
             tensor.add_(torch.empty_like(tensor).uniform_(0.1, 0.9, generator=generator))
-    sides = [named.get(side, default) for side, default in (("in_channels", 256), ("grid", 16), ("grid", 16))]
-    x = torch.randn(2, *sides, generator=generator)
+    x = torch.randn(2, named.get("in_channels", 256), *sides(named.get("grid", 16)), generator=generator)
     theirs, own = (one(x).diff(dim=0) for one in (probe, _sharing(probe, ours, arguments, named).eval()))
     if theirs.shape != own.shape or not (own - theirs).norm() <= 1e-3 * theirs.norm():
         raise DifferentError("it computes something else than the published one")

@@ -1,11 +1,11 @@
 """SmoothGrad as the published code offers it."""
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from cortex_fast import checks
 from cortex_fast.compat.preparing import prepared_of
 from cortex_fast.engine import Noise
 
@@ -20,7 +20,7 @@ class AverageSaliency:
         self.model = model
         self.output_index = output_index
 
-    def get_grad(self, input_images: Tensor, target_indices: Tensor | Sequence[int]) -> Tensor:
+    def get_grad(self, input_images: Tensor, target_indices: checks.Integers) -> Tensor:
         """d logit[target] / dE of each image [B,d,m,m], in the images' dtype, without a graph of its own.
 
         input_images is left as it is; the published code turns its requires_grad on.
@@ -31,7 +31,7 @@ class AverageSaliency:
     def get_average_grad(
         self,
         input_images: Tensor,
-        target_indices: Tensor | Sequence[int],
+        target_indices: checks.Integers,
         stdev_spread: float = 0.2,
         nsamples: int = 20,
     ) -> Tensor:
@@ -86,8 +86,8 @@ def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(gradients)
 
 
-def _targets(images: Tensor, target_indices: Tensor | Sequence[int]) -> Tensor:
-    targets = torch.as_tensor(target_indices, device=images.device).long()
+def _targets(images: Tensor, target_indices: checks.Integers) -> Tensor:
+    targets = checks.integers("target_indices", target_indices).to(images.device, torch.int64)
     if targets.shape != images.shape[:1]:
         raise ValueError(f"target_indices: expected one for each of {len(images)} images, got {list(targets.shape)}")
     return targets

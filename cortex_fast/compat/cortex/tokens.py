@@ -11,7 +11,7 @@ _GRID = 16  # the published code's, which its flat masks count by
 
 
 def create_mask(shape: tuple[int, ...], top_left: tuple[int, int], bottom_right: tuple[int, int]) -> Tensor:
-    """float32 zeros of `shape` with ones in a box, both corners inclusive.
+    """Zeros of `shape`, of the default dtype, with ones in a box, both corners inclusive.
 
     [rows,K], rows being positions of a 16 x 16 grid: whole rows are ones; [B,d,m,m]: the box of each channel.
     """

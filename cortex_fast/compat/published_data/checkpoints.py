@@ -3,24 +3,29 @@
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cortex_fast.compat.published_data.codebooks import read_state
 from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.data.grids import Grid, grid_of, sides
 from cortex_fast.data.results import replace_whole
-from cortex_fast.extractors import build
-from cortex_fast.extractors.files import fill, load_extractor, save_extractor
+from cortex_fast.extractors.files import filled, load_extractor, save_extractor
+from cortex_fast.vqgm.checkpoints import read_state
 
 _PARALLEL = "module."  # what DataParallel puts before every name
 
 
-def import_checkpoint(path: Path | str, out: Path | str, *, tensors_only: bool = False) -> str:
+def import_checkpoint(
+    path: Path | str, out: Path | str, *, grid: Grid | None = None, tensors_only: bool = False
+) -> str:
     """Write the extractor file of a checkpoint and return the extractor's name ("ce", "ce_deep", "re" or "te").
 
-    Sizes are read off the weights' shapes. tensors_only: for checkpoints that carry pickled objects, see `read_state`.
-    Raises FileNotFoundError, or PublishedDataError naming the file.
+    Sizes are read off the weights' shapes. grid: m or (h, w); default a square, since the shapes tell the number of its
+    tokens alone. tensors_only: for checkpoints that carry pickled objects, see `read_state`.
+    Raises FileNotFoundError, CheckpointError for a file that is no whole checkpoint, or PublishedDataError for the
+    weights of something else, naming the file.
     """
     path = Path(path)
     state = read_state(path, tensors_only=tensors_only)
@@ -28,9 +33,9 @@ def import_checkpoint(path: Path | str, out: Path | str, *, tensors_only: bool =
         state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
     try:
         name, sizes = _recognise(state)
-        extractor = build(name, **sizes)
-        fill(extractor, state)
-    except (KeyError, IndexError, ValueError) as error:
+        sizes |= {} if grid is None else {"grid": grid_of(sides(grid))}
+        extractor = filled(name, sizes, state)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PublishedDataError(f"{path}: not a ClassificationNet1 to 4 of the published code ({error})") from error
     save_extractor(out, extractor, name, sizes, {"made_by": "import-published", "checkpoint": path.name})
     return name
@@ -42,7 +47,7 @@ def export_checkpoint(extractor_file: Path | str, out: Path | str) -> None:
     replace_whole(Path(out), lambda file: torch.save(state, file))
 
 
-def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Name and sizes for `build`. Raises KeyError naming a weight that none of the four lacks."""
     if "cls_token" in state:
         width, channels = state["proj.0.weight"].shape
@@ -57,5 +62,5 @@ def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
     return name, _sizes(len(state["fc3.weight"]), channels, width, grid)
 
 
-def _sizes(num_classes: int, in_channels: int, width: int, grid: int) -> dict[str, int]:
+def _sizes(num_classes: int, in_channels: int, width: int, grid: int) -> dict[str, Any]:
     return {"num_classes": num_classes, "in_channels": in_channels, "width": width, "grid": grid}

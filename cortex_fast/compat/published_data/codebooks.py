@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cortex_fast import checks
 from cortex_fast.compat.published_data.places import PublishedDataError
-from cortex_fast.vqgm import checkpoints
+from cortex_fast.data.foreign import refuse_foreign
+from cortex_fast.vqgm.checkpoints import read_state
 
 _NAMES = ("codebook", "quantize.embedding.weight", "embedding.weight", "first_stage_model.quantize.embedding.weight")
 
@@ -20,26 +22,34 @@ def read_codebook(path: Path | str, *, tensors_only: bool = False) -> Tensor:
 
     In the last three it is the tensor named "codebook" or "quantize.embedding.weight" (with any prefix), or the only
     one. No pickled object is executed: checkpoints that carry such are refused, or with `tensors_only` read without
-    them. Raises FileNotFoundError, or PublishedDataError naming the file.
+    them. Raises FileNotFoundError, PublishedDataError naming the file, or CheckpointError naming the checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such codebook file: {path}")
     of_torch = partial(_of_torch, tensors_only=tensors_only)
+    refuse_foreign(path, PublishedDataError)
     readers = {".npy": _of_numpy, ".safetensors": _of_safetensors} | dict.fromkeys((".pth", ".pt", ".ckpt"), of_torch)
     reader = readers.get(path.suffix)
     if reader is None:
         raise PublishedDataError(f"{path}: expected a .npy, .safetensors, .pth, .pt or .ckpt file")
     codebook = reader(path)
-    if codebook.ndim != 2 or not codebook.is_floating_point():
-        raise PublishedDataError(f"{path}: expected floats [K, d], got {codebook.dtype} {list(codebook.shape)}")
+    try:
+        checks.rank("codebook", codebook, "[K, d]")
+        checks.floating("codebook", codebook)
+    except (TypeError, ValueError) as error:
+        raise PublishedDataError(f"{path}: {error}") from error
     return codebook.detach().to(torch.float32, copy=True).contiguous()  # a checkpoint's was mapped from its file
 
 
 def _of_numpy(path: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (ValueError, EOFError, TypeError) as error:
+        return torch.from_numpy(
+            np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        )  # mapped: sizes are compared
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises nearly anything
         raise PublishedDataError(f"{path}: not a whole .npy file of numbers ({error})") from error
 
 
@@ -54,14 +64,6 @@ def _of_safetensors(path: Path) -> Tensor:
 def _of_torch(path: Path, *, tensors_only: bool) -> Tensor:
     state = read_state(path, tensors_only=tensors_only)
     return state[_choose(path, {name: list(value.shape) for name, value in state.items()})]
-
-
-def read_state(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]:
-    """`vqgm.checkpoints.read_state`, whose complaints are of the published data. Raises PublishedDataError for them."""
-    try:
-        return checkpoints.read_state(path, tensors_only=tensors_only)
-    except checkpoints.CheckpointError as error:
-        raise PublishedDataError(str(error)) from error
 
 
 def _choose(path: Path, shapes: Mapping[str, list[int]]) -> str:

@@ -1,4 +1,4 @@
-"""Embeddings on disk, one .npy [d,m,m] an image, held against the codebook gathered at their tokens.
+"""Embeddings on disk, one .npy [d,h,w] an image, held against the codebook gathered at their tokens.
 
 A row costs one copy of its file (262,272 bytes at paper scale), and one pass over it and as many bytes of the codebook.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.ops import gather_error, gather_error_of_files
 from cortex_fast.ops.gather_error import header_of
 
@@ -18,7 +19,7 @@ FLOAT_ERROR = 1e-5  # of the codebook's largest value; straight-through sums z +
 
 
 class Files:
-    """Reads embeddings [d,m,m] of a folder into one buffer; for one thread."""
+    """Reads embeddings [d,h,w] of a folder into one buffer; for one thread."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self._folder, self._shape = folder, shape
@@ -28,7 +29,7 @@ class Files:
         self._more = bytearray(1)  # what lies beyond the end
 
     def read(self, name: str) -> np.ndarray:
-        """float32 [d,m,m], until the next call. Raises ValueError or OSError saying what is wrong with the file."""
+        """float32 [d,h,w], until the next call. Raises ValueError or OSError saying what is wrong with the file."""
         path = os.path.join(self._folder, name)  # noqa: PTH118 (a Path a row is a fifth of the row's time)
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -42,9 +43,12 @@ class Files:
 
 def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Any .npy file of floats of this shape, as float32. Raises as `Files.read`."""
+    refuse_foreign(path, ValueError)
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises nearly anything
         raise ValueError(f"not a whole .npy file ({path.stat().st_size} bytes): {error}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.dtype.itemsize < 4:
         raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")
@@ -58,7 +62,7 @@ def check(
 ) -> tuple[list[str | None], float]:
     """For each row the reason why its file is not C gathered at its tokens, or None; and the largest error of the good.
 
-    tokens: integer [n,m,m]. codebook: C float32 [K,d].
+    tokens: integer [n,h,w]. codebook: C float32 [K,d].
     """
     paths = [os.path.join(folder, name) for name in names]  # noqa: PTH118 (as above)
     errors, known = gather_error_of_files(paths, tokens, codebook)
@@ -88,17 +92,27 @@ class Recovery:
         self.width = 0
 
     def see(self, embedding: np.ndarray, tokens: np.ndarray) -> None:
-        """embedding float32 [d,m,m], tokens integer [m*m]."""
+        """embedding float32 [d,h,w], tokens integer [h,w]."""
         columns = embedding.reshape(len(embedding), -1)
         self.width = self.width or len(columns)
         for token, position in zip(*np.unique(tokens, return_index=True), strict=True):
             if int(token) not in self._rows:
                 self._rows[int(token)] = columns[:, position].copy()
 
+    @property
+    def seen(self) -> int:
+        """How many different tokens."""
+        return len(self._rows)
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token."""
+        return max(self._rows, default=-1) + 1
+
     def codebook(self, codes: int | None) -> tuple[Tensor, list[int]]:
         """C float32 [K,d] and the codes never seen, whose rows are 0. `codes`: K, default up to the last seen."""
-        size = max(max(self._rows, default=-1) + 1, codes or 0)
-        codebook = torch.zeros(size, self.width)
+        size = max(self.size, codes or 0)
+        codebook = torch.zeros(size, self.width, dtype=torch.float32)
         for token, row in self._rows.items():
             codebook[token] = torch.from_numpy(row)
         return codebook, sorted(set(range(size)) - self._rows.keys())

@@ -1,10 +1,10 @@
 """The published code's embeddings into a token store, every row held against the codebook."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isqrt
@@ -21,12 +21,16 @@ from cortex_fast.compat.published_data.layout import Split, find_split
 from cortex_fast.compat.published_data.pickles import read_token_lists
 from cortex_fast.compat.published_data.places import Bad, PublishedDataError, summary
 from cortex_fast.compat.published_data.tables import Row, rows, style_of
+from cortex_fast.data import digests
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 
 _CHUNK = 256  # rows that a thread checks at a time; between two it waits for the one that reads the table
+_SPARSE = 16  # so many codes for each that is used are not what anyone means
 _SAMPLE = 256  # rows checked where the tokens are trusted
 _MOST_CODES = 2**22  # of a codebook that is not known yet
+_MOST_CLASSES = 2**16  # where their names are not known
 _NAMED = 1000  # skipped rows named in the fingerprint; the side file has them all
 
 
@@ -55,13 +59,7 @@ class _Chunk:
     tokens: list[np.ndarray] = field(default_factory=list)
 
     def grids(self) -> Tensor:
-        return _grids(np.stack(self.tokens))
-
-
-def _grids(tokens: np.ndarray) -> Tensor:
-    """[n, m*m] -> [n,m,m]"""
-    side = isqrt(tokens.shape[1])
-    return torch.from_numpy(tokens).view(-1, side, side)
+        return torch.from_numpy(np.stack(self.tokens))
 
 
 def names_file(store: Path) -> Path:
@@ -88,14 +86,15 @@ def import_embeddings(
     seed: int = 0,
     tick: Callable[[int], object] = lambda rows: None,
 ) -> Imported:
-    """`folder`'s <split>_embeddings.csv and .npy files [d,m,m] into a token store at `out`.
+    """`folder`'s <split>_embeddings.csv and .npy files [d,h,w] into a token store at `out`.
 
     codebook: C float [K,d]. Every row's embedding must equal C at its tokens within 1e-5 of C's largest value. None
     recovers C from the embeddings: the first embedding of a token is its row, later ones are held against it, codes
-    never seen are 0 and named. `codes` is then K. split: "train", "validation" or "test"; not needed where there is
-    only one. class_names: default "0", "1", ... up to the largest label. trust_tokens: reads the table only and checks
-    256 rows at random (`seed`); needs a codebook. skip_bad: writes the store without the bad rows, and names them in
-    the fingerprint and in <out>.bad.txt. threads: that read and check, default one a core. tick gets numbers of rows.
+    never seen are 0 and named. `codes` is then K, to be given where few of many codes are used. split: "train",
+    "validation" or "test"; not needed where there is only one. class_names: default "0", "1", ... up to the largest
+    label, below 65,536. trust_tokens: reads the table only and checks 256 rows at random (`seed`); needs a codebook.
+    skip_bad: writes the store without the bad rows, and names them in the fingerprint and in <out>.bad.txt. threads:
+    that read and check, default one a core. tick gets numbers of rows.
     The images' file names go to <out>.files.txt. The store is written last, whole or not at all.
     Raises FileNotFoundError; PublishedDataError with file and line of each bad row, unless skip_bad.
     """
@@ -106,15 +105,18 @@ def import_embeddings(
         raise PublishedDataError("trust_tokens and skip_bad need a codebook: a recovered one cannot tell who is wrong")
     if codebook is not None and codes is not None:
         raise PublishedDataError(f"codes: expected none beside a codebook, which has {len(codebook)}, got {codes}")
+    if codes is not None:
+        checks.whole("codes", codes, 1, _MOST_CODES)
+    classes = _MOST_CLASSES if class_names is None else max(len(class_names), _MOST_CLASSES)
     unseen: list[int] = []
     recovered = codebook is None
     if codebook is None:
-        codebook, unseen = _recover(place, codes)
+        codebook, unseen = _recover(place, codes, classes)
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)
     known = codebook.detach().float().cpu().contiguous()
-    found = _read(place, known, trust_tokens, threads or os.cpu_count() or 1, seed, tick)
+    found = _read(place, known, classes, trust_tokens, threads or os.cpu_count() or 1, seed, tick)
     bad = sorted(found.bad, key=lambda one: one.line)
     if bad and not skip_bad:
         raise PublishedDataError(summary(bad, found.rows))
@@ -140,18 +142,19 @@ def import_embeddings(
         "codebook": "recovered" if recovered else "given",
         "skipped": len(bad),
         "skipped_rows": [f"line {one.line}: {one.name}" for one in bad[:_NAMED]],
-        "files_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        "files_sha256": digests.of_text(listed),
     }
     if recovered:
         made["unseen_codes"] = unseen
-    store = TokenStore(_grids(found.tokens), torch.from_numpy(found.labels), known, class_names, made)
-    replace_whole(names_file(out), lambda file: file.write_text(listed, encoding="utf-8"))
-    if bad:
-        text = "".join(f"{one}\n" for one in bad)
-        replace_whole(bad_file(out), lambda file: file.write_text(text, encoding="utf-8"))
-    else:
-        bad_file(out).unlink(missing_ok=True)
-    store.save(out)
+    store = TokenStore(torch.from_numpy(found.tokens), torch.from_numpy(found.labels), known, class_names, made)
+    with held(out):
+        replace_whole(names_file(out), lambda file: file.write_text(listed, encoding="utf-8"))
+        if bad:
+            text = "".join(f"{one}\n" for one in bad)
+            replace_whole(bad_file(out), lambda file: file.write_text(text, encoding="utf-8"))
+        else:
+            bad_file(out).unlink(missing_ok=True)
+        store.save(out)
     return Imported(found.rows, len(store), found.checked, tuple(bad), tuple(unseen), found.largest_error)
 
 
@@ -167,7 +170,7 @@ class _Found:
 
 
 def _read(
-    place: Split, codebook: Tensor, trust: bool, threads: int, seed: int, tick: Callable[[int], object]
+    place: Split, codebook: Tensor, classes: int, trust: bool, threads: int, seed: int, tick: Callable[[int], object]
 ) -> _Found:
     bad: list[Bad] = []
     tolerance = FLOAT_ERROR * float(codebook.abs().max()) if codebook.numel() else 0.0
@@ -187,7 +190,7 @@ def _read(
             kept.labels.append(label)
             kept.tokens.append(tokens)
 
-    stream = _good(place, len(codebook), bad)
+    stream = _good(place, len(codebook), classes, bad)
     if trust:
         for chunk in _chunks(stream):
             keep(chunk, [None] * len(chunk.names))
@@ -199,7 +202,7 @@ def _read(
         wrong: dict[int, str | None] = {}
         if sample:
             order = sorted(sample)
-            picked = _grids(np.stack([whole.tokens[row] for row in order]))
+            picked = torch.from_numpy(np.stack([whole.tokens[row] for row in order]))
             reasons, largest = check(place.embeddings, [whole.names[row] for row in order], picked, codebook, tolerance)
             wrong = dict(zip(order, reasons, strict=True))
         keep(whole, [wrong.get(row) for row in range(len(whole.names))])
@@ -239,12 +242,13 @@ def _chunks(stream: Iterator[tuple[Row, np.ndarray]]) -> Iterator[_Chunk]:
         yield chunk
 
 
-def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row, np.ndarray]]:
-    """The rows whose line holds, with their tokens; the others go to `bad`. `codes`: K, None where it is not known."""
+def _good(place: Split, codes: int | None, classes: int, bad: list[Bad]) -> Iterator[tuple[Row, np.ndarray]]:
+    """The rows whose line holds, with their tokens [h,w]; the others go to `bad`. `codes`: K, None where not known.
+    `classes`: labels are below."""
     most = codes or _MOST_CODES
     small = np.uint16 if codes is not None and codes <= 2**16 else np.int32
     seen: dict[str, int] = {}
-    count = 0
+    grid: tuple[int, int] | None = None
     lists: dict[str, list[int]] | None = None
     for row in rows(place.table, np.int64):
         if isinstance(row, Bad):
@@ -261,10 +265,13 @@ def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row
                 values = np.array(lists.get(row.name, []), np.int64)
             except (ValueError, TypeError, OverflowError):
                 values = np.empty(0, np.int64)
-        count = count or (len(values) if isqrt(len(values)) ** 2 == len(values) else 0)
+        grid = grid or _grid_of(place.embeddings / row.name, len(values))
+        count = grid[0] * grid[1] if grid else 0
         reason = None
         if row.name in seen:
             reason = f"the file name stands in line {seen[row.name]} already"
+        elif row.label >= classes:
+            reason = f"expected a label in [0, {classes}), got {row.label}"
         elif not count or values.shape != (count,):
             reason = f"expected {count or 'a square number of'} token ids, got {len(values)}"
         elif int(np.maximum.reduce(values.view(np.uint64))) >= most:  # negative ones are the largest of these
@@ -273,21 +280,36 @@ def _good(place: Split, codes: int | None, bad: list[Bad]) -> Iterator[tuple[Row
             bad.append(Bad(place.table, row.line, row.name, reason))
             continue
         seen[row.name] = row.line
-        yield row, values.astype(small)
+        assert grid is not None
+        yield row, values.astype(small).reshape(grid)
 
 
-def _recover(place: Split, codes: int | None) -> tuple[Tensor, list[int]]:
+def _grid_of(embedding: Path, count: int) -> tuple[int, int] | None:
+    """(h, w) of an image's `count` tokens: its embedding's, or where that cannot be read a square's; else None."""
+    if embedding.is_file():
+        with suppress(Exception):  # a damaged header raises nearly anything
+            shape: tuple[int, ...] = np.load(embedding, allow_pickle=False, mmap_mode="r").shape
+            if len(shape) == 3 and count and shape[1] * shape[2] == count:
+                return shape[1], shape[2]
+    side = isqrt(count)
+    return (side, side) if count and side * side == count else None
+
+
+def _recover(place: Split, codes: int | None, classes: int) -> tuple[Tensor, list[int]]:
     """The codebook out of every embedding that can be read; what cannot is found again when the rows are checked."""
     recovery = Recovery()
     files: Files | None = None
-    for row, tokens in _good(place, codes, []):
+    for row, tokens in _good(place, codes, classes, []):
         try:
             if files is None:
                 first = np.load(place.embeddings / row.name, allow_pickle=False, mmap_mode="r")
-                files = Files(place.embeddings, (first.shape[0], isqrt(len(tokens)), isqrt(len(tokens))))
+                files = Files(place.embeddings, (first.shape[0], *tokens.shape))
             recovery.see(files.read(row.name), tokens)
-        except (OSError, ValueError, EOFError, TypeError, IndexError):
+        except Exception:  # a damaged header raises nearly anything
             continue
+    if codes is None and recovery.size > max(_SPARSE * recovery.seen, 2**16):
+        told = f"ids to {recovery.size - 1}, of which {recovery.seen} are used"
+        raise PublishedDataError(f"{place.table}: {told}: is one damaged? codes (K) tells how many there are")
     codebook, unseen = recovery.codebook(codes)
     if not codebook.numel():
         raise PublishedDataError(f"{place.table}: no row from which a codebook could be recovered")

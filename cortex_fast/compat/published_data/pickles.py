@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.data.foreign import refuse_foreign
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -16,6 +17,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_token_lists(path: Path) -> dict[str, list[int]]:
     """File name -> token ids. Raises FileNotFoundError, or PublishedDataError naming the file."""
+    refuse_foreign(path, PublishedDataError)
     with path.open("rb") as file:
         try:
             loaded: Any = _PlainUnpickler(file).load()

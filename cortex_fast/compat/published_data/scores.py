@@ -17,13 +17,13 @@ from cortex_fast.compat.published_data.tables import Row, Style, rows, style_of,
 from cortex_fast.data.results import read_result, replace_whole, save_result
 
 _KIND = "PublishedScores"
-_TABLE = re.compile(r"label_(\d+)\.csv")
+_TABLE = re.compile(r"label_(\d{1,9})\.csv")
 _STYLE = Style("filename,label,contribution", "\r\n")
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Token scores of n images. tsv: float64 [n,m,m]. labels: int64 [n]. files: the embeddings' file names.
+    """Token scores of n images. tsv: float64 [n,h,w]. labels: int64 [n]. files: the embeddings' file names.
 
     Float64 because the published code sums in it; so a table read and written again is the same text.
     Raises TypeError or ValueError for parts that do not fit together.
@@ -36,7 +36,7 @@ class Scores:
     line_end: str = _STYLE.line_end
 
     def __post_init__(self) -> None:
-        checks.rank("tsv", self.tsv, "[n, m, m]")
+        checks.rank("tsv", self.tsv, "[n, h, w]")
         checks.floating("tsv", self.tsv)
         checks.integral("labels", self.labels)
         checks.same_shape("labels", self.labels, "tsv's first dimension", self.tsv.shape[:1])
@@ -46,7 +46,7 @@ class Scores:
         object.__setattr__(self, "files", tuple(self.files))
 
     def of(self, files: list[str]) -> Tensor:
-        """The scores [len(files),m,m] of these files, in their order. Raises ValueError naming one without scores."""
+        """The scores [len(files),h,w] of these files, in their order. Raises ValueError naming one without scores."""
         rows = {name: row for row, name in enumerate(self.files)}
         missing = next((name for name in files if name not in rows), None)
         if missing is not None:
@@ -65,7 +65,10 @@ class Scores:
 
     @classmethod
     def read(cls, folder: Path | str) -> "Scores":
-        """All label_<label>.csv of a folder, by label. Raises FileNotFoundError, or PublishedDataError by line."""
+        """All label_<label>.csv of a folder, by label, whose scores are those of square grids.
+
+        Raises FileNotFoundError, or PublishedDataError by line.
+        """
         folder = Path(folder)
         tables = {int(found[1]): path for path in folder.glob("label_*.csv") if (found := _TABLE.fullmatch(path.name))}
         if not tables:
@@ -104,8 +107,14 @@ class Scores:
         return cls(tsv.view(-1, side, side), labels, tuple(row.name for row in good), style.header, style.line_end)
 
     def write(self, folder: Path | str) -> None:
-        """A table a label, each whole or not at all. Raises FileExistsError where one is there already."""
+        """A table a label, each whole or not at all.
+
+        Raises FileExistsError where one is there already, ValueError for grids that are not square, since the tables do
+        not say how many rows one has.
+        """
         folder = Path(folder)
+        if self.tsv.shape[1] != self.tsv.shape[2]:
+            raise ValueError(f"tsv: expected square grids, as label_<label>.csv has them, got {list(self.tsv.shape)}")
         paths = {int(label): folder / f"label_{int(label)}.csv" for label in self.labels.unique()}
         there = next((path for path in paths.values() if path.exists()), None)
         if there is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cortex_fast.compat.published_data.places import Bad, PublishedDataError, problem_of_name
+from cortex_fast.data.foreign import refuse_foreign
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,9 @@ def style_of(path: Path) -> Style:
 def rows(path: Path, dtype: type[np.generic], *, whole_lines: bool = True) -> Iterator[Row | Bad]:
     """Every line after the first, in order; a malformed one as Bad. `whole_lines`: a last line without an end is one.
 
-    Reads as a stream. Raises FileNotFoundError.
+    Reads as a stream. Raises FileNotFoundError, or PublishedDataError for what is no table at all.
     """
+    refuse_foreign(path, PublishedDataError)
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # numpy < 2.3 only warns of text that is no number
         next(file, None)

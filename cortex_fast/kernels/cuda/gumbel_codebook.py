@@ -105,8 +105,9 @@ def backward(
     args, alive = _arguments(logits, codebook, item_ids, gumbel, tau, seed, draw)
     upstream, kept = upstream.float().contiguous(), kept.contiguous()
     codes, channels = codebook.shape
-    grad_logits = torch.empty(logits.shape, device=logits.device)
-    grad_codebook = torch.empty((codes if codebook_needed else 0, channels), device=logits.device)
+    grad_logits = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    shape = (codes if codebook_needed else 0, channels)
+    grad_codebook = torch.empty(shape, dtype=torch.float32, device=logits.device)
     _call(
         "_backward",
         logits,

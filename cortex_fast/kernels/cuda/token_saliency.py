@@ -23,7 +23,7 @@ def token_saliency(grads: Tensor, reduction: str, counting: Any = None) -> Tenso
     """
     grads = grads.resolve_neg()
     batch, _, _, height, width = grads.shape
-    out = torch.empty((batch, height, width), device=grads.device)
+    out = torch.empty((batch, height, width), dtype=torch.float32, device=grads.device)
     where = {"grads": grads.data_ptr(), "sizes": grads.shape, "strides": grads.stride()}
     kernel = KERNELS[grads.dtype]
     scratch = cuda.scratch(getattr(cuda.LIBRARY, f"{kernel}_scratch")(**where), grads)

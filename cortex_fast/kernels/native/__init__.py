@@ -1,23 +1,30 @@
 """Kernels of csrc/: tensors in, pointers and strides on to `cortex_fast._native`.
 
-`UNAVAILABLE` is None where the extension was built and loads, else the reason. `LEVEL` is the instruction set that the
-vector code runs with: the best that this processor has.
+`UNAVAILABLE` is None where the extension was built and loads, else the reason, of which a warning tells once. `LEVEL`
+is the instruction set that the vector code runs with: the best that this processor has.
 """
 
+import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TypedDict
 
 import torch  # first: the extension then finds torch's OpenMP library loaded, and shares its threads
 from torch import Tensor
 
+from cortex_fast.kernels.native.missing import NAME, reason
+
 UNAVAILABLE: str | None
 LEVEL = "none"
 _LARGE = 8 << 20  # bytes: below it pages of 4 KB cost little
 try:
-    from cortex_fast import _native
+    import_module(NAME)  # `from cortex_fast import` would speak of a circular import where it is not there
 except ImportError as error:
-    UNAVAILABLE = f"cortex_fast._native did not load: {error}"
+    UNAVAILABLE = reason(error)
+    warnings.warn(f"cortex_fast runs without its native core, much slower: {UNAVAILABLE}", RuntimeWarning, stacklevel=2)
 else:
+    from cortex_fast import _native
+
     UNAVAILABLE = None
     LEVEL = _native.levels()[-1]
 
@@ -35,8 +42,11 @@ def run() -> Run:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Fresh memory for a kernel's result on the CPU, on large pages where it is large and the system has them."""
-    tensor = torch.empty(shape, dtype=dtype)
+    """Fresh memory for a kernel's result on the CPU, on large pages where it is large and the system has them.
+
+    Whatever torch's default dtype and device are.
+    """
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.nbytes >= _LARGE:
         _native.advise_large_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor

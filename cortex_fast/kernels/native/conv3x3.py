@@ -41,7 +41,7 @@ def forward(
     step = 2 if pool else 1
     y = native.empty((images, height // step, width // step, outputs)).permute(0, 3, 1, 2)
     masked = relu or pool
-    mask = torch.empty((images, height, width, (outputs + 7) // 8) if masked else (0,), dtype=torch.uint8)
+    mask = native.empty((images, height, width, (outputs + 7) // 8) if masked else (0,), torch.uint8)
     _native.conv3x3(
         input=x.data_ptr(),
         input_mask=0,

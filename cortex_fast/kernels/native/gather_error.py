@@ -1,6 +1,5 @@
 """How far embeddings are from the codebook gathered at their tokens, by csrc/cpu/gather_error.cpp."""
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from cortex_fast.kernels import native
 def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
     """embedding float32 [B,d,m,m], tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B]. As the reference's."""
     embedding, tokens, codebook = embedding.contiguous(), tokens.contiguous(), codebook.contiguous()
-    error = torch.empty(len(embedding))
+    error = native.empty((len(embedding),))
     _native.gather_error(
         embedding=embedding.data_ptr(),
         tokens=tokens.data_ptr(),
@@ -26,13 +25,13 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
 
 
 def gather_error_of_files(
-    paths: Sequence[str], header: bytes, tokens: Tensor, codebook: Tensor
+    paths: Sequence[bytes], header: bytes, tokens: Tensor, codebook: Tensor
 ) -> tuple[Tensor, Tensor]:
     """tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B], bool [B]. As the reference's, on this thread."""
     tokens, codebook = tokens.contiguous(), codebook.contiguous()
-    error, known = torch.empty(len(paths)), torch.empty(len(paths), dtype=torch.bool)
+    error, known = native.empty((len(paths),)), native.empty((len(paths),), torch.bool)
     _native.embedding_files(
-        paths=list(map(os.fsencode, paths)),
+        paths=paths,
         header=header,
         tokens=tokens.data_ptr(),
         codebook=codebook.data_ptr(),

@@ -41,8 +41,8 @@ def forward(
     """logits [P,R,K], codebook [K,d] -> embedding [P,R,d] in the codebook's dtype, index int64 [P,R]."""
     args, alive = _arguments(logits, codebook, item_ids, gumbel, tau, seed, draw)
     problems, rows, _ = logits.shape
-    embedding = torch.empty((problems, rows, codebook.shape[1]))
-    index = torch.empty((problems, rows), dtype=torch.int64)
+    embedding = native.empty((problems, rows, codebook.shape[1]))
+    index = native.empty((problems, rows), torch.int64)
     _native.gumbel_codebook(args, hard=hard, embedding=embedding.data_ptr(), index=index.data_ptr(), **native.run())
     del alive
     return embedding.to(codebook.dtype), index
@@ -66,7 +66,7 @@ def backward(
     upstream, index = upstream.float().contiguous(), index.contiguous()
     codes, channels = codebook.shape
     grad_logits = native.empty(logits.shape)
-    grad_codebook = torch.empty((codes if codebook_needed else 0, channels))
+    grad_codebook = native.empty((codes if codebook_needed else 0, channels))
     _native.gumbel_codebook_backward(
         args,
         upstream=upstream.data_ptr(),

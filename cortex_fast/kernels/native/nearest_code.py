@@ -10,7 +10,7 @@ from cortex_fast.kernels import native
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. As the reference's."""
     z, codebook = z.float().contiguous(), codebook.float().contiguous()
-    index = torch.empty(len(z), dtype=torch.int64)
+    index = native.empty((len(z),), torch.int64)
     _native.nearest_code(
         z=z.data_ptr(),
         codebook=codebook.data_ptr(),

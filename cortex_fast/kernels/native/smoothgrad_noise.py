@@ -30,7 +30,7 @@ def smoothgrad_noise(
     # images of one item stand together: its noise is drawn once for all of them
     items, order = item_ids.sort(stable=True)
     group_items, counts = items.unique_consecutive(return_counts=True)
-    starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
+    starts = native.empty((len(counts) + 1,), torch.int64).zero_()
     starts[1:] = counts.cumsum(0)
     out = native.empty((batch, num_samples, channels, *grid), x.dtype)
     KERNELS[x.dtype](

@@ -17,7 +17,7 @@ def token_saliency(grads: Tensor, reduction: str) -> Tensor:
     """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
     grads = grads.resolve_neg()
     batch, _, _, height, width = grads.shape
-    out = torch.empty((batch, height, width))
+    out = native.empty((batch, height, width))
     KERNELS[grads.dtype](
         grads=grads.data_ptr(),
         sizes=grads.shape,

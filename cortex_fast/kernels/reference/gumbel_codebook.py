@@ -26,11 +26,17 @@ def _scores(logits: Tensor, gumbel: Tensor) -> Tensor:
     return logits.to(wide) + gumbel.to(wide)
 
 
+def _within(tau: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """tau as this dtype can have it: rounded to 0 or infinity it would make NaN of the largest score, or of -inf."""
+    info = torch.finfo(dtype)
+    return tau.clamp(info.tiny, info.max) if isinstance(tau, Tensor) else min(max(tau, info.tiny), info.max)
+
+
 def _soften(scores: Tensor, tau: float | Tensor, codebook: Tensor) -> Tensor:
     """y = softmax(scores / tau), at least in the codebook's precision."""
     # the largest score is taken off first: scores / tau may exceed the largest float
     scores = scores.to(torch.promote_types(scores.dtype, codebook.dtype))
-    return ((scores - scores.amax(dim=-1, keepdim=True)) / tau).softmax(dim=-1)
+    return ((scores - scores.amax(dim=-1, keepdim=True)) / _within(tau, scores.dtype)).softmax(dim=-1)
 
 
 def sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
@@ -83,7 +89,7 @@ def backward(
     d = wide @ codebook.to(y.dtype).T
     if own is not None:
         d.scatter_add_(2, own[..., None], d.new_full((*own.shape, 1), -stay))
-    grad_logits = y * (d - (y * d).sum(dim=-1, keepdim=True)) / tau
+    grad_logits = y * (d - (y * d).sum(dim=-1, keepdim=True)) / _within(tau, y.dtype)
     if not codebook_needed:
         grad_codebook = codebook.new_empty((0, codebook.shape[1]))
     elif hard:

@@ -24,7 +24,7 @@ SEARCH = {"CODES": CODES, "PART": 32, "CHANNELS": 32, "TILES": 128}
 
 @triton.jit(do_not_specialize=["codes"])
 def _measure(codebook, squares, norms, codes, channels, CODES: tl.constexpr, CHANNELS: tl.constexpr):
-    """|c|^2 of each code, and the largest |c| of each tile, NaN where one is."""
+    """|c|^2 of each code, infinite where the code is not finite, and the largest |c| of each tile's finite ones."""
     code = tl.program_id(0) * CODES + tl.arange(0, CODES)
     sums = tl.zeros((CODES, CHANNELS), tl.float64)
     for first in range(0, channels, CHANNELS):
@@ -34,10 +34,9 @@ def _measure(codebook, squares, norms, codes, channels, CODES: tl.constexpr, CHA
         value = tl.load(at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
         sums += value * value
     square = tl.sum(sums, axis=1)
-    tl.store(squares + code, square.to(tl.float32), mask=code < codes)
-    wrong = tl.max((square != square).to(tl.int32), axis=0) > 0  # a maximum passes NaN over
-    most = tl.max(tl.where(square != square, 0.0, square), axis=0)
-    tl.store(norms + tl.program_id(0), tl.where(wrong, float("nan"), tl.sqrt(most)))
+    finite = square < float("inf")  # not so of NaN
+    tl.store(squares + code, tl.where(finite, square.to(tl.float32), float("inf")), mask=code < codes)
+    tl.store(norms + tl.program_id(0), tl.sqrt(tl.max(tl.where(finite, square, 0.0), axis=0)))
 
 
 @triton.jit(do_not_specialize=["rows", "codes", "tiles"])
@@ -68,8 +67,8 @@ def _shortlist(
         left = tl.load(at_z, mask=(row < rows)[:, None] & (channel < channels)[None, :], other=0.0)
         right = tl.load(at_code, mask=(code < codes)[None, :] & (channel < channels)[:, None], other=0.0)
         products = tl.dot(left.to(tl.float32), right.to(tl.float32), products, input_precision=PRECISION)
-    square = tl.load(squares + code, mask=code < codes, other=float("inf"))
-    value = square[None, :] - 2.0 * products
+    square = tl.load(squares + code, mask=code < codes, other=float("inf"))[None, :]
+    value = tl.where(square < float("inf"), square - 2.0 * products, float("inf"))
     tl.store(least + row.to(tl.int64) * tiles + tile, tl.min(value, axis=1), mask=row < rows)
 
 
@@ -113,7 +112,7 @@ def _search(
         sums += value * value
     norm = tl.sqrt(tl.sum(sums, axis=0))
     most = tl.load(largest)
-    finite = (norm < float("inf")) & (most < float("inf"))
+    finite = norm < float("inf")
     fits = (norm * most < 1e37) & (most * most < 1e37)  # else all codes are searched: products may be infinite
     limit = tl.full((), float("inf"), tl.float64)
     for first in range(0, tiles, TILES):
@@ -137,7 +136,8 @@ def _search(
                     mine = tl.load(z + channel, mask=channel < channels, other=0.0).to(tl.float32).to(tl.float64)
                     difference = theirs - mine[None, :]
                     squares += difference * difference
-                distance = tl.where(code < codes, tl.sum(squares, axis=1), float("inf"))
+                distance = tl.sum(squares, axis=1)
+                distance = tl.where((code < codes) & (distance == distance), distance, float("inf"))
                 nearest = tl.min(distance, axis=0)
                 first_of_them = tl.min(tl.where(distance == nearest, code, codes), axis=0)
                 if nearest < best:

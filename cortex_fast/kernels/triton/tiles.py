@@ -33,10 +33,10 @@ def read(file: Path) -> dict[str, dict[str, Block]]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         if all(_is_block(block) for blocks in found.values() for block in blocks.values()):
             return dict(found)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     warnings.warn(f"{file}: not a table of tiles, so that kernels run with their defaults; remove it", stacklevel=2)
     return {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from cortex_fast.data.grids import Grid
 from cortex_fast.vqgm.adapters.diffusers import diffusers_vqmodel
 from cortex_fast.vqgm.adapters.ibq import ibq, load_ibq
 from cortex_fast.vqgm.adapters.llamagen import llamagen, load_llamagen
@@ -37,10 +38,11 @@ _ADAPTERS: dict[tuple[str, str], Callable[..., Model]] = {
 }
 
 
-def adapt(model: Any, *, grid: int | None = None) -> Model:
+def adapt(model: Any, *, grid: Grid | None = None) -> Model:
     """A model object of another library as a VQGM, recognised by its class; see that library's adapter.
 
-    grid: m, where the model's configuration does not say it or images of another size are meant.
+    grid: m or (h, w), where the model's configuration does not say it; then only images of that size are encoded, by
+    default those of any size that the model's cells fill.
     Raises TypeError, naming what is known, for an object of another class.
     """
     kinds = type(model).__mro__

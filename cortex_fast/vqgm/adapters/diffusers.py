@@ -4,25 +4,27 @@ from typing import Any
 
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
+from cortex_fast.data.grids import Grid
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
     codes_of,
+    extent,
     freeze,
-    grid_of,
     in_dtype_of,
     latents_of,
     unit_range,
 )
-from cortex_fast.vqgm.checkpoints import digest
 from cortex_fast.vqgm.model import Model
 
 
-def diffusers_vqmodel(model: Any, *, grid: int | None = None, unit_pixels: bool | None = None) -> Model:
+def diffusers_vqmodel(model: Any, *, grid: Grid | None = None, unit_pixels: bool | None = None) -> Model:
     """A `diffusers.VQModel`, which is put into eval mode, without gradients of its parameters.
 
     E decodes as it is: the library would quantise it again by default. The codebook is in the model's own space, that
     of `encode` and of `decode`; `scaling_factor` lies between it and a diffusion model and has no part here.
-    grid: m, by default of images of the configuration's `sample_size`. unit_pixels: whether the model's pixels lie in
+    grid: m or (h, w), see `adapt`; by default that of the configuration's `sample_size`.
+    unit_pixels: whether the model's pixels lie in
     [0,1] instead of [-1,1]; by default where it has `lookup_from_codebook`, which is aMUSEd's.
     """
     freeze(model)
@@ -34,12 +36,15 @@ def diffusers_vqmodel(model: Any, *, grid: int | None = None, unit_pixels: bool 
         quantised = cast(E)
         return model.decoder(model.post_quant_conv(quantised), quantised if config.norm_type == "spatial" else None)
 
+    reduction = 2 ** (len(config.block_out_channels) - 1)
+    size, cell = extent(grid, config.sample_size // reduction, reduction)
     found = Model(
         codes_of(model.quantize.embedding),
-        grid_of(grid, config.sample_size >> (len(config.block_out_channels) - 1)),
-        digest(model.state_dict()),
+        size,
+        of_state(model.state_dict()),
         latents=latents_of(model),
         pixels=pixels,
         reasons={"sampler": NO_PRIOR},
+        cell=cell,
     )
     return unit_range(found) if (config.lookup_from_codebook if unit_pixels is None else unit_pixels) else found

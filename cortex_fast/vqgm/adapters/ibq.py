@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
+from cortex_fast.data.grids import Grid
 from cortex_fast.vqgm.adapters.shapes import autoencoder_of
-from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
-from cortex_fast.vqgm.checkpoints import digest, read_state
+from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, extent, freeze, latents_of, pixels_of
+from cortex_fast.vqgm.averages import averages
+from cortex_fast.vqgm.checkpoints import read_state
 from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256
@@ -19,53 +22,54 @@ PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 ROWS, CODES = 1024, 8192  # of logits that are kept at a time: 64 MiB
 
 
-def ibq(model: Any, *, grid: int | None = None) -> Model:
+def ibq(model: Any, *, grid: Grid | None = None) -> Model:
     """An `IBQ` of SEED-Voken's src.IBQ.models.ibqgan, put into eval mode, its parameters frozen.
 
     Its weights are taken as they stand: `model.model_ema.copy_to(model)` first gives the averaged ones, which the
-    published evaluation uses. grid: m, by default of images of the configuration's resolution.
+    published evaluation uses. grid: m or (h, w), see `adapt`; by default that of the configuration's resolution.
     Raises ValueError for a quantiser that remaps its tokens.
     """
     if model.quantize.remap is not None:
         raise ValueError(f"model: expected a quantiser without remap, got {model.quantize.remap!r}")
-    encoder = model.encoder
-    return _model(model, grid_of(grid, encoder.resolution >> (encoder.num_resolutions - 1)))
+    return _model(model, grid, model.encoder.resolution, model.encoder.num_resolutions)
 
 
 def load_ibq(
     path: Path | str,
     *,
-    grid: int | None = None,
+    grid: Grid | None = None,
     averaged: bool = True,
     tensors_only: bool = False,
     device: torch.device | str = "cpu",
 ) -> Model:
     """A published checkpoint, imagenet256_262144.ckpt for instance, by our own modules; sizes are read off it.
 
-    averaged: the moving average of the weights where the checkpoint has it, as in the published evaluation. grid: m, by
-    default of 256 x 256 images.
+    averaged: the moving average of the weights where the checkpoint has it, as in the published evaluation. grid: m or
+    (h, w), see `adapt`; by default that of 256 x 256 images.
     tensors_only: for checkpoints that carry pickled objects, see `read_state`.
     Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
     """
     state = read_state(Path(path), tensors_only=tensors_only)
     mine = {name: tensor for name, tensor in state.items() if name.startswith(PARTS)}
-    if averaged:  # its names are the parameters' own without the dots
-        mine = {name: state.get(f"model_ema.{name.replace('.', '')}", tensor) for name, tensor in mine.items()}
+    if averaged:
+        mine = averages(mine, state)
     model = autoencoder_of(Path(path), mine, IMAGE_SIZE, device)
-    return _model(model, grid_of(grid, IMAGE_SIZE >> (len(model.encoder.down) - 1)))
+    return _model(model, grid, IMAGE_SIZE, len(model.encoder.down))
 
 
-def _model(model: Any, grid: int) -> Model:
+def _model(model: Any, grid: Grid | None, resolution: int, levels: int) -> Model:
     freeze(model)
-    codes = codes_of(model.quantize.embedding)
+    codes, reduction = codes_of(model.quantize.embedding), 2 ** (levels - 1)
+    size, cell = extent(grid, resolution // reduction, reduction)
     return Model(
         codes,
-        grid,
-        digest(model.state_dict()),
+        size,
+        of_state(model.state_dict()),
         latents=latents_of(model),
         quantise=lambda latents: largest_product(latents.permute(0, 2, 3, 1), codes),
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},
+        cell=cell,
     )
 
 

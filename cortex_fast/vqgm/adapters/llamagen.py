@@ -12,19 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
+from cortex_fast.data.grids import Grid
 from cortex_fast.vqgm.adapters.shapes import autoencoder_of
-from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, freeze, grid_of, latents_of, pixels_of
-from cortex_fast.vqgm.checkpoints import CheckpointError, digest, read_state
+from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, extent, freeze, latents_of, pixels_of
+from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256  # the smallest that it was published for
 MIDDLE = ("block_1", "attn_1", "block_2")
 
 
-def llamagen(model: Any, *, grid: int | None = None) -> Model:
+def llamagen(model: Any, *, grid: Grid | None = None) -> Model:
     """A `VQModel` of LlamaGen's tokenizer.tokenizer_image.vq_model, put into eval mode, its parameters frozen.
 
-    grid: m, by default of 256 x 256 images.
+    grid: m or (h, w), see `adapt`; by default that of 256 x 256 images.
     """
     return _model(model, grid, len(model.config.encoder_ch_mult), normalised=model.quantize.l2_norm)
 
@@ -32,15 +34,15 @@ def llamagen(model: Any, *, grid: int | None = None) -> Model:
 def load_llamagen(
     path: Path | str,
     *,
-    grid: int | None = None,
+    grid: Grid | None = None,
     normalised: bool = True,
     tensors_only: bool = False,
     device: torch.device | str = "cpu",
 ) -> Model:
     """A published checkpoint, vq_ds16_c2i.pt for instance, by our own modules; widths and depth are read off it.
 
-    normalised: whether codes are looked up normalised (`codebook_l2_norm`), which the checkpoint does not say. grid: m,
-    by default of 256 x 256 images.
+    normalised: whether codes are looked up normalised (`codebook_l2_norm`), which the checkpoint does not say.
+    grid: m or (h, w), see `adapt`; by default that of 256 x 256 images.
     tensors_only: for checkpoints that carry pickled objects, see `read_state`.
     Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
     """
@@ -68,14 +70,17 @@ def taming_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(name): tensor for name, tensor in state.items()}
 
 
-def _model(model: Any, grid: int | None, levels: int, normalised: bool) -> Model:
+def _model(model: Any, grid: Grid | None, levels: int, normalised: bool) -> Model:
     freeze(model)
+    reduction = 2 ** (levels - 1)
+    size, cell = extent(grid, IMAGE_SIZE // reduction, reduction)
     codes, latents = codes_of(model.quantize.embedding), latents_of(model)
     return Model(
         F.normalize(codes, dim=-1) if normalised else codes,
-        grid_of(grid, IMAGE_SIZE >> (levels - 1)),
-        digest(model.state_dict(), "" if normalised else "codes as they are stored"),
+        size,
+        of_state(model.state_dict(), "" if normalised else "codes as they are stored"),
         latents=(lambda images: F.normalize(latents(images), dim=1)) if normalised else latents,
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},
+        cell=cell,
     )

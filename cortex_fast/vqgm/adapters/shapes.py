@@ -18,7 +18,7 @@ def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int, dev
     try:
         with torch.device("meta"):
             model = VQModel(**_config(state, image_size))
-        model.to_empty(device=device)
+        model.to(torch.float32).to_empty(device=device)
         model.load_state_dict(state)
     except KeyError as error:
         raise CheckpointError(f"{path}: not the state of an autoencoder like taming's (without {error})") from error

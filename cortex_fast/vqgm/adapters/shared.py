@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cortex_fast import checks
+from cortex_fast.data.grids import Grid
 from cortex_fast.vqgm.model import Model
 
 NO_PRIOR = "the model is an autoencoder; its prior is a separate model, whose tokens decode() takes"
@@ -30,7 +30,7 @@ def in_dtype_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def latents_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """Images -> latents [B,d,m,m] in at least float32, of a model with `encoder` and `quant_conv`."""
+    """Images -> latents [B,d,h,w] in at least float32, of a model with `encoder` and `quant_conv`."""
     cast = in_dtype_of(model.quant_conv)
 
     def latents(images: Tensor) -> Tensor:
@@ -41,17 +41,14 @@ def latents_of(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def pixels_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """E [B,d,m,m] -> images, of a model with `post_quant_conv` and `decoder`."""
+    """E [B,d,h,w] -> images, of a model with `post_quant_conv` and `decoder`."""
     cast = in_dtype_of(model.post_quant_conv)
     return lambda E: model.decoder(model.post_quant_conv(cast(E)))
 
 
-def grid_of(grid: int | None, default: int) -> int:
-    """The grid that was asked for, or else the default."""
-    if grid is None:
-        return default
-    checks.whole("grid", grid, 1)
-    return grid
+def extent(grid: Grid | None, default: Grid, cell: int) -> tuple[Grid, int | None]:
+    """`Model`'s grid and cell: a grid that was asked for holds the images to it; by default they may have any size."""
+    return (default, cell) if grid is None else (grid, None)
 
 
 def unit_range(model: Model) -> Model:

@@ -8,42 +8,45 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from cortex_fast.data.digests import of_state
+from cortex_fast.data.grids import Grid
 from cortex_fast.ops import nearest_code
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
     codes_of,
+    extent,
     freeze,
-    grid_of,
     in_dtype_of,
     latents_of,
     pixels_of,
 )
-from cortex_fast.vqgm.checkpoints import digest
 from cortex_fast.vqgm.model import Model
 
 
-def janus(model: Any, *, grid: int | None = None) -> Model:
+def janus(model: Any, *, grid: Grid | None = None) -> Model:
     """A `JanusVQVAE`. Its decoder looks codes up normalised; its encoder takes the nearest code as it is stored.
 
-    grid: m, by default the configuration's `num_patches`.
+    grid: m or (h, w), see `adapt`; by default the configuration's `num_patches`.
     """
     freeze(model)
+    size, cell = extent(grid, model.config.num_patches, 2 ** (len(model.config.channel_multiplier) - 1))
     stored = codes_of(model.quantize.embedding)
     return Model(
         F.normalize(stored, dim=-1),
-        grid_of(grid, model.config.num_patches),
-        digest(model.state_dict()),
+        size,
+        of_state(model.state_dict()),
         latents=latents_of(model),
         quantise=lambda latents: nearest_code(latents.permute(0, 2, 3, 1), stored),
         pixels=pixels_of(model),
         reasons={"sampler": NO_PRIOR},
+        cell=cell,
     )
 
 
-def emu3(model: Any, *, grid: int | None = None) -> Model:
+def emu3(model: Any, *, grid: Grid | None = None) -> Model:
     """An `Emu3VQVAE`, of images: one is encoded as `temporal_downsample_factor` equal frames, and decoded to the first.
 
-    grid: m, which the configuration does not say: the images' size / 8 in the published model.
+    grid: m or (h, w), which the configuration does not say: the images' size / 8 in the published model.
     Raises ValueError without it.
     """
     if grid is None:
@@ -65,22 +68,25 @@ def emu3(model: Any, *, grid: int | None = None) -> Model:
 
     return Model(
         codes_of(model.quantize.embedding),
-        grid_of(grid, 0),
-        digest(model.state_dict()),
+        grid,
+        of_state(model.state_dict()),
         latents=latents,
         pixels=pixels,
         reasons={"sampler": NO_PRIOR},
     )
 
 
-def chameleon(model: Any, *, grid: int | None = None) -> Model:
-    """A `ChameleonVQVAE`, which cannot decode. grid: m, by default of images of the configuration's `resolution`."""
+def chameleon(model: Any, *, grid: Grid | None = None) -> Model:
+    """A `ChameleonVQVAE`, which cannot decode. grid: m or (h, w), see `adapt`; by default that of the configuration's
+    `resolution`."""
     freeze(model)
-    config = model.config
+    reduction = 2 ** (len(model.config.channel_multiplier) - 1)
+    size, cell = extent(grid, model.config.resolution // reduction, reduction)
     return Model(
         codes_of(model.quantize.embedding),
-        grid_of(grid, config.resolution >> (len(config.channel_multiplier) - 1)),
-        digest(model.state_dict()),
+        size,
+        of_state(model.state_dict()),
         latents=latents_of(model),
         reasons={"pixels": "transformers' ChameleonVQVAE has no decoder", "sampler": NO_PRIOR},
+        cell=cell,
     )

@@ -8,7 +8,7 @@
 
 namespace cortex_fast {
 
-// paths: an image each. header: what a file begins with; then come its floats [channels, positions], as this processor
+// paths: an image each; a regular file, or it is not known. header: what a file begins with; then come its floats [channels, positions], as this processor
 // has them, then its end. tokens and codebook as in GatherError.
 struct EmbeddingFiles {
   const char* const* paths;

@@ -63,6 +63,24 @@ def test_it_is_the_library():
             adapted.sample(0, 1)
 
 
+@torch.no_grad()
+def test_images_of_other_sizes_give_other_grids():
+    images = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+    for settings in ({}, {"norm_type": "spatial", "vq_embed_dim": 4}):
+        model = library(**settings)
+        _, _, (_, _, ids) = model.quantize(model.encode(images * 2 - 1).latents)
+        tokens, adapted = ids.view(2, 6, 10), adapt(model)
+        assert torch.equal(adapted.encode(images), tokens)
+        pictures = model.decode(adapted.embed(tokens), force_not_quantize=True).sample
+        torch.testing.assert_close(adapted.decode(tokens), ((pictures + 1) / 2).clamp(0, 1), rtol=0, atol=1e-5)
+        held = adapt(model, grid=(6, 10))
+        assert held.grid == (6, 10) and torch.equal(held.encode(images), tokens)
+        with pytest.raises(ValueError, match=r"^images: expected the size that gives a grid of \(6, 10\)"):
+            held.encode(images.transpose(2, 3))
+        with pytest.raises(ValueError, match=r"^images: expected sides that are multiples of 2, got"):
+            adapted.encode(images[:, :, 1:])
+
+
 def test_it_can_be_explained():
     adapted = adapt(library())
     tokens = torch.randint(0, 40, (2, 8, 8), generator=torch.Generator().manual_seed(0))

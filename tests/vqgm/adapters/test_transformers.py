@@ -45,6 +45,17 @@ def test_janus():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("name", "settings"), [("Janus", {"num_patches": 8}), ("Chameleon", {"resolution": 16})])
+def test_images_of_other_sizes_give_other_grids(name, settings):
+    model = library(name, num_embeddings=40, **settings)
+    images = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+    tokens = model.encode(images * 2 - 1).image_tokens.view(2, 6, 10)
+    assert len(tokens.unique()) > 10
+    assert torch.equal(adapt(model).encode(images), tokens)
+    assert torch.equal(adapt(model, grid=(6, 10)).encode(images), tokens)
+
+
+@torch.no_grad()
 def test_emu3():
     model = library("Emu3", 0.2, codebook_size=4000, hidden_size=32, attn_resolutions=[1], temporal_downsample_factor=4)
     with pytest.raises(ValueError, match="grid: expected a whole number"):

@@ -1,0 +1,159 @@
+"""Digests: SHA-256 of what made a result, so that two runs can be told apart. The only module that makes them.
+
+Tensors count by their values: the device, strides, memory format, and lazy conjugation or negation do not matter. They
+are read some megabytes at a time. Files of earlier versions hold digests of these forms, so the forms stay.
+"""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SHORT = 16  # hex digits, where a person reads them
+_PIECE = 4 << 20  # bytes
+_SHORTENED = (Tensor, np.ndarray, BytesIO)  # whose repr leaves values out
+
+
+def of_state(state: Mapping[str, Tensor], about: str = "") -> str:
+    """16 hex digits of `about`, and of names, dtypes, shapes and values in the names' order."""
+    found = hashlib.sha256(about.encode())
+    for name in sorted(state):
+        found.update(f"{name} {state[name].dtype} {list(state[name].shape)}\n".encode())
+        _add(found, state[name])
+    return found.hexdigest()[:_SHORT]
+
+
+def of_parts(parts: Iterable[Any]) -> str:
+    """64 hex digits of tensors' shapes, dtypes and values, and of other values, in order."""
+    found = hashlib.sha256()
+    for part in parts:
+        _add_part(found, part)
+    return found.hexdigest()
+
+
+def of_images(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
+    """16 hex digits of a data set: codebook [K,d], tokens int [n,m,m] and labels int [n], in whatever dtypes."""
+    small = torch.uint16 if len(codebook) <= 2**16 else torch.int32
+    found = hashlib.sha256()
+    for tensor in (codebook.detach().float(), tokens.to(small), labels.long()):
+        found.update(repr(tuple(tensor.shape)).encode())
+        _add(found, tensor)
+    return found.hexdigest()[:_SHORT]
+
+
+def of_values(tensor: Tensor) -> str:
+    """16 hex digits of a tensor's values alone."""
+    found = hashlib.sha256()
+    _add(found, tensor)
+    return found.hexdigest()[:_SHORT]
+
+
+def of_files(paths: Iterable[Path]) -> str:
+    """16 hex digits of the files' contents, one after the other."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                found.update(piece)
+    return found.hexdigest()[:_SHORT]
+
+
+def of_text(text: str | bytes) -> str:
+    """64 hex digits of a text, in UTF-8."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+class Running(Protocol):
+    """A digest that bytes are added to."""
+
+    def update(self, content: Any, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def begun(path: Path | None = None, size: int = 0) -> Running:
+    """Of the first bytes of a file, to be gone on with."""
+    found = hashlib.sha256()
+    if path is not None:
+        with path.open("rb") as file:
+            while size > 0 and (piece := file.read(min(size, _PIECE))):
+                found.update(piece)
+                size -= len(piece)
+    return found
+
+
+def crc_of_state(state: Mapping[str, Tensor]) -> int:
+    """CRC-32 of names, dtypes, shapes and values in the names' order: against damage, and fast."""
+    found = 0
+    for name in sorted(state):
+        found = zlib.crc32(f"{name} {state[name].dtype} {list(state[name].shape)}\n".encode(), found)
+        for piece in _pieces(state[name]):
+            found = zlib.crc32(piece, found)
+    return found
+
+
+def crc_of_text(text: str) -> int:
+    """CRC-32 of a text, in UTF-8."""
+    return zlib.crc32(text.encode())
+
+
+def short(digest: str) -> str:
+    """The first 16 hex digits."""
+    return digest[:_SHORT]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of 63 bits that differs with any of the parts."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def _add(found: Running, tensor: Tensor) -> None:
+    for piece in _pieces(tensor):
+        found.update(piece)
+
+
+def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """A tensor's bytes in the order of its elements, some megabytes at a time."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        tensor = tensor.view(-1)
+    row = tensor[:1].nbytes
+    for part in tensor.split(max(1, _PIECE // row)) if row else ():
+        yield part.cpu().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _add_part(found: Running, part: Any) -> None:
+    leaves = list(_leaves(part))
+    if isinstance(part, Tensor):
+        found.update(f"{list(part.shape)} {part.dtype}".encode())
+        _add(found, part)
+    elif isinstance(part, np.ndarray) and part.dtype != object:
+        found.update(f"{list(part.shape)} {part.dtype}".encode())
+        found.update(part.tobytes())
+    elif isinstance(part, BytesIO):
+        found.update(part.getvalue())
+    elif isinstance(part, Mapping | list | tuple) and any(
+        isinstance(leaf, Tensor | np.ndarray | BytesIO) for leaf in leaves
+    ):
+        found.update(f"{len(leaves)} parts".encode())
+        for leaf in leaves:
+            _add_part(found, leaf)
+    else:
+        found.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())  # an address is another in each process
+
+
+def _leaves(part: Any) -> Iterator[Any]:
+    """What a container holds, containers within it gone into, keys included."""
+    if isinstance(part, Mapping):
+        part = [one for item in part.items() for one in item]
+    if not isinstance(part, list | tuple):
+        yield part
+        return
+    for one in part:
+        yield from _leaves(one)

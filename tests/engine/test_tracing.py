@@ -1,0 +1,289 @@
+"""Recording: what an extractor dispatches, whatever its Python, and nothing of it or of other threads is touched."""
+
+import copy
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from cortex_fast.engine import prepare
+from cortex_fast.engine.borrowing import borrowed
+from tests.engine.handmade import CHANNELS, GRID, Of, autograd, conv, embedding, ended, graph_of, linear, relative
+from tests.engine.test_prepared import AS_IT_IS, TARGET, shared
+from tests.known_extractors import tiny
+
+FEATURES = 8 * GRID * GRID
+
+
+def clamped(self, x):
+    h = self.conv(x)
+    h.clamp_(-1, 1)
+    return h
+
+
+def sliced(self, x):
+    h = self.conv(x)
+    h[:, 0].mul_(2)
+    h[:, :1] += 1
+    h.transpose(1, 2)[:, 3] *= 0.5
+    h.permute(3, 0, 1, 2)[2].clamp_(-0.5, 0.5)
+    return torch.tanh(h)
+
+
+def pasted(self, x):
+    h = self.conv(x)
+    whole, half = torch.zeros_like(h), x.new_zeros(len(x), *h.shape[1:])
+    whole[:, :3] = h[:, :3]
+    half[:, 4:] = h[:, 4:]
+    return torch.tanh(whole + half)
+
+
+def copied(self, x):
+    h = torch.empty_like(self.conv(x), dtype=torch.float64)
+    h.copy_(self.conv(x))
+    return torch.sin(h).to(x.dtype)
+
+
+def masked(self, x):
+    h = self.conv(x)
+    h.masked_fill_(h > 1, 0.5)
+    return torch.where(h < -1, h.exp(), h)
+
+
+def gated(self, x):
+    with torch.no_grad():
+        gate = torch.sigmoid(self.gate(x))
+        with torch.enable_grad():
+            own = torch.tanh(self.conv(x))
+    return own * gate
+
+
+def ordered(self, x):
+    return torch.tanh(self.conv(x))[:, torch.arange(7, -1, -1)]
+
+
+def by_einsum(self, x):
+    return torch.einsum("bchw,dc->bdhw", torch.tanh(self.conv(x)), self.gate.weight[:, :, 0, 0].repeat(1, 2)[:, :8])
+
+
+class Table(nn.Module):
+    """Makes a table at the first call, and keeps what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = conv(), linear(FEATURES)
+        self.table, self.features, self.seen, self.by_name = None, None, [], {}
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(float(GRID**2)).view(GRID, GRID) / GRID**2
+        self.features = torch.tanh(self.conv(x)) * self.table
+        self.seen.append(self.features)
+        self.by_name["features"] = self.features
+        return self.head(self.features.flatten(1))
+
+
+KEPT_FAST = {
+    "a statement in place": lambda: ended(clamped, conv=conv()),
+    "writes into views": lambda: ended(sliced, conv=conv()),
+    "writes into buffers made on the way": lambda: ended(pasted, conv=conv()),
+    "a copy into another dtype": lambda: ended(copied, conv=conv()),
+    "masks": lambda: ended(masked, conv=conv()),
+    "gates without gradient": lambda: ended(gated, conv=conv(), gate=conv(outputs=1)),
+    "an index of positions": lambda: ended(ordered, conv=conv()),
+    "a table made at the first call": Table,
+    "weight norm": lambda: ended(lambda self, x: self.conv(x).tanh(), conv=parametrizations.weight_norm(conv())),
+    "spectral norm": lambda: ended(lambda self, x: self.conv(x).tanh(), conv=parametrizations.spectral_norm(conv())),
+    "a residual in place": lambda: ended(lambda self, x: self.two(x).add_(self.one(x)).relu_(), one=conv(), two=conv()),
+    "leaky ReLU of eval mode's chance": lambda: ended(lambda self, x: F.rrelu(self.conv(x)), conv=conv()),
+    "groups normed": lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=nn.GroupNorm(2, 8)),
+    "images normed": lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=nn.InstanceNorm2d(8)),
+    "a product by einsum": lambda: ended(by_einsum, conv=conv(), gate=conv(8, 8, size=1)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_FAST)
+def test_the_fast_path_is_kept_and_right_for_images_of_any_scale(name):
+    torch.manual_seed(5)
+    extractor = KEPT_FAST[name]().eval()
+    x = embedding() * torch.tensor([0.1, 1, 8])[:, None, None, None]
+    wide = copy.deepcopy(extractor).double()
+    for sample in (x[:1], x[2:]):
+        prepared = prepare(extractor, sample)
+        assert not prepared.notes[0].startswith(AS_IT_IS), prepared.notes
+        value, gradient = prepared.value_and_grad(x, TARGET)
+        expected, wanted = autograd(wide, x.double(), TARGET)
+        for image in range(3):
+            assert relative(value[image], expected[image]) < 1e-4
+            assert relative(gradient[image], wanted[image]) < 1e-4
+
+
+def test_a_graph_serves_any_number_of_images():
+    graph = graph_of(Of(lambda self, x: self.head(F.gelu(x.flatten(2).mT @ self.rows.weight.T).mean(1)),
+                        rows=linear(CHANNELS, 8), head=linear(8)))  # fmt: skip
+    x = embedding(7)
+    torch.testing.assert_close(graph(x), torch.cat([graph(image[None]) for image in x]))
+    assert graph(x[:0]).shape == (0, 4)
+
+
+def test_a_mask_of_rows_is_no_graph():
+    extractor = ended(lambda self, x: torch.stack([h[h > 0].sum().expand(8 * 64) for h in self.conv(x)]), conv=conv())
+    assert "as it is" in prepare(extractor, embedding()).notes[0]
+
+
+@pytest.mark.parametrize("make", [Table, lambda: tiny("te"), lambda: ended(lambda self, x: 1 / 0)])
+def test_nothing_of_the_users_model_changes(make):
+    extractor, x = make().eval(), embedding()
+    modules = dict(extractor.named_modules())
+    before = {name: {key: (id(v), copy.copy(v)) for key, v in vars(m).items()} for name, m in modules.items()}
+    tensors = {name: (id(v), v.clone(), v.requires_grad) for name, v in extractor.state_dict(keep_vars=True).items()}
+    try:
+        prepared = prepare(extractor, x)
+        prepared.smoothgrad(x, TARGET, shared(), num_samples=2)
+    except ZeroDivisionError:
+        pass
+    assert dict(extractor.named_modules()) == modules
+    for name, module in modules.items():
+        for key, value in vars(module).items():
+            assert id(value) == before[name][key][0]
+            assert not isinstance(value, list | dict) or value == before[name][key][1]
+    for name, value in extractor.state_dict(keep_vars=True).items():
+        identity, values, flag = tensors[name]
+        assert id(value) == identity and torch.equal(value, values) and value.requires_grad == flag
+
+
+def test_the_embedding_of_the_caller_is_left_alone():
+    extractor, x = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), linear(CHANNELS * GRID**2)).eval(), embedding()
+    kept = x.clone()
+    prepare(extractor, x).value_and_grad(x, TARGET)
+    assert torch.equal(x, kept)
+
+
+def test_what_cannot_be_copied_is_shared():
+    extractor = tiny("te")
+    extractor.lock, extractor.where = threading.Lock(), {"file": sys.stdout}
+    stand_in = borrowed(extractor)
+    assert stand_in.lock is extractor.lock and stand_in is not extractor
+    x = embedding()
+    torch.testing.assert_close(stand_in(x), extractor(x))
+    pointers = {p.data_ptr() for p in extractor.parameters()}
+    assert {p.data_ptr() for p in stand_in.parameters()} == pointers
+
+
+def test_threads_prepare_and_explain_at_once_beside_another_model():
+    """Eight prepare and explain, a ninth runs a model of its own: no error, and the bits of one alone."""
+    extractor, other, x = tiny("ce"), tiny("re"), embedding()
+    noise = shared()
+    wanted = prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=2)
+    logits = other(x)
+    errors, results, running = [], [], True
+
+    def explain():
+        try:
+            results.append(prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=2))
+        except Exception as error:
+            errors.append(error)
+
+    def serve():
+        while running:
+            try:
+                results.append(wanted if torch.equal(other(x), logits) else None)
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=explain) for _ in range(8)]
+    server = threading.Thread(target=serve)
+    for thread in (server, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    running = False
+    server.join()
+    assert not errors
+    assert len(results) > 8 and all(result is not None and torch.equal(result, wanted) for result in results)
+    assert all(parameter.requires_grad for parameter in extractor.parameters())
+
+
+def test_the_first_call_imports_neither_dynamo_nor_sympy():
+    code = (
+        "import sys, torch; from torch import nn; import cortex_fast as cf;"
+        "m = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).eval();"
+        "cf.token_saliency(m, torch.randn(2, 4, 4, 4), torch.tensor([0, 1]), num_samples=2);"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_preparing_keeps_nothing():
+    """No tensor is left once an extractor prepared is gone, garbage collected or not."""
+    import gc
+
+    extractor, x = tiny("ce").requires_grad_(False), embedding()
+    prepare(extractor, x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        for _ in range(3):
+            prepare(extractor, x)
+        assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("output", "part"),
+    [
+        (lambda y: type("Result", (), {"logits": y})(), None),
+        (lambda y: {"logits": y, "features": y[:, :1]}, None),
+        (lambda y: {"scores": y}, "scores"),
+        (lambda y: (y[:, :1], y), 1),
+        (lambda y: [y, y[:, :1]], 0),
+        (lambda y: type("Result", (), {"scores": y})(), "scores"),
+    ],
+)
+def test_the_part_that_holds_the_logits(output, part):
+    inner = ended(lambda self, x: self.conv(x), conv=conv())
+    whole, x = Of(lambda self, x: output(self.inner(x)), inner=inner), embedding()
+    prepared = prepare(whole, x, output=part)
+    assert not prepared.notes[0].startswith(AS_IT_IS)
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(inner, x, TARGET)[1]) < 1e-4
+    assert torch.equal(prepared.logits(x), inner(x))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [("nothing", "^output: expected a part"), (3, "^output: expected a part")]
+)
+def test_a_part_that_is_not_there_is_named(part, message):
+    whole = Of(lambda self, x: {"logits": self.head(x.flatten(1))}, head=linear(CHANNELS * GRID**2))
+    with pytest.raises(ValueError, match=r"^output: expected a part of the extractor's dict with the keys 'logits'"):
+        prepare(whole, embedding(), output=part)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.no_grad()(lambda self, x: self.head(x.flatten(1))),
+        lambda self, x: self.head(x.detach().flatten(1)),
+        lambda self, x: self.head((x > 0).float().flatten(1)),
+    ],
+)
+def test_an_extractor_without_gradient_is_the_cause(function):
+    with pytest.raises(ValueError, match=r"^extractor: expected logits that are differentiable in the embedding"):
+        prepare(Of(function, head=linear(CHANNELS * GRID**2)), embedding())
+
+
+def test_weights_made_in_inference_mode():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        extractor = ended(lambda self, x: self.conv(x), conv=conv())
+    ordinary = ended(lambda self, x: self.conv(x), conv=conv())
+    x = embedding()
+    gradient = prepare(extractor, x).value_and_grad(x, TARGET)[1]
+    assert relative(gradient, autograd(ordinary, x, TARGET)[1]) < 1e-4
