@@ -15,7 +15,12 @@ _LOOK = 512  # bytes
 
 
 def refuse_foreign(path: Path, error: type[Exception]) -> None:
-    """Raise `error`, naming the file and what it is, where it is a pointer or a web page; OSError as `open` does."""
+    """Raise `error`, naming the file and what it is, where it is a pointer or a web page.
+
+    Only a regular file is looked into: opening a named pipe would wait for its other end.
+    """
+    if not path.is_file():
+        return
     with path.open("rb") as file:
         start = file.read(_LOOK)
     for pattern, what in _KINDS:

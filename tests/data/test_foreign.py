@@ -1,5 +1,7 @@
 """Git LFS pointers and web pages, under any name that a loader reads, are said to be such."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,9 @@ def test_pages_of_every_kind_and_nothing_else(tmp_path):
         path.write_bytes(page)
         with pytest.raises(ValueError, match="a web page"):
             refuse_foreign(path, ValueError)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path, tmp_path / "nowhere"):  # each reader says itself what these are
+        refuse_foreign(other, ValueError)
     np.save(tmp_path / "n.npy", np.zeros(3))
     whole = (tmp_path / "n.npy").read_bytes()
     for content in (whole, b"", b"PK\x03\x04", b"version: 1\nmodel: {}\n", b"# <html>\nmodel: {}", b"< 3"):
