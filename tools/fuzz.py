@@ -43,7 +43,7 @@ def run(call: str) -> None:
     draw = Draw(call)
     native.LEVEL = draw.among(_native.levels())
     torch.set_num_threads(draw.whole(1, 3))
-    torch.use_deterministic_algorithms(True)  # fresh memory is NaN: what a kernel leaves unwritten shows
+    torch.set_deterministic_debug_mode("error")  # fresh memory is NaN: what a kernel leaves unwritten shows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind == "numbers":
