@@ -175,6 +175,8 @@ def one_of(name: str, value: object, choices: Collection[str]) -> None:
 
 def shown(value: object) -> str:
     """A value in a message: of a tensor or an array what it is, of others the first 80 characters of their repr."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__} of {value.dtype}, shape {list(value.shape)}"
     text = repr(value)

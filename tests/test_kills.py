@@ -48,12 +48,12 @@ def demo(folder: Path, inputs: Path) -> None:
 
 
 def training(folder: Path, inputs: Path) -> None:
-    recipe = Recipe(epochs=30, batch_size=8, lr=0.02)
+    recipe = Recipe(epochs=8, batch_size=8, lr=0.02)
     fit(_images(40), folder / "e", "re", recipe, width=16, validation=_images(30), resume=True, every=2)
 
 
 def training_without_validation(folder: Path, inputs: Path) -> None:
-    fit(_images(40), folder / "e", "ce", Recipe(epochs=20, batch_size=8), width=16, resume=True, every=1)
+    fit(_images(40), folder / "e", "ce", Recipe(epochs=6, batch_size=8), width=16, resume=True, every=1)
 
 
 def importing(folder: Path, inputs: Path) -> None:
@@ -70,8 +70,8 @@ def sampling(folder: Path, inputs: Path) -> None:
 
 def selecting(folder: Path, inputs: Path) -> None:
     torch.manual_seed(0)
-    extractor = build("re", num_classes=6, in_channels=6, width=16, grid=4).eval()
-    settings = {"grid": 4, "steps": 60, "lr": 0.3, "judge_every": 5, "together": 2}
+    extractor = build("re", num_classes=4, in_channels=6, width=16, grid=4).eval()
+    settings = {"grid": 4, "steps": 30, "lr": 0.3, "judge_every": 5, "together": 2}
     select_concepts(extractor, torch.from_numpy(codebook()), folder, **settings)
 
 

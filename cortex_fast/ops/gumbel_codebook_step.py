@@ -140,8 +140,8 @@ def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
     checks.same_shape(name, tensor, "logits", logits.shape)
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected contiguous memory, since it is changed in place, got a strided view")
-    if not torch.compiler.is_compiling() and tensor.is_neg():  # the compiler cannot ask, and makes no such views
-        raise ValueError(f"{name}: expected memory of its own, since it is changed in place, got a negated view")
+    if not torch.compiler.is_compiling() and (tensor.is_neg() or tensor._is_zerotensor()):  # it makes no such tensors
+        raise ValueError(f"{name}: expected memory of its own, since it is changed in place, got a lazy view or zeros")
     if tensor.requires_grad:
         raise ValueError(f"{name}: expected a tensor that requires no gradient, since it is changed in place")
 

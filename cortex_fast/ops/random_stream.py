@@ -41,7 +41,7 @@ def _random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: i
     for name, numbers in (("items", items), ("draws", draws)):
         checks.rank(name, numbers, "[n]")
         checks.integral(name, numbers)
-        if not numbers.is_cuda:
+        if numbers.device.type == "cpu":
             checks.in_range(name, numbers, 2**32)
     checks.same_device(items=items, draws=draws)
     items, draws = in_memory(items).long(), in_memory(draws).long()

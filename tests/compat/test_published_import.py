@@ -304,6 +304,8 @@ def test_a_label_beyond_reason_is_a_bad_row(folder, tmp_path):
     assert import_embeddings(folder, tmp_path / "s", codebook=C, skip_bad=True).written == 6
     assert TokenStore.load(tmp_path / "s").names == ("0", "1", "2")
     replace(folder / "train_embeddings.csv", "1_4.npy,99999999", "1_4.npy,65536")
+    with pytest.raises(PublishedDataError, match=r"expected a label in \[0, 65536\), got 65536"):
+        import_embeddings(folder, tmp_path / "t", codebook=C)
     many = [str(label) for label in range(65537)]
     import_embeddings(folder, tmp_path / "t", codebook=C, class_names=many)
     assert TokenStore.load(tmp_path / "t").labels.max() == 65536

@@ -206,6 +206,20 @@ def test_the_best_epoch_of_an_older_run_is_not_taken(tmp_path):
     assert out.read_bytes() == alone.read_bytes()
 
 
+def test_the_best_epoch_of_an_older_run_is_not_the_result_of_one_without(tmp_path):
+    """Of a run that judges no epoch, because it has no validation store or no epoch."""
+    alone, out = tmp_path / "alone", tmp_path / "e"
+    fit(store(), alone, "re", Recipe(epochs=1, batch_size=16), width=16, seed=7, validation=store(30))
+    for settings in ({"epochs": 1, "batch_size": 16}, {"epochs": 0}):
+        validation = None if settings["epochs"] else store(30)
+        best_of(out).write_bytes(alone.read_bytes())
+        fit(store(), out, "re", Recipe(**settings), width=16, validation=validation)
+        made = extractor_header(out)["fingerprint"]
+        assert (made["seed"], made["epochs"]) == (0, settings["epochs"]) and "validation_loss" not in made
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "e"]
+        out.unlink()
+
+
 def test_of_equal_losses_the_first_epoch_is_kept(tmp_path, monkeypatch):
     losses = iter([0.5, 0.25, 0.25, 0.5, 0.25])
     monkeypatch.setattr(fitting, "mean_loss", lambda *_: next(losses))
