@@ -18,7 +18,7 @@ MOST = 1000  # samples
 def settled_gradients(
     parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, *, top_n: int, reduction: str, memory: int
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(images, their mean gradients [b,d,m,m], samples) as images settle, until all have.
+    """(images, their mean gradients [b,d,h,w], samples) as images settle, until all have.
 
     After every ROUND samples the set of each image's top_n positions by TSV is compared with the one before; an image
     is done when SETTLED comparisons in a row found no change, or after MOST samples.

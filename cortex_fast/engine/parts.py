@@ -12,7 +12,7 @@ from cortex_fast.engine.watching import Weights
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """An eval-mode extractor f_Y: E [B,d,m,m] -> logits [B,classes], in parts: prefix, then body, then head.
+    """An eval-mode extractor f_Y: E [B,d,h,w] -> logits [B,classes], in parts: prefix, then body, then head.
 
     prefix (x -> z, ...) is affine and linear is the same without its constants; gates: which z go through a ReLU then,
     none where empty; body (z, ... -> h); head the last linear layer, or None where h are the logits.
@@ -40,11 +40,11 @@ class Parts:
     exact: bool = True
 
     def cast(self, x: Tensor) -> Tensor:
-        """x [n,d,m,m] as the parts take it: in their dtype and memory format."""
+        """x [n,d,h,w] as the parts take it: in their dtype and memory format."""
         return x.to(self.dtype, memory_format=self.layout)
 
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the body takes, of x [n,d,m,m]."""
+        """What the body takes, of x [n,d,h,w]."""
         z = tensors(self.prefix(self.cast(x)))
         if not self.gates:
             return z

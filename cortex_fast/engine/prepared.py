@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
+from cortex_fast.data.classes import Target, names_of, target_vector
 from cortex_fast.engine.borrowing import borrowed, in_dtype, straighten_norms
 from cortex_fast.engine.folding import fold
 from cortex_fast.engine.fusing import Filters, fuse
@@ -51,14 +52,16 @@ _AS_IT_IS = "autograd over the extractor as it is"
 class Prepared(Parts):
     """What `prepare` makes of an extractor: its parts, and the gradients that they give."""
 
-    def value(self, x: Tensor, target: Tensor) -> Tensor:
-        """The logit of each image's target [B], differentiable in x [B,d,m,m]."""
-        self._check(x, target)
+    def value(self, x: Tensor, target: Target) -> Tensor:
+        """The logit of each image's target, differentiable in x [B,d,h,w]: [B]. target: a class by its number, or by
+        its name where the extractor has names, or one for each image."""
+        target = self._targets(x, target)
         with without_tf32(self.exact):
             return target_value(self, self.start(x), target)
 
-    def value_and_grad(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The logit of each image's target [B], and its gradient in x [B,d,m,m], both at least float32."""
+    def value_and_grad(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """The logit of each image's target [B], and its gradient in x [B,d,h,w], both at least float32."""
+        target = self._targets(x, target)
         self.check_weights()
         with torch.inference_mode(False), torch.enable_grad(), without_tf32(self.exact):
             x, target = _wide(ordinary(x).detach()).requires_grad_(True), ordinary(target)
@@ -67,28 +70,28 @@ class Prepared(Parts):
         return value.detach().to(x.dtype), gradient / self.scale
 
     def smoothgrad(
-        self, x: Tensor, target: Tensor, noise: Noise, *, num_samples: int = 20, memory: int = MEMORY
+        self, x: Tensor, target: Target, noise: Noise, *, num_samples: int = 20, memory: int = MEMORY
     ) -> Tensor:
-        """Mean over N noisy copies of d logit[target] / dE (eq. 5): x [B,d,m,m], target int64 [B] -> [B,d,m,m], at
+        """Mean over N noisy copies of d logit[target] / dE (eq. 5): x [B,d,h,w], target as for `value` -> [B,d,h,w], at
         least float32. memory: bytes that the activations of one pass may take; the result does not depend on it.
         """
-        self._check(x, target)
+        target = self._targets(x, target)
         self.check_weights()
-        checks.whole("num_samples", num_samples, 1)
+        num_samples, memory = checks.whole("num_samples", num_samples, 1), checks.whole("memory", memory, 1)
         parts = mean_gradients(self, x, target, noise, range(num_samples), memory=memory)
         return torch.cat([gradient for _, gradient in parts]) if len(x) else _wide(x)
 
     def token_saliency(
         self,
         x: Tensor,
-        target: Tensor,
+        target: Target,
         noise: Noise,
         *,
         num_samples: int = 20,
         reduction: str = "absmax",
         memory: int = MEMORY,
     ) -> Tensor:
-        """TSV [B,m,m]: `smoothgrad` reduced over the channels as `ops.token_saliency` does."""
+        """TSV [B,h,w]: `smoothgrad` reduced over the channels as `ops.token_saliency` does."""
         gradient = self.smoothgrad(x, target, noise, num_samples=num_samples, memory=memory)
         return ops.token_saliency(gradient[:, None], reduction=reduction)
 
@@ -98,9 +101,12 @@ class Prepared(Parts):
         self.check_weights()
         return self.module(x.clone())
 
-    def _check(self, x: Tensor, target: Tensor) -> None:
-        checks.rank("x", x, "[B, d, m, m]")
+    def _targets(self, x: Tensor, target: Target) -> Tensor:
+        """The targets as classes int64 [B] that the extractor has, of an extractor as it was."""
+        checks.rank("x", x, "[B, d, h, w]")
         checks.floating("x", x)
+        if not isinstance(target, Tensor):
+            target = target_vector(target, len(x), x.device, names_of(self.extractor))
         checks.integral("target", target)
         checks.same_shape("target", target, "x's first dimension", x.shape[:1])
         checks.same_device(x=x, target=target)
@@ -111,6 +117,7 @@ class Prepared(Parts):
                 raise ValueError(f"target: expected classes from 0 on, got {int(target.min())}")
         if self.weights is not None and self.weights.identity != identity_of(self.extractor):
             raise ValueError(_CHANGED)
+        return target.long()
 
     def check_weights(self) -> None:
         """Raise ValueError where the extractor's weights are no longer those that were prepared.
@@ -167,6 +174,7 @@ def prepare(
     if any(module.training for module in extractor.modules()):
         raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
     own = _own_dtype(extractor, sample)
+    copies = None if copies is None else checks.whole("copies", copies, 0)
     dtype = own if precision in ("float32", "tf32") else PRECISIONS[precision]
     exact = precision != "tf32"
     with torch.inference_mode(False), torch.no_grad(), without_tf32(exact):
@@ -265,7 +273,9 @@ def _hold(
     if not near(logits, expected[0], of_logits):
         raise UntraceableError("its parts give other logits than the whole")
     target = targets_of(len(x), logits.shape[1], x.device)
-    still = Noise(torch.zeros(len(x), device=x.device), torch.arange(len(x), device=x.device), 0, True, False)
+    still = Noise(
+        torch.zeros(len(x), dtype=torch.float32, device=x.device), torch.arange(len(x), device=x.device), 0, True, False
+    )
     wide = x.to(torch.promote_types(x.dtype, prepared.dtype))
     gradient = prepared.smoothgrad(wide, target, still, num_samples=1, memory=MEMORY)
     if not near(gradient, expected[1], of_logits if of_gradients is None else of_gradients):

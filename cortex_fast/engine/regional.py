@@ -85,7 +85,7 @@ class Place:
 
 
 def regional(parts: Parts, embedding: Tensor, box: Box) -> Callable[[Tensor], Tensor] | None:
-    """A function from the box's embeddings [P,d,h,w], the rest being as in embedding [P,d,m,m], to the body's result h,
+    """A function from the box's embeddings [P,d,h,w], the rest being as in embedding [P,d,h,w], to the body's result h,
     differentiable; None where the extractor is not in parts."""
     if not isinstance(parts.prefix, Graph) or not isinstance(parts.body, Graph):
         return None

@@ -34,7 +34,7 @@ class Noise:
 def mean_gradients(
     parts: Parts, embedding: Tensor, target: Tensor, noise: Noise, samples: range, *, memory: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(slice of images, the mean over the samples of d logit[target] / dE, at least float32 [b,d,m,m]) over all images.
+    """(slice of images, the mean over the samples of d logit[target] / dE, at least float32 [b,d,h,w]) over all images.
 
     memory: bytes that the activations of one pass may take. The result does not depend on it: samples are added one
     after the other, in order.

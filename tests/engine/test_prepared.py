@@ -169,9 +169,9 @@ def test_flags_are_restored_after_an_exception():
         prepared = dataclasses.replace(prepared, classes=None)  # as if they were not known: it fails further on
         before = {name: parameter.requires_grad for name, parameter in prepared.extractor.named_parameters()}
         for bad in (torch.tensor([0, 1, 99]), "target"):
-            with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError)):
+            with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError, ValueError)):
                 prepared.value_and_grad(x, bad)
-            with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError)):
+            with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError, ValueError)):
                 prepared.smoothgrad(x, bad, shared())
         after = {name: parameter.requires_grad for name, parameter in prepared.extractor.named_parameters()}
         assert after == before and any(before.values())
