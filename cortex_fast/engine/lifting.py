@@ -27,7 +27,7 @@ class Norm(nn.Module):
     """BatchNorm in eval mode, x [B,C,...], by its formula.
 
     torch's own operator (2.13, CPU) gives a wrong gradient for a batch of one where what comes back is not laid out as
-    x is.
+    x is. So it does for a batch's own statistics.
     """
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float) -> None:
@@ -55,12 +55,19 @@ def normed(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The arguments of aten.native_batch_norm, in eval mode."""
+    """By a mean and a variance [C]: the arguments of aten.native_batch_norm."""
     scale = (variance + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     over = (1, -1, *[1] * (x.ndim - 2))
     return x * scale.to(x.dtype).view(over) + shift.to(x.dtype).view(over)
+
+
+def normed_by_own(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """By the statistics of x [B,C,...] itself, as InstanceNorm does with each channel of each image."""
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    variance, mean = torch.var_mean(x, dims, correction=0)
+    return normed(x, weight, bias, mean, variance, True, 0.0, eps)
 
 
 def lift(graph: Graph) -> Graph:
@@ -87,13 +94,15 @@ def lift(graph: Graph) -> Graph:
 
 
 def lift_norms(graph: Graph) -> Graph:
-    """In place: eval-mode BatchNorms alone."""
+    """In place: norms by running statistics, or by what they are given alone, by their formulas."""
     for node in list(graph.graph.nodes):
         if node.target not in _NORM_OPERATORS or not _only_first(node):
             continue
         source, *named = arguments(node)[:5]
         *flags, eps = arguments(node)[5:]  # [training,] momentum, eps
-        if any(flag is True for flag in flags) or named[2] is None or named[3] is None:
+        if any(flag is True for flag in flags):
+            if named[2:] == [None, None]:
+                _become(node, normed_by_own, (source, *named[:2], eps))
             continue
         constants = [_constant(graph, argument) for argument in named]
         known = all((tensor is None) == (argument is None) for tensor, argument in zip(constants, named, strict=True))

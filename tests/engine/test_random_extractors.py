@@ -50,10 +50,14 @@ class Rounded(TorchDispatchMode):
 
 
 def by_formula(norm: nn.Module, x: Tensor) -> Tensor:
-    """A norm by its running statistics. Torch 2.13 on the CPU gives another backward of one image where the gradient is
-    laid out channels-last and its batch stride is not."""
+    """A norm of one image by its running statistics, or the image's own. Torch 2.13 on the CPU gives another backward
+    of one image where the gradient is laid out channels-last and its batch stride is not."""
+    assert len(x) == 1
     shape = (1, -1, *[1] * (x.ndim - 2))
-    y = (x - norm.running_mean.view(shape)) / (norm.running_var.view(shape) + norm.eps).sqrt()
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None:
+        mean, variance = x.flatten(2).mean((0, 2)), x.flatten(2).var((0, 2), correction=0)
+    y = (x - mean.view(shape)) / (variance.view(shape) + norm.eps).sqrt()
     return y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)
 
 
@@ -61,7 +65,7 @@ def exact_copy(extractor: nn.Module) -> nn.Module:
     """The extractor in float64."""
     exact = copy.deepcopy(extractor).double().requires_grad_(False)
     for module in exact.modules():
-        if getattr(module, "running_var", None) is not None:
+        if isinstance(module, nn.modules.batchnorm._NormBase):
             module.forward = functools.partial(by_formula, module)
     return exact
 
