@@ -24,7 +24,7 @@ from cortex_fast.engine.trying import (
     ALIKE,
     Gradients,
     Images,
-    apart_in_float64,
+    alone_in_float64,
     copied,
     gradients_of,
     graph_of,
@@ -46,6 +46,8 @@ PRECISIONS = {
 _ON_THE_WAY = 5  # tensors of the largest size that are there at once, beside what autograd keeps
 _WORTH_FUSING = 64  # copies: below it the filters' transform costs more than it saves
 _CHANGED = "extractor: its weights changed since it was prepared; call prepare() again"
+_OTHER_LOGITS = "its parts give other logits than the whole"
+_OTHER_GRADIENTS = "its parts give other gradients than the whole"
 _AS_IT_IS = "autograd over the extractor as it is"
 
 
@@ -218,9 +220,11 @@ def _fast(
 ) -> Prepared:
     """By the parts of a graph, which were held against it."""
     classes = expected[0].shape[1]
-    wide = apart_in_float64(graph, images.more[:2], classes)
+    pair = images.more[:2]
+    target = targets_of(2, classes, pair.device)
+    wide = alone_in_float64(graph, pair, target)
     if wide is not None:
-        _hold(_parts(extractor, module, wide[0], torch.float64), images.more[:2], wide[1], ALIKE)
+        _hold_exactly(_parts(extractor, module, wide[0], torch.float64), pair, target, wide[1])
     own = images.more.dtype
     prepared = replace(_parts(extractor, module, graph, own), classes=classes)
     gradient = expected[1] if wide is None else wide[1][1]
@@ -264,22 +268,29 @@ def _parts(extractor: nn.Module, module: nn.Module, graph: Graph, dtype: torch.d
     )
 
 
-def _hold(
-    prepared: Prepared, x: Tensor, expected: Gradients, of_logits: float, of_gradients: float | None = None
-) -> None:
+def _hold_exactly(prepared: Prepared, x: Tensor, target: Tensor, alone: Gradients) -> None:
+    """Raise UntraceableError where the parts, in float64, give the first image another logit or gradient than alone."""
+    value, gradient = prepared.value_and_grad(x.double(), target)
+    if not near(value[:1], alone[0].gather(1, target[:1, None])[:, 0], ALIKE):
+        raise UntraceableError(_OTHER_LOGITS)
+    if not near(gradient[:1], alone[1], ALIKE):
+        raise UntraceableError(_OTHER_GRADIENTS)
+
+
+def _hold(prepared: Prepared, x: Tensor, expected: Gradients, of_logits: float, of_gradients: float) -> None:
     """Raise UntraceableError where the parts give others than the expected logits and gradients of `targets_of` x."""
     h = prepared.body(*prepared.start(x))
     logits = h if prepared.head is None else prepared.head(h)
     if not near(logits, expected[0], of_logits):
-        raise UntraceableError("its parts give other logits than the whole")
+        raise UntraceableError(_OTHER_LOGITS)
     target = targets_of(len(x), logits.shape[1], x.device)
     still = Noise(
         torch.zeros(len(x), dtype=torch.float32, device=x.device), torch.arange(len(x), device=x.device), 0, True, False
     )
     wide = x.to(torch.promote_types(x.dtype, prepared.dtype))
     gradient = prepared.smoothgrad(wide, target, still, num_samples=1, memory=MEMORY)
-    if not near(gradient, expected[1], of_logits if of_gradients is None else of_gradients):
-        raise UntraceableError("its parts give other gradients than the whole")
+    if not near(gradient, expected[1], of_gradients):
+        raise UntraceableError(_OTHER_GRADIENTS)
 
 
 def _as_it_is(

@@ -2,7 +2,7 @@
 
 The graph replays the operators that the forward dispatched, so it is held to the forward by its own rounding: the same
 bits, but for the order in which gradients add up. What is made of the graph then is held to it in float64, where no
-ReLU is near enough to its kink to turn over: a batch against its images one by one.
+ReLU is near enough to its kink to turn over: an image in company against itself alone.
 """
 
 from collections.abc import Callable
@@ -116,15 +116,13 @@ def mixes(extractor: nn.Module, images: Images) -> bool:
     return not near(together[0][1:2], alone[0], max(1e-3, bound)) or not near(together[1][1:2], alone[1], 0.05)
 
 
-def apart_in_float64(graph: Graph, x: Tensor, classes: int) -> tuple[Graph, Gradients] | None:
-    """The graph in float64, and what it gives for each image of x alone; None where an operator has no float64."""
-    wide, x = lift_norms(widened(graph)), x.double()
+def alone_in_float64(graph: Graph, x: Tensor, target: Tensor) -> tuple[Graph, Gradients] | None:
+    """The graph in float64, and what it gives for the first image of x alone; None where an operator has no float64."""
+    wide = lift_norms(widened(graph))
     try:
-        target = targets_of(len(x), classes, x.device)
-        parts = [gradients_of(wide, x[i : i + 1], target[i : i + 1]) for i in range(len(x))]
+        return wide, gradients_of(wide, x[:1].double(), target[:1])
     except (RuntimeError, NotImplementedError):
         return None
-    return wide, (torch.cat([logits for logits, _ in parts]), torch.cat([gradient for _, gradient in parts]))
 
 
 def copied(graph: Graph) -> Graph:
