@@ -46,7 +46,7 @@ def gumbel_codebook(
     clock: float64 [4] on the logits' device, (tau, draw, lr, step), whose tau and draw stand for the numbers: a CUDA
     graph reads them anew each time that it is launched. On a GPU its values are not checked. The backward pass reads it
     again: change it in place only after that.
-    Differentiable once, in logits and codebook.
+    Differentiable once, in logits, codebook and gumbel.
     Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
     or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
     """
@@ -93,7 +93,9 @@ def _checked(
     hard = checks.flag("hard", hard)
     *lead, rows, codes = logits.shape
     problems = logits.shape[:-2].numel()
-    keep = keep or (torch.is_grad_enabled() and (logits.requires_grad or codebook.requires_grad))
+    keep = keep or (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats(logits, codebook, gumbel))
+    )
     flat_gumbel = None if gumbel is None else gumbel.reshape(problems, rows, codes)
     flat = logits.reshape(problems, rows, codes)
     flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
@@ -263,7 +265,9 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, upstream: Tensor, _index_upstream, _kept_upstream):
     codebook_needed = ctx.needs_input_grad[1]
     grad_logits, grad_codebook = _gumbel_codebook_backward(upstream, *ctx.saved_tensors, *ctx.settings, codebook_needed)
-    return grad_logits, grad_codebook if codebook_needed else None, *[None] * 9
+    gumbel = ctx.saved_tensors[3]
+    grad_gumbel = grad_logits.to(gumbel.dtype) if ctx.needs_input_grad[3] else None  # the scores are their sum
+    return grad_logits, grad_codebook if codebook_needed else None, None, grad_gumbel, *[None] * 7
 
 
 _gumbel_codebook.register_autograd(_backward, setup_context=_setup_context)

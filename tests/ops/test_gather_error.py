@@ -1,6 +1,5 @@
 """gather_error against differences taken one position at a time in float64, of tensors and of files."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -176,7 +175,9 @@ def test_files_that_are_anything_else_are_not_known(impl: str, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX has these")
-def test_what_is_no_regular_file_is_not_known_and_nobody_waits_for_it(impl: str, tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_not_known_and_nobody_waits_for_it(
+    impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedding, tokens, codebook = near(5, (3, 4, 4))
     paths = save(tmp_path, embedding)
     Path(paths[0]).rename(tmp_path / "0")
@@ -185,7 +186,8 @@ def test_what_is_no_regular_file_is_not_known_and_nobody_waits_for_it(impl: str,
         Path(path).unlink()
     os.mkfifo(paths[1])
     Path(paths[2]).symlink_to("/dev/zero")
-    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
         server.bind("3.npy")  # the whole path may be longer than a socket's name
         assert gather_error_of_files(paths, tokens, codebook, impl=impl)[1].tolist() == [True, *[False] * 3, True]
 

@@ -332,6 +332,18 @@ def test_chunks_of_codes_that_are_banned_as_a_whole(impl: str, banned: tuple[int
         assert not bool((logits.gather(2, index[..., None]) == -torch.inf).any())
 
 
+def test_given_noise_gets_the_gradient_of_the_logits_that_it_is_added_to(impl: str) -> None:
+    logits, codebook, upstream = random(2, 3, 9), random(9, 4, seed=1), random(2, 3, 4, seed=2)
+    for hard in (False, True):
+        noise = random(2, 3, 9, seed=3).requires_grad_()
+        embedding, _ = gumbel_codebook(logits, codebook, gumbel=noise, tau=0.7, hard=hard, impl=impl)
+        (grad,) = torch.autograd.grad(embedding, noise, upstream)
+        exact, rough = (
+            formula(logits, codebook, noise, upstream, 0.7, hard, kind) for kind in (np.float64, np.float32)
+        )
+        assert_as_good(grad, exact[2], rough[2])
+
+
 def test_equal_scores_select_the_lowest_index(impl: str) -> None:
     _, index = gumbel_codebook(torch.zeros(2, 3, 7), random(7, 2), gumbel=torch.zeros(2, 3, 7), impl=impl)
     assert not index.any()

@@ -152,3 +152,25 @@ def test_a_level_that_this_processor_has_not_is_refused(level: str, monkeypatch:
     monkeypatch.setattr(native, "LEVEL", "avx1024")
     with pytest.raises(ValueError, match="level: expected one that this processor has, got 'avx1024'"):
         draw("normal", 0, vector(0), vector(0), 1, 1, "native")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"items": torch.tensor([0, 2**32])}, ValueError),
+        ({"items": torch.tensor([-1])}, ValueError),
+        ({"items": torch.zeros(2)}, TypeError),
+        ({"draws": torch.tensor([2**32])}, ValueError),
+        ({"draws": torch.tensor(3)}, ValueError),
+        ({"draws": [3]}, TypeError),
+        ({"rows": -1}, ValueError),
+        ({"rows": 2**32 + 1}, ValueError),
+        ({"length": 1.5}, TypeError),
+        ({"seed": 2**63}, ValueError),
+    ],
+)
+def test_numbers_that_the_stream_has_no_room_for_are_refused_by_name(changed: dict, error: type[Exception]) -> None:
+    """Cut to 32 bits they would give the numbers of others."""
+    arguments = {"seed": 0, "items": torch.arange(2), "draws": torch.arange(2), "rows": 2, "length": 3} | changed
+    with pytest.raises(error, match=rf"^{next(iter(changed))}: expected .* got"):
+        random_stream.normal(**arguments)

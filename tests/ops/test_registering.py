@@ -161,6 +161,22 @@ def test_lazily_negated_views_that_the_dispatcher_does_not_see(impl: str) -> Non
     )
 
 
+def test_numbers_may_come_from_numpy_and_torch() -> None:
+    selected = ops.gumbel_codebook(LOGITS, CODEBOOK, tau=0.5, seed=3, draw=2, hard=False)
+    numbers = {"tau": np.float32(0.5), "seed": np.int64(3), "draw": torch.tensor(2), "hard": np.False_}
+    assert same_bits(ops.gumbel_codebook(LOGITS, CODEBOOK, **numbers), selected)
+    noisy = ops.smoothgrad_noise(ZEROS, ONES, 4, seed=3, first_sample=2, antithetic=True)
+    numbers = {"num_samples": np.uint8(4), "seed": np.array(3), "first_sample": np.int32(2), "antithetic": np.True_}
+    assert same_bits([ops.smoothgrad_noise(ZEROS, ONES, **numbers)], [noisy])
+    stepped = step(lr=0.1, step=3, eps=1e-3, moments=(LOGITS + 1, LOGITS + 2), betas=(0.5, 0.75))
+    numbers = {"lr": np.float64(0.1), "step": np.int16(3), "eps": torch.tensor(1e-3).double(), "betas": [0.5, 0.75]}
+    assert same_bits([step(moments=(LOGITS + 1, LOGITS + 2), **numbers)], [stepped])
+    counted = ops.concept_counts(ZEROS[:, 0], TOKENS, torch.arange(2), **COUNTS)
+    numbers = {name: np.int64(number) for name, number in COUNTS.items()}
+    assert torch.equal(ops.concept_counts(ZEROS[:, 0], TOKENS, torch.arange(2), **numbers), counted)
+    assert torch.equal(ops.conv3x3(rand(1, 4, 4, 4) * 0, FILTERS, padding=np.int8(2)), torch.zeros(1, 3, 6, 6))
+
+
 EVERYTHING = {
     **FUNCTIONS,
     "nearest_code": (lambda z: ops.nearest_code(z, CODEBOOK), rand(4, 3)),
