@@ -100,7 +100,7 @@ def _whole(folder: Path, wanted: dict[str, bytes]) -> bool:
 )
 def test_killed_at_random_moments(run, tmp_path):
     processes = multiprocessing.get_context("forkserver")  # of a process that has imported all, and run nothing
-    processes.set_forkserver_preload(["tests.test_kills"])
+    processes.set_forkserver_preload(["tests.test_kills", "torch._dynamo"])  # which torch.optim wants
     inputs, undisturbed, folder = tmp_path / "inputs", tmp_path / "undisturbed", tmp_path / "killed"
     if run is importing:
         write_data(inputs, images=20_000)

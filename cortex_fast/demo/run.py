@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from cortex_fast import zoo as bundled
+from cortex_fast.data.locks import held
 from cortex_fast.data.results import replace_whole
 from cortex_fast.demo import measures, pages, stages, tables
 from cortex_fast.demo.settings import Settings, fingerprint
@@ -24,10 +25,15 @@ def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Tabl
 
     Files: samples, concepts-* and edits-* (.safetensors, read by TokenStore, ConceptExplanations and TokenSelection),
     saliency-* (.safetensors, a tensor `tsv`), concepts.csv, evaluation.json. A file with the same fingerprint is
-    reused. Raises ResultFileError for a file that is not ours, FileExistsError for a report folder that is not.
+    reused. Raises ResultFileError for a file that is not ours, FileExistsError for a report folder that is not,
+    BlockingIOError while another demo writes there.
     """
     check_replaceable(folder / "report")  # this and the next before the work, not after it
-    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / "report"):
+        return _run(folder, settings, progress)
+
+
+def _run(folder: Path, settings: Settings, progress: bool) -> Table:
     zoo = bundled.load()
     made = fingerprint(settings, zoo.fingerprint)
     store = stages.sample(zoo, settings, folder, made, progress)

@@ -9,6 +9,7 @@ import torch
 
 from cortex_fast import ConceptExplanations, ResultFileError, TokenSelection, TokenStore
 from cortex_fast.cli import main
+from cortex_fast.data.locks import held
 from cortex_fast.demo import Settings, measures, run, run_demo, stages
 from cortex_fast.demo.pages import patch
 
@@ -125,6 +126,12 @@ def test_a_foreign_report_folder_is_refused_before_the_work(tmp_path):
     with pytest.raises(FileExistsError, match="report"):
         run_demo(tmp_path, TINY, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
+    with held(tmp_path / "report"), pytest.raises(BlockingIOError, match=r"/report: another run is writing it"):
+        run_demo(tmp_path, TINY, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_forced_backend_that_cannot_serve(tmp_path, monkeypatch, capsys):

@@ -44,9 +44,8 @@ def read_codebook(path: Path | str, *, tensors_only: bool = False) -> Tensor:
 
 def _of_numpy(path: Path) -> Tensor:
     try:
-        return torch.from_numpy(
-            np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-        )  # mapped: sizes are compared
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # which compares the header with the file's size
+        return torch.from_numpy(np.array(mapped))
     except OSError:
         raise
     except Exception as error:  # a damaged header raises nearly anything

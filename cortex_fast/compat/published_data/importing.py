@@ -96,7 +96,8 @@ def import_embeddings(
     skip_bad: writes the store without the bad rows, and names them in the fingerprint and in <out>.bad.txt. threads:
     that read and check, default one a core. tick gets numbers of rows.
     The images' file names go to <out>.files.txt. The store is written last, whole or not at all.
-    Raises FileNotFoundError; PublishedDataError with file and line of each bad row, unless skip_bad.
+    Raises FileNotFoundError; PublishedDataError with file and line of each bad row, unless skip_bad; BlockingIOError
+    while another run writes `out`.
     """
     folder, out = Path(folder), Path(out)
     place = find_split(folder, split)
