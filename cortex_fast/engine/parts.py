@@ -20,7 +20,8 @@ class Parts:
     while its gradient is computed.
     layout: the memory format of what goes in. scale: gradients are computed so much larger, for float16's sake.
     extractor: the user's module, which is not run; module: a stand-in that shares its weights and gives its logits.
-    weights: those it had; classes: how many, where known. exact: float32 is not rounded to tf32.
+    weights: those it had; classes: how many, where known; shape: [d,h,w], where the parts are for that alone.
+    exact: float32 is not rounded to tf32.
     """
 
     extractor: nn.Module
@@ -37,6 +38,7 @@ class Parts:
     weights: Weights | None = None
     scale: float = 1.0
     classes: int | None = None
+    shape: torch.Size | None = None
     exact: bool = True
 
     def cast(self, x: Tensor) -> Tensor:

@@ -97,6 +97,13 @@ class Prepared(Parts):
         gradient = self.smoothgrad(x, target, noise, num_samples=num_samples, memory=memory)
         return ops.token_saliency(gradient[:, None], reduction=reduction)
 
+    def check_shape(self, name: str, x: Tensor) -> None:
+        """Raise ValueError where the extractor was prepared for embeddings of another shape."""
+        if self.shape is not None and x.shape[1:] != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"{name}: expected shape [B, {expected}], as the extractor was prepared for, got "
+                             f"{list(x.shape)}; prepare it with a sample of that shape")  # fmt: skip
+
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """The extractor's own logits [B,classes] of x [B,d,h,w], without a gradient."""
@@ -107,6 +114,7 @@ class Prepared(Parts):
         """The targets as classes int64 [B] that the extractor has, of an extractor as it was."""
         checks.rank("x", x, "[B, d, h, w]")
         checks.floating("x", x)
+        self.check_shape("x", x)
         if not isinstance(target, Tensor):
             target = target_vector(target, len(x), x.device, names_of(self.extractor))
         checks.integral("target", target)
@@ -170,6 +178,7 @@ def prepare(
     [B,classes], or one whose logits are not differentiable in the embedding.
     """
     if isinstance(extractor, Prepared):
+        extractor.check_shape("sample", sample)
         extractor.check_weights()
         return extractor
     checks.one_of("precision", precision, PRECISIONS)
@@ -225,8 +234,10 @@ def _fast(
     wide = alone_in_float64(graph, pair, target)
     if wide is not None:
         _hold_exactly(_parts(extractor, module, wide[0], torch.float64), pair, target, wide[1])
+    elif mixes(graph, images):
+        raise UntraceableError(_OTHER_LOGITS)
     own = images.more.dtype
-    prepared = replace(_parts(extractor, module, graph, own), classes=classes)
+    prepared = replace(_parts(extractor, module, graph, own), classes=classes, shape=pair.shape[1:])
     gradient = expected[1] if wide is None else wide[1][1]
     modules: list[nn.Module] = [prepared.prefix, prepared.linear, prepared.body]
     modules += [] if prepared.head is None else [prepared.head]

@@ -25,6 +25,7 @@ INPUT = -1  # the embedding's record
 _BATCH_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit")
 _BY_LAYOUT = ("as_strided", "as_strided_", "set_", "resize_", "resize_as_")
 _BY_VALUE = "its forward depends on values: it reads its input in Python"
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _READING = (
     "tolist",
     "numpy",
@@ -340,6 +341,8 @@ class _Reading(TorchFunctionMode):
         reads = getattr(function, "__name__", "") in _READING and args and isinstance(args[0], Tensor)
         if reads and self.recorder.depends(args[0]):
             self.recorder.refuse(_BY_VALUE, by_value=True)
+        if getattr(function, "__name__", "") in _HOOKS:
+            self.recorder.refuse("it hangs a hook on a gradient")
         return function(*args, **(kwargs or {}))
 
 

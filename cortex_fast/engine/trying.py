@@ -7,6 +7,7 @@ ReLU is near enough to its kink to turn over: an image in company against itself
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,13 @@ from cortex_fast.engine.outputs import NoLogitsError
 from cortex_fast.engine.tracing import Tape, UntraceableError, recorded
 
 _ROUNDINGS = 4  # times the dtype's own: how far the graph may be from the forward
+_WIDER = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
 ALIKE = 1e-7  # in float64, of the norm: how far what is made of the graph may be from it
 _OTHER_LOGITS = "its forward depends on values or keeps state: the graph gives other logits"
 _OTHER_GRADIENTS = "the graph gives other gradients: hooks or a backward of its own change them"
@@ -43,7 +51,8 @@ def images_of(sample: Tensor) -> Images:
     generator = torch.Generator().manual_seed(0)
     first, last = sample[0], sample[-1]
     noise = torch.randn((3, *first.shape), generator=generator, dtype=torch.float64).to(sample)
-    scale = first.std(correction=0).nan_to_num() + torch.finfo(sample.dtype).tiny
+    spread, largest = first.std(correction=0), first.abs().max()
+    scale = torch.where(spread > 0, spread, torch.where(largest > 0, largest, torch.ones_like(largest)))
     noisy = first + scale * noise[0]
     small = 0.1 * last.flip(-1) + 0.1 * scale * noise[1]
     large = 8 * last.roll(1, -1) + scale * noise[2]
@@ -134,13 +143,22 @@ def copied(graph: Graph) -> Graph:
 
 def widened(graph: Graph) -> Graph:
     """A graph without modules in float64."""
-    wide, narrow = copied(graph), (torch.float32, torch.float16, torch.bfloat16)
+    wide = copied(graph)
     for node in wide.graph.nodes:
-        node.kwargs = {key: torch.float64 if value in narrow else value for key, value in node.kwargs.items()}
+        node.args, node.kwargs = _wider(node.args), _wider(node.kwargs)
     for name, tensor in list(wide.named_buffers()):
-        wide.register_buffer(name, tensor.double() if tensor.is_floating_point() else tensor)
+        wide.register_buffer(name, tensor.to(_WIDER.get(tensor.dtype, tensor.dtype)))
     wide.compile_steps()
     return wide
+
+
+def _wider(arguments: Any) -> Any:
+    """Arguments of a node with float64 for every narrower dtype."""
+    if isinstance(arguments, dict):
+        return {key: _wider(value) for key, value in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        return tuple(_wider(value) for value in arguments)
+    return _WIDER.get(arguments, arguments) if isinstance(arguments, torch.dtype) else arguments
 
 
 def near(got: Tensor, expected: Tensor, tolerance: float) -> bool:

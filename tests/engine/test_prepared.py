@@ -377,7 +377,7 @@ FALL_BACK = {  # extractor, the note's beginning and what else it says
     "hooks on the backward pass": (lambda: guided(), (AS_IT_IS, "it has hooks on a module's backward pass")),
     "a hook on a gradient": (
         lambda: ended(lambda self, x: doubling(self.conv(x)), conv=conv()),
-        (AS_IT_IS, "the graph gives other gradients"),
+        (AS_IT_IS, "it hangs a hook on a gradient"),
     ),
 }
 

@@ -287,3 +287,58 @@ def test_weights_made_in_inference_mode():
     x = embedding()
     gradient = prepare(extractor, x).value_and_grad(x, TARGET)[1]
     assert relative(gradient, autograd(ordinary, x, TARGET)[1]) < 1e-4
+
+
+def recurrent(self, x):
+    return self.head(self.rnn(x.flatten(2).mT)[0].flatten(1))  # batch_first forgotten: over the images
+
+
+def by_frequency(self, x):
+    spectrum = torch.einsum("bchw,cd->bdhw", torch.fft.rfft2(x), self.rows)
+    y = torch.fft.irfft2(spectrum, s=x.shape[2:])
+    return self.head((y * y.mean(0).sigmoid()).flatten(1))
+
+
+def mixing(function, **modules):
+    extractor = Of(function, head=linear(CHANNELS * GRID**2), **modules)
+    extractor.register_buffer("rows", torch.randn(CHANNELS, CHANNELS, dtype=torch.complex64))
+    return extractor
+
+
+@pytest.mark.parametrize(
+    "sample", [embedding(), torch.zeros(1, CHANNELS, GRID, GRID), torch.ones(1, CHANNELS, GRID, GRID)]
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mixing(recurrent, rnn=nn.LSTM(CHANNELS, CHANNELS)),
+        lambda: mixing(by_frequency),
+        lambda: mixing(lambda self, x: self.head((x * x.mean(0)).flatten(1))),
+    ],
+)
+def test_mixing_is_found_whatever_the_sample_and_without_float64(make, sample):
+    torch.manual_seed(2)
+    extractor, x = make(), embedding()
+    prepared = prepare(extractor, sample)
+    assert "image by image" in prepared.notes[0]
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def test_a_fourier_layer_is_a_graph():
+    torch.manual_seed(2)
+    extractor = mixing(lambda self, x: self.head(torch.tanh(torch.fft.irfft2(
+        torch.einsum("bchw,cd->bdhw", torch.fft.rfft2(x), self.rows), s=x.shape[2:])).flatten(1)))  # fmt: skip
+    prepared, x = prepare(extractor, embedding()), embedding()
+    assert not prepared.notes[0].startswith(AS_IT_IS)
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def test_another_grid_than_the_samples_is_refused():
+    """A graph has the grid's sizes as numbers in it."""
+    extractor = Of(lambda self, x: self.head(self.conv(x).sum((2, 3)) / x.shape[2]), conv=conv(), head=linear(8))
+    prepared, other = prepare(extractor, embedding()), embedding(grid=6)
+    for call in (prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared())):
+        with pytest.raises(ValueError, match=r"^x: expected shape \[B, 5, 8, 8\], .* got \[3, 5, 6, 6\]"):
+            call(other, TARGET)
+    with pytest.raises(ValueError, match=r"^sample: expected shape"):
+        prepare(prepared, other)
