@@ -12,7 +12,7 @@ from cortex_fast.engine.tracing import INPUT, Record, Tape, UntraceableError, Va
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default, _aten.reshape.default)
-_SHAPED = ("reshape", "view", "expand", "repeat", "native_group_norm")
+_SHAPED = ("reshape", "view", "expand", "repeat", "native_group_norm", "affine_grid_generator")
 _MAKING = ("new_zeros", "new_ones", "new_full", "new_empty", "zeros", "ones", "full", "empty", "arange")
 _SIZED = {getattr(_aten, name) for name in (*_SHAPED, *_MAKING)}  # take the number of images for a shape, not a value
 _OTHER_WAY = "its forward depends on values or keeps state: it took another way the second time"
@@ -194,6 +194,8 @@ def _constant(assembly: _Assembly, tensor: Tensor) -> fx.Node:
 def _same(one: Tensor, other: Tensor) -> bool:
     if one is other:
         return True
+    if one.layout != torch.strided or other.layout != torch.strided:
+        return False
     if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
         return False
     if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():

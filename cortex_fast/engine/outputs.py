@@ -24,6 +24,8 @@ class Logits(nn.Module):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise NoLogitsError(f"extractor: expected logits [B, classes] for B = {len(x)}, got {got}{_advice(logits)}")
+        if not logits.is_floating_point():
+            raise NoLogitsError(f"extractor: expected floating-point logits, got {logits.dtype}")
         return logits
 
 

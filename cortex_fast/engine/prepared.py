@@ -1,6 +1,7 @@
 """Any extractor, prepared for input gradients: the least arithmetic that gives the same answer."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -24,6 +25,7 @@ from cortex_fast.engine.trying import (
     ALIKE,
     Gradients,
     Images,
+    KeepsError,
     alone_in_float64,
     copied,
     gradients_of,
@@ -188,7 +190,8 @@ def prepare(
     copies = None if copies is None else checks.whole("copies", copies, 0)
     dtype = own if precision in ("float32", "tf32") else PRECISIONS[precision]
     exact = precision != "tf32"
-    with torch.inference_mode(False), torch.no_grad(), without_tf32(exact):
+    plain = torch.autocast(sample.device.type, enabled=False)  # its casts would be the graph's for good
+    with torch.inference_mode(False), torch.no_grad(), without_tf32(exact), plain:
         weights = weights_of(extractor)
         if not len(sample):
             module = _Alone(Logits(borrowed(extractor, tensors_too=True), output))
@@ -207,13 +210,13 @@ def _tried(extractor: nn.Module, images: Images, dtype: torch.dtype, copies: int
         graph, expected = graph_of(module, images)
         prepared = _fast(extractor, module, graph, expected, images, dtype, copies)
         return _measured(prepared, images)
-    except NoLogitsError:
+    except KeepsError:
         raise
     except Exception as error:  # the user's forward runs in it, and may raise anything
         known = isinstance(error, UntraceableError | WritesError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         by_value = isinstance(error, UntraceableError) and error.by_value
-        if not isinstance(error, UntraceableError):  # it may write into its own tensors
+        if not isinstance(error, UntraceableError | NoLogitsError):  # it may write into its own tensors
             module = Logits(borrowed(extractor, tensors_too=True), output)
         return _measured(_as_it_is(extractor, module, images, dtype, reason, by_value=by_value), images)
 
@@ -308,8 +311,16 @@ def _as_it_is(
     extractor: nn.Module, module: nn.Module, images: Images, dtype: torch.dtype, reason: str, *, by_value: bool
 ) -> Prepared:
     """By autograd over the extractor: image by image where it looks at values, or images change each other."""
-    logits, gradient = gradients_of(module, images.more)
     straighten_norms(module)
+    try:
+        logits, gradient = gradients_of(module, images.more)
+    except Exception:  # as a forward for one image alone would
+        by_value = True
+        try:
+            logits, gradient = gradients_of(_Alone(module), images.more)
+        except Exception:
+            gradients_of(module, images.more)  # its own words
+            raise
     how = ", image by image" if by_value else ""
     if not by_value and mixes(module, images):
         how = ", image by image (they change each other's results)"
@@ -369,9 +380,10 @@ def _fuse_all(modules: list[nn.Module], device: torch.device, dtype: torch.dtype
 
 
 def _own_dtype(extractor: nn.Module, sample: Tensor) -> torch.dtype:
-    """Of its parameters, or its buffers, or of what it is given."""
+    """That of the sample where a parameter has it, else of the first parameter or buffer that has one."""
     named = (*extractor.parameters(), *extractor.buffers(), sample)
-    return next(tensor.dtype for tensor in named if tensor.is_floating_point())
+    dtypes = [tensor.dtype for tensor in named if tensor.is_floating_point()]
+    return sample.dtype if sample.dtype in dtypes[:-1] else dtypes[0]
 
 
 def _scale(gradient: Tensor, dtype: torch.dtype) -> float:
@@ -394,13 +406,15 @@ def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
     kept: dict[int, int] = {}
     sizes = [x.nbytes]
 
-    def keep(tensor: Tensor) -> None:  # not the tensor: its own node would hold it, and nothing ever free it
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        if tensor.ndim and len(tensor) == len(x):
-            sizes.append(tensor.nbytes)
+    def keep(tensor: Tensor) -> Tensor:
+        with suppress(RuntimeError, NotImplementedError):  # a wrapper, or sparse: it has no storage
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            if tensor.ndim and len(tensor) == len(x):
+                sizes.append(tensor.nbytes)
+        return tensor.detach()  # not itself: its own node would hold it, and nothing ever free it
 
     with torch.enable_grad():
         leaves = tuple(z.detach().requires_grad_(True) for z in prepared.start(x))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             prepared.body(*leaves)
     return sum(kept.values()), max(sizes + [leaf.nbytes for leaf in leaves])

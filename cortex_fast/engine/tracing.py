@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
@@ -80,13 +81,20 @@ class Record:
 @dataclass(frozen=True, eq=False)
 class Tape:
     """What a forward did to a batch: records in order, and which is its result's; output: the result itself, with its
-    graph; x: the batch, a leaf; versions: how often each storage was written into in all."""
+    graph; x: the batch, a leaf; versions: how often each storage was written into in all; made: the storages of
+    what is the batch's."""
 
     records: tuple[Record, ...]
     result: Value
     output: Tensor
     x: Tensor
     versions: dict[int, int]
+    made: dict[int, StorageWeakRef]
+
+    def found(self, earlier: Tape) -> bool:
+        """Whether it read, as a constant, what an earlier forward made of its batch."""
+        constants = (value.tensor for record in self.records for value in values_in((record.args, record.kwargs)))
+        return any(tensor is not None and _storage(tensor) in earlier.made for tensor in constants)
 
     def changed(self, value: Value) -> bool:
         """Whether a constant was written into after it was read."""
@@ -118,7 +126,7 @@ def recorded(extractor: nn.Module, x: Tensor) -> Tape:
     if result.tensor is not None:
         raise UntraceableError("its logits come from outside torch's operators, or do not depend on the embedding")
     _look_at_graph(output)
-    return Tape(tuple(recorder.records), result, output, leaf, recorder.versions)
+    return Tape(tuple(recorder.records), result, output, leaf, recorder.versions, recorder.made)
 
 
 def _look_at_graph(output: Tensor) -> None:
@@ -141,6 +149,7 @@ def _look_at_graph(output: Tensor) -> None:
 class _Entry:
     place: Place
     depends: bool
+    storage: int
     version: int  # of its storage: a write through another tensor makes it stale
 
 
@@ -156,6 +165,9 @@ class _Recorder(TorchDispatchMode):
         self._entries = WeakTensorKeyDictionary()
         self.versions: dict[int, int] = {}  # how often a storage was written into
         self._dependent: set[int] = set()  # storages that something of the embedding was written into
+        self.made: dict[
+            int, StorageWeakRef
+        ] = {}  # storages of what is the embedding's; while held, none has its number
         self._foreign: dict[int, Tensor] = {}  # storages that were there before, and what keeps them there
 
     @classmethod
@@ -177,7 +189,10 @@ class _Recorder(TorchDispatchMode):
 
     def enter(self, tensor: Tensor, place: Place, *, depends: bool) -> None:
         """The tensor is at this place of the graph."""
-        self._entries[tensor] = _Entry(place, depends, self._version(_storage(tensor)))
+        storage = _storage(tensor)
+        self._entries[tensor] = _Entry(place, depends, storage, self._version(storage))
+        if depends and storage not in self.made and tensor.layout == torch.strided:
+            self.made[storage] = StorageWeakRef(tensor.untyped_storage())
 
     def depends(self, tensor: Tensor) -> bool:
         entry, storage = self._entries.get(tensor), _storage(tensor)
@@ -192,6 +207,8 @@ class _Recorder(TorchDispatchMode):
             self._foreign.setdefault(storage, tensor)
             return Value(None, 0, tensor, self._version(storage))
         current, place = self._version(storage), entry.place
+        if entry.storage != storage:
+            self.refuse("it gives a tensor other data (.data = ...)", by_value=True)
         if entry.version != current and self.depends(tensor):
             self.refuse("it writes into a view of a tensor that it reads again")
         if entry.depends:
@@ -199,7 +216,10 @@ class _Recorder(TorchDispatchMode):
         return Value(place.record if entry.version == current else None, place.output, tensor, current)
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # the recorder's own reading is not the forward's
+            return self._dispatched(operator, args, kwargs or {})
+
+    def _dispatched(self, operator: Any, args: Any, kwargs: Any) -> Any:
         values = mapped((args, kwargs), self.value)
         depends = any(value.tensor is None for value in values_in(values))
         name = operator._schema.name.split("::")[-1]
@@ -209,8 +229,13 @@ class _Recorder(TorchDispatchMode):
             for position, argument in enumerate(operator._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
+        if torch.Tag.inplace_view in operator.tags and values[0][0].record is not None:
+            return self._reshape(operator, name, args, kwargs, values, depends)
         if written:
             return self._write(operator, name, written, args, kwargs, values, depends)
+        if name == "lift_fresh":  # new memory of torch.tensor's, which may be written into
+            self._foreign.pop(_storage(args[0]), None)
+            values = ((Value(None, 0, args[0].clone()),), {})
         result = operator(*args, **kwargs)
         many = isinstance(result, tuple | list)
         results = tuple(result) if many else (result,)
@@ -302,6 +327,23 @@ class _Recorder(TorchDispatchMode):
         self._moved(target, place, depends)
         return target
 
+    def _reshape(self, operator: Any, name: str, args: Any, kwargs: Any, values: Any, depends: bool) -> Any:
+        """An operator that makes of a tensor a view of itself, in place: squeeze_, t_ and the like."""
+        target = args[0]
+        whole = self._entries[target].place
+        counterpart = _counterpart(operator, name)
+        if counterpart is None:
+            self.refuse(f"it changes a tensor's shape in place ({name})")
+            return operator(*args, **kwargs)
+        before = _at(whole)
+        operator(*args, **kwargs)
+        self._append(counterpart, (before, *values[0][1:]), values[1], (target,), depends)
+        own = TensorWeakRef(target)
+        whole.tensor = None
+        place = Place(len(self.records) - 1, 0, target.shape, target.dtype, own, (counterpart, values[0][1:], whole))
+        self.enter(target, place, depends=depends)
+        return target
+
     def _moved(self, target: Tensor, place: Place, depends: bool) -> None:
         """The tensor is the last record's result now, what it is a view of has it within, and all others of its memory
         are out of date."""
@@ -316,7 +358,7 @@ class _Recorder(TorchDispatchMode):
             back = written_back(operator, rest, _at(whole), _at(place), whole.shape)
             if back is None:
                 return  # what it is a view of is out of date, too
-            tensor = whole.tensor()
+            tensor = None if whole.tensor is None else whole.tensor()
             entry = None if tensor is None else self._entries.get(tensor)
             depends = depends or (entry is not None and entry.depends)
             self._append(back[0], back[1], {}, (whole,), depends)
@@ -367,10 +409,13 @@ def _by_numbers(name: str, args: Any) -> bool:
 def _counterpart(operator: Any, name: str) -> Any:
     """The operator that makes a new tensor of what this one does in place; None where there is none."""
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
-    return None if packet is None else getattr(packet, operator._overloadname, None)
+    overload = "int" if name == "transpose_" else operator._overloadname
+    return None if packet is None else getattr(packet, overload, None)
 
 
 def _storage(tensor: Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return id(tensor)
     return tensor.untyped_storage()._cdata
 
 

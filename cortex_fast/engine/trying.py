@@ -1,8 +1,9 @@
 """An extractor tried out: whether a graph of it is the extractor, for images of any scale and in any company.
 
 The graph replays the operators that the forward dispatched, so it is held to the forward by its own rounding: the same
-bits, but for the order in which gradients add up. What is made of the graph then is held to it in float64, where no
-ReLU is near enough to its kink to turn over: an image in company against itself alone.
+bits, but for the order in which gradients add up. NaN in an image's place tells whether it reaches others. What is made
+of the graph then is held to it in float64, where no ReLU is near enough to its kink to turn over: an image in company
+against itself alone.
 """
 
 from collections.abc import Callable
@@ -28,11 +29,21 @@ _WIDER = {
 }
 ALIKE = 1e-7  # in float64, of the norm: how far what is made of the graph may be from it
 _OTHER_LOGITS = "its forward depends on values or keeps state: the graph gives other logits"
+_COMPANY = "the images of a batch change each other's results"
+_KEEPS = (
+    "extractor: it keeps what it makes of the first images that it sees; call it once on images of yours before it is "
+    "explained"
+)
 _OTHER_GRADIENTS = "the graph gives other gradients: hooks or a backward of its own change them"
 _NO_GRADIENT = (
     "extractor: expected logits that are differentiable in the embedding, got none: its forward runs under "
     "torch.no_grad(), detaches, rounds or quantises again"
 )
+
+
+class KeepsError(ValueError):
+    """The extractor's first forward decides what later ones do."""
+
 
 Gradients = tuple[Tensor, Tensor]  # logits [B,classes], and each target's gradient [B,d,h,w]
 
@@ -48,9 +59,9 @@ class Images:
 
 def images_of(sample: Tensor) -> Images:
     """What to try an extractor on: sample [n,d,h,w], n >= 1, and what can be made of it."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     first, last = sample[0], sample[-1]
-    noise = torch.randn((3, *first.shape), generator=generator, dtype=torch.float64).to(sample)
+    noise = torch.randn((3, *first.shape), generator=generator, dtype=torch.float64, device="cpu").to(sample)
     spread, largest = first.std(correction=0), first.abs().max()
     scale = torch.where(spread > 0, spread, torch.where(largest > 0, largest, torch.ones_like(largest)))
     noisy = first + scale * noise[0]
@@ -91,20 +102,41 @@ def graph_of(extractor: nn.Module, images: Images) -> tuple[Graph, Gradients]:
     Raises UntraceableError, WritesError, or whatever the forward raises.
     """
     few, more = recorded(extractor, images.few), recorded(extractor, images.more)
+    if more.found(few):
+        raise KeepsError(_KEEPS)
     try:
         graph = assembled(few, more)
     except UntraceableError:  # the first run may have made what the second found
         graph = assembled(recorded(extractor, images.few), more)
     expected = _of(more)
-    logits, gradient = gradients_of(graph, images.more)
-    bound = _ROUNDINGS * torch.finfo(logits.dtype).eps
+    got = gradients_of(graph, images.more)
+    bound = _ROUNDINGS * torch.finfo(got[0].dtype).eps
     with torch.enable_grad():  # as everywhere: what hangs hooks on its tensors fails without
         other = extractor(images.other.clone().requires_grad_(True).clone())
-    if not near(logits, expected[0], bound) or not near(graph(images.other), other, bound):
+    if not near_each(got[0], expected[0], bound) or not near_each(graph(images.other), other, bound):
         raise UntraceableError(_OTHER_LOGITS, by_value=True)
-    if not near(gradient, expected[1], bound):
+    if not near_each(got[1], expected[1], bound):
         raise UntraceableError(_OTHER_GRADIENTS)
+    single = images.more[:1]
+    for one, other in zip(gradients_of(graph, single), gradients_of(extractor, single), strict=True):
+        if not near_each(one, other, bound):
+            raise UntraceableError("one image alone is treated otherwise", by_value=True)
+    if _reaches(graph, images, got[0]):
+        raise UntraceableError(_COMPANY, by_value=True)
     return graph, expected
+
+
+def _reaches(graph: Graph, images: Images, logits: Tensor) -> bool:
+    """Whether an image changes another's logits: NaN and infinity in its place would, at whatever scale it does."""
+    for poison in (torch.nan, torch.inf):
+        poisoned = images.more.clone()
+        poisoned[::2] = poison
+        try:
+            if not torch.equal(graph(poisoned)[1], logits[1]):
+                return True
+        except Exception:  # an operator that takes no such values
+            return mixes(graph, images)
+    return False
 
 
 def _of(tape: Tape) -> Gradients:
@@ -112,7 +144,7 @@ def _of(tape: Tape) -> Gradients:
         return _gradients(tape.output, tape.x)
 
 
-def mixes(extractor: nn.Module, images: Images) -> bool:
+def mixes(extractor: Callable[[Tensor], Tensor], images: Images) -> bool:
     """Whether an image's logits or gradient depend on its company."""
     together = gradients_of(extractor, images.more)
     target = targets_of(3, together[0].shape[1], images.more.device)
@@ -163,9 +195,17 @@ def _wider(arguments: Any) -> Any:
 
 def near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Within a share of the norm; infinities, as of masked classes, and NaN are to be the same."""
-    got, expected = got.detach().double(), expected.detach().double()
-    if got.shape != expected.shape:
-        return False
+    return got.shape == expected.shape and _close(got[None], expected[None], tolerance)
+
+
+def near_each(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Within a share of the norm of each image's: an image of large values does not hide the others."""
+    return got.shape == expected.shape and _close(got, expected, tolerance)
+
+
+def _close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    got, expected = got.detach().double().flatten(1), expected.detach().double().flatten(1)
     alike = (got == expected) | (got.isnan() & expected.isnan())
-    got, rest = got.masked_fill(alike, 0), expected.masked_fill(alike, 0)
-    return bool((got - rest).norm() <= tolerance * expected.nan_to_num(posinf=0, neginf=0).norm() + 1e-30)
+    difference = got.masked_fill(alike, 0) - expected.masked_fill(alike, 0)
+    size = expected.nan_to_num(posinf=0, neginf=0).norm(dim=1)
+    return bool((difference.norm(dim=1) <= tolerance * size).all())

@@ -23,13 +23,13 @@ _RESHAPES = (
 @dataclass(eq=False)
 class Place:
     """A tensor of the forward: which record's which result it is by now, and what it is a view of: an operator, its
-    arguments behind the tensor, and that tensor's place."""
+    arguments behind the tensor, and that tensor's place; tensor: itself, weakly, while it is there."""
 
     record: int
     output: int
     shape: torch.Size
     dtype: torch.dtype
-    tensor: TensorWeakRef
+    tensor: TensorWeakRef | None
     view: tuple[Any, tuple[Any, ...], Place] | None = None
 
 

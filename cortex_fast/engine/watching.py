@@ -35,8 +35,12 @@ def changed(weights: Weights, extractor: nn.Module) -> bool:
 def identity_of(extractor: nn.Module) -> tuple[int, ...]:
     """Changes whenever autograd sees a parameter or buffer change, or it is another tensor."""
     tensors = (*extractor.parameters(), *extractor.buffers())
-    versions = (number for t in tensors for number in (t.data_ptr(), 0 if t.is_inference() else t._version))
+    versions = (number for t in tensors for number in (_address(t), 0 if t.is_inference() else t._version))
     return (*map(id, extractor.modules()), *versions)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 @torch.no_grad()

@@ -360,11 +360,11 @@ FALL_BACK = {  # extractor, the note's beginning and what else it says
     "it is random": (lambda: Stochastic(CHANNELS, 4), (ALONE, "it is random")),
     "statistics of the batch": (
         lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=norm(track_running_stats=False)),
-        (ALONE, "(they change each other's results)"),
+        (ALONE, "the images of a batch change each other's results"),
     ),
     "images by their mean": (
         lambda: ended(lambda self, x: torch.tanh(self.conv(x * x.mean(0))), conv=conv()),
-        (ALONE, "(they change each other's results)"),
+        (ALONE, "the images of a batch change each other's results"),
     ),
     "a logit that grows with the batch": (
         lambda: ended(lambda self, x: self.conv(x) * len(x), conv=conv()),

@@ -314,6 +314,10 @@ def mixing(function, **modules):
         lambda: mixing(recurrent, rnn=nn.LSTM(CHANNELS, CHANNELS)),
         lambda: mixing(by_frequency),
         lambda: mixing(lambda self, x: self.head((x * x.mean(0)).flatten(1))),
+        lambda: mixing(lambda self, x: self.head(x.cumsum(0).tanh().flatten(1))),
+        lambda: mixing(lambda self, x: self.head((x * (4000 / x.norm()).clamp(max=1)).flatten(1))),
+        lambda: mixing(lambda self, x: self.head((x * torch.where(x.abs().amax() > 500, 0.1, 1.0)).flatten(1))),
+        lambda: mixing(lambda self, x: self.head((x * x.mean(0)).flatten(1)) * 1e-30),
     ],
 )
 def test_mixing_is_found_whatever_the_sample_and_without_float64(make, sample):
@@ -321,6 +325,110 @@ def test_mixing_is_found_whatever_the_sample_and_without_float64(make, sample):
     extractor, x = make(), embedding()
     prepared = prepare(extractor, sample)
     assert "image by image" in prepared.notes[0]
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def clipped(self, x):
+    h = self.conv(x)
+    h.data = h.data.clamp(-4, 4)
+    return h.square()
+
+
+def alone_otherwise(self, x):
+    h = self.conv(x)
+    return h.tanh() if len(x) > 1 else 2 * h.tanh()
+
+
+class Remembered(nn.Module):
+    """Keeps the mean of the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.head = None, linear(CHANNELS * GRID**2)
+
+    def forward(self, x):
+        if self.mean is None:
+            self.mean = x.detach().mean((0, 2, 3), keepdim=True)
+        return self.head(torch.tanh(x - self.mean).flatten(1))
+
+
+@pytest.mark.parametrize("function", [clipped, alone_otherwise])
+def test_what_no_graph_shows_runs_as_it_is(function):
+    extractor, x = ended(function, conv=conv()), 30 * embedding()
+    prepared = prepare(extractor, 0.01 * embedding())
+    assert "image by image" in prepared.notes[0]
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def test_what_the_first_batch_decides_is_refused_until_it_is_decided():
+    extractor, x = Remembered().eval(), embedding()
+    with pytest.raises(ValueError, match=r"^extractor: it keeps what it makes of the first images"):
+        prepare(extractor, x)
+    assert extractor.mean is None
+    extractor(x)
+    prepared = prepare(extractor, x)
+    assert not prepared.notes[0].startswith(AS_IT_IS)
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def penalised(self, x):
+    y = self.conv(x).square()
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    return y + slope.mean((1, 2, 3), keepdim=True)
+
+
+def shaped_in_place(self, x):
+    h = self.conv(x).unsqueeze(1)
+    h.squeeze_(1)
+    h.transpose_(2, 3)
+    return h.mul_(2)
+
+
+def table_written(self, x):
+    table = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    table[1] = 5
+    return torch.tanh(self.conv(x)) * table.repeat(2)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("make", "fast"),
+    [
+        (lambda: ended(penalised, conv=conv()), None),
+        (lambda: ended(shaped_in_place, conv=conv()), True),
+        (lambda: ended(table_written, conv=conv()), True),
+        (lambda: torch.jit.script(nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), linear(FEATURES)).eval()), None),
+        (lambda: Of(lambda self, x: self.head(torch.tanh(x).reshape(1, -1)), head=linear(CHANNELS * GRID**2)), False),
+    ],
+)
+def test_forms_of_users_forwards(make, fast):
+    extractor, x = make(), embedding()
+    prepared = prepare(extractor, x)
+    if fast is not None:
+        assert prepared.notes[0].startswith("autograd") != fast
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def test_odd_tensors_of_a_model_are_no_hindrance():
+    extractor, x = ended(lambda self, x: self.conv(x) * self.scale, conv=conv()), embedding()
+    extractor.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.bfloat16))
+    extractor._parameters = dict(reversed(extractor._parameters.items()))
+    extractor.register_buffer("sparse", torch.eye(3).to_sparse())
+    prepared = prepare(extractor, x)
+    prepared.check_weights()
+    assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
+
+
+def test_complex_logits_are_named():
+    with pytest.raises(ValueError, match=r"^extractor: expected floating-point logits, got torch.complex64"):
+        prepare(
+            Of(lambda self, x: torch.fft.fft(self.head(x.flatten(1))), head=linear(CHANNELS * GRID**2)), embedding()
+        )
+
+
+def test_autocast_around_preparing_leaves_no_casts():
+    extractor, x = ended(lambda self, x: self.conv(x).tanh(), conv=conv()), embedding()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prepared = prepare(extractor, x)
     assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
 
 
