@@ -134,8 +134,8 @@ class Prepared(Parts):
     def check_weights(self) -> None:
         """Raise ValueError where the extractor's weights are no longer those that were prepared.
 
-        A change past autograd, as by weight.data.mul_(), is seen by a thousand elements of each tensor: a change of a
-        whole tensor, of a row or a filter of it, but not one of a single element. On a GPU this waits for it once.
+        A change past autograd, as by weight.data.mul_(), is seen by a thousand elements of each parameter and buffer: one
+        of a whole tensor, or of more than a thousandth of it in one piece. On a GPU this waits for it once.
         """
         if self.weights is not None and changed(self.weights, self.extractor):
             raise ValueError(_CHANGED)
