@@ -22,8 +22,10 @@ from benchmarks.harness import SEED, Case, Sibling, compiled
 from benchmarks.machine import Floor
 from cortex_fast import ops
 from cortex_fast.engine import Noise, Prepared, mean_gradients, prepare
+from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.borrowing import borrowed
-from cortex_fast.engine.folding import fold, traced
+from cortex_fast.engine.folding import fold
+from cortex_fast.engine.tracing import recorded
 from cortex_fast.extractors import build
 
 BATCH = 5  # `make bench` has minutes; test_smoothgrad_paper.py has 25
@@ -164,7 +166,9 @@ def vectorised(pair: tuple[Images, Callable[[Tensor], Tensor]]) -> Tensor:
 
 
 def folded(data: Images) -> nn.Module:
-    graph = fold(traced(borrowed(data.extractor), data.x[:1].repeat(2, 1, 1, 1), data.x[:1].repeat(3, 1, 1, 1)))
+    few, more = (data.x[:1].repeat(images, 1, 1, 1) for images in (2, 3))
+    stand_in = borrowed(data.extractor)
+    graph = fold(assembled(recorded(stand_in, few), recorded(stand_in, more)))
     return fx.GraphModule(graph, graph.graph).to(memory_format=torch.channels_last).requires_grad_(False)
 
 

@@ -170,15 +170,22 @@ def _node(assembly: _Assembly, one: Value, other: Value) -> fx.Node:
     if one.tensor is None or other.tensor is None:
         if one.tensor is not other.tensor or (one.record, one.output) != (other.record, other.output):
             raise UntraceableError(_OTHER_WAY)
-        return assembly.nodes[place]
-    if assembly.few.changed(one) or assembly.more.changed(other):
+        return _placed(assembly, place)
+    changed = assembly.few.changed(one) or assembly.more.changed(other)
+    if changed and one.record is None:
         raise UntraceableError("it writes into a constant after it was read")
-    if _same(one.tensor, other.tensor):
+    if not changed and _same(one.tensor, other.tensor):
         return _constant(assembly, one.tensor)
     if one.record is None or one.record != other.record:
         raise UntraceableError("its forward depends on values or keeps state: a tensor in it changed from call to call")
-    if place not in assembly.nodes:  # of as many rows as there are images, for instance
-        _emit(assembly, one.record, assembly.few.records[one.record], assembly.more.records[one.record])
+    return _placed(assembly, place)
+
+
+def _placed(assembly: _Assembly, place: tuple[int, int]) -> fx.Node:
+    """The node of a result; one that is of no embedding, but of as many rows as there are images, is made here."""
+    if place not in assembly.nodes:
+        index = place[0]
+        _emit(assembly, index, assembly.few.records[index], assembly.more.records[index])
     return assembly.nodes[place]
 
 

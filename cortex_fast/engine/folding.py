@@ -3,21 +3,11 @@
 import copy
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.graphs import Graph, layers
 from cortex_fast.engine.lifting import Norm, lift
-from cortex_fast.engine.tracing import recorded
-
-
-def traced(extractor: nn.Module, few: Tensor, more: Tensor) -> Graph:
-    """The graph of an extractor's operators, by two batches of different numbers of images.
-
-    Raises UntraceableError or WritesError with the reason where there is none.
-    """
-    return assembled(recorded(extractor, few), recorded(extractor, more))
 
 
 def fold(graph: Graph) -> Graph:

@@ -8,7 +8,7 @@ from torch import fx
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """Of whatever type an operator takes."""
+    """node.args, for the type checker: of whatever type an operator takes."""
     return node.args
 
 

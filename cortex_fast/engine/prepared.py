@@ -134,8 +134,8 @@ class Prepared(Parts):
     def check_weights(self) -> None:
         """Raise ValueError where the extractor's weights are no longer those that were prepared.
 
-        A change past autograd, as by weight.data.mul_(), is seen by a thousand elements of each parameter and buffer: one
-        of a whole tensor, or of more than a thousandth of it in one piece. On a GPU this waits for it once.
+        A change past autograd, as by weight.data.mul_(), is seen by a thousand elements of each parameter and buffer:
+        one of a whole tensor, or of more than a thousandth of it in one piece. On a GPU this waits for it once.
         """
         if self.weights is not None and changed(self.weights, self.extractor):
             raise ValueError(_CHANGED)
@@ -183,6 +183,11 @@ def prepare(
         extractor.check_shape("sample", sample)
         extractor.check_weights()
         return extractor
+    if not isinstance(extractor, nn.Module):
+        raise TypeError(f"extractor: expected a torch.nn.Module, got {type(extractor).__name__}")
+    checks.rank("sample", sample, "[B, d, h, w]")
+    checks.floating("sample", sample)
+    checks.finite("sample", sample)
     checks.one_of("precision", precision, PRECISIONS)
     if any(module.training for module in extractor.modules()):
         raise ValueError("extractor: expected eval mode, got training mode; call extractor.eval() first")
@@ -293,7 +298,8 @@ def _hold_exactly(prepared: Prepared, x: Tensor, target: Tensor, alone: Gradient
 
 def _hold(prepared: Prepared, x: Tensor, expected: Gradients, of_logits: float, of_gradients: float) -> None:
     """Raise UntraceableError where the parts give others than the expected logits and gradients of `targets_of` x."""
-    h = prepared.body(*prepared.start(x))
+    with torch.enable_grad():  # as everywhere: what hangs hooks on its tensors fails without
+        h = prepared.body(*prepared.start(x.clone().requires_grad_(True)))
     logits = h if prepared.head is None else prepared.head(h)
     if not near(logits, expected[0], of_logits):
         raise UntraceableError(_OTHER_LOGITS)
@@ -328,8 +334,15 @@ def _as_it_is(
     own = images.more.dtype
     if dtype == own == torch.float16:  # unscaled gradients may not fit it
         _, gradient = gradients_of(in_dtype(module, torch.float32), images.more.float())
-    prepared = _plain(extractor, module, dtype, f"{how}: {reason}")
-    return replace(prepared, scale=_scale(gradient, dtype), classes=logits.shape[1])
+    prepared = replace(_plain(extractor, module, dtype, f"{how}: {reason}"), scale=_scale(gradient, dtype))
+    if dtype != own:
+        try:
+            _hold(prepared, images.more, gradients_of(module, images.more), 0.1, 0.5)
+        except Exception as error:
+            prepared = _plain(
+                extractor, module, own, f"{how}, in {own} since {dtype} does not serve ({error}): {reason}"
+            )
+    return replace(prepared, classes=logits.shape[1])
 
 
 def _plain(extractor: nn.Module, module: nn.Module, dtype: torch.dtype, reason: str) -> Prepared:

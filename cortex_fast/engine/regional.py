@@ -207,6 +207,8 @@ def _windowed(module: Graph, node: fx.Node) -> tuple[Window, Callable[[Tensor], 
 
 def _average(node: fx.Node) -> tuple[Window, Callable[[Tensor], Tensor], int] | None:
     """An average pooling without padding."""
+    if len(node.args) > 6:  # a divisor of its own
+        return None
     size, stride, padding, ceil = (*node.args[1:], *([], [0, 0], False)[len(node.args) - 2 :])[:4]
     if _pair(padding) != (0, 0) or ceil or node.kwargs:
         return None

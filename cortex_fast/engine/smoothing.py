@@ -57,7 +57,7 @@ def _mean_gradient(
         wide = torch.promote_types(parts.dtype, torch.float32)
         sums = [torch.zeros_like(z, dtype=wide) for z in clean]
         images = min(len(x), max(1, copies // (2 if noise.antithetic else 1)))
-        together = max(1, copies // images)  # samples of one pass
+        together = min(len(samples), max(1, copies // images))  # samples of one pass
         if noise.antithetic:
             together = max(2, together - together % 2)
         gates = parts.gates or (False,) * len(clean)

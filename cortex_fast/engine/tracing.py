@@ -24,7 +24,7 @@ from cortex_fast.engine.views import Place, written_back
 _aten = torch.ops.aten
 INPUT = -1  # the embedding's record
 _BATCH_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit")
-_BY_LAYOUT = ("as_strided", "as_strided_", "set_", "resize_", "resize_as_")
+_BY_LAYOUT = ("as_strided", "as_strided_copy")
 _BY_VALUE = "its forward depends on values: it reads its input in Python"
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _READING = (

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.borrowing import borrowed
-from cortex_fast.engine.folding import fold, traced
+from cortex_fast.engine.folding import fold
 from cortex_fast.engine.graphs import Graph
+from cortex_fast.engine.tracing import recorded
 
 KINDS = ("ce", "ce_deep", "re", "te")
 CHANNELS, GRID = 5, 8  # of every embedding here
@@ -73,7 +75,8 @@ def graph_of(extractor: nn.Module, grid: int = GRID) -> Graph:
     """The extractor's graph as it was recorded."""
     dtype = next((t.dtype for t in (*extractor.parameters(), *extractor.buffers())), torch.float64)
     few, more = (embedding(images, grid=grid, seed=images, dtype=dtype) for images in (2, 3))
-    return traced(borrowed(extractor), few, more)
+    stand_in = borrowed(extractor)
+    return assembled(recorded(stand_in, few), recorded(stand_in, more))
 
 
 def folded(extractor: nn.Module, grid: int = GRID) -> Graph:

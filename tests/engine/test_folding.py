@@ -9,7 +9,7 @@ from torch import nn
 
 from cortex_fast.engine.folding import without_bias
 from cortex_fast.engine.graphs import Graph
-from cortex_fast.engine.lifting import Norm
+from cortex_fast.engine.lifting import Norm, normed_by_own
 from cortex_fast.engine.tracing import UntraceableError
 from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
 from tests.known_extractors import Convolutional, tiny
@@ -145,7 +145,7 @@ HAND_MADE = {  # extractor, BatchNorms that stay
 
 def norms_in(graph: Graph) -> int:
     """BatchNorms that were not folded, of running statistics or the batch's own."""
-    own = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.native_batch_norm.default)
+    own = graph.graph.find_nodes(op="call_function", target=normed_by_own)
     return len([module for module in graph.modules() if isinstance(module, Norm)]) + len(own)
 
 

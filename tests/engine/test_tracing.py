@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from cortex_fast.engine import prepare
 from cortex_fast.engine.borrowing import borrowed
 from tests.engine.handmade import CHANNELS, GRID, Of, autograd, conv, embedding, ended, graph_of, linear, relative
-from tests.engine.test_prepared import AS_IT_IS, TARGET, shared
+from tests.engine.test_prepared import AS_IT_IS, TARGET, Rounded, shared
 from tests.known_extractors import tiny
 
 FEATURES = 8 * GRID * GRID
@@ -384,6 +384,16 @@ def shaped_in_place(self, x):
     return h.mul_(2)
 
 
+def constants_for_the_batch(self, x):
+    """Made for as many images as there are, and written into."""
+    zeros = torch.zeros(len(x), 8, GRID, GRID)
+    zeros[:, :, 1:] = 1
+    zeros.mul_(2)
+    mask = torch.ones(len(x), 8, GRID, GRID, dtype=torch.bool)
+    mask[:, ::2].fill_(False)
+    return torch.tanh(self.conv(x)).masked_fill(mask, 0.25) * zeros
+
+
 def table_written(self, x):
     table = torch.tensor([1.0, 2.0, 3.0, 4.0])
     table[1] = 5
@@ -396,6 +406,7 @@ def table_written(self, x):
         (lambda: ended(penalised, conv=conv()), None),
         (lambda: ended(shaped_in_place, conv=conv()), True),
         (lambda: ended(table_written, conv=conv()), True),
+        (lambda: ended(constants_for_the_batch, conv=conv()), True),
         (lambda: torch.jit.script(nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), linear(FEATURES)).eval()), None),
         (lambda: Of(lambda self, x: self.head(torch.tanh(x).reshape(1, -1)), head=linear(CHANNELS * GRID**2)), False),
     ],
@@ -450,3 +461,37 @@ def test_another_grid_than_the_samples_is_refused():
             call(other, TARGET)
     with pytest.raises(ValueError, match=r"^sample: expected shape"):
         prepare(prepared, other)
+
+
+def test_half_precision_that_does_not_serve_is_not_used():
+    extractor, x = ended(lambda self, x: Rounded.apply(self.conv(x)), conv=conv()), embedding()
+    with torch.no_grad():
+        extractor.head.weight.mul_(1e-9)
+        extractor.conv.weight.mul_(10)
+    prepared = prepare(extractor, x, precision="float16")
+    assert "float16 does not serve" in prepared.notes[0]
+    wanted = autograd(extractor, x, TARGET)[1]
+    assert relative(prepared.value_and_grad(x, TARGET)[1], wanted) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("extractor", "sample", "message"),
+    [
+        (tiny("ce"), embedding()[0], r"^sample: expected shape"),
+        (tiny("ce"), embedding().int(), r"^sample: expected a floating-point"),
+        (tiny("ce"), embedding() * torch.nan, r"^sample: expected finite"),
+        (tiny("ce"), embedding().numpy(), r"^sample: expected a torch.Tensor"),
+        (lambda x: x, embedding(), r"^extractor: expected a torch.nn.Module"),
+    ],
+)
+def test_what_is_no_sample_or_extractor_is_named(extractor, sample, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        prepare(extractor, sample)
+
+
+def test_a_copys_bytes_are_those_that_autograd_keeps_every_time():
+    """16 results of tanh of 8 x 8 x 8 floats, at least."""
+    layers = [layer for _ in range(16) for layer in (conv(8, 8), nn.Tanh())]
+    extractor = nn.Sequential(conv(), *layers, nn.Flatten(), linear(FEATURES)).eval()
+    found = {prepare(extractor, embedding()).bytes_of_copy for _ in range(3)}
+    assert len(found) == 1 and found.pop() >= 16 * 8 * 8 * 8 * 4
