@@ -100,6 +100,9 @@ AT_EXTRACTORS = {"ce": (1, 1), "ce_deep": (1, 1), "re": (2, 2), "te": (1, 1)}  #
 MIXED = {  # the batch is not the first dimension, or images are not apart any more
     "tokens first": of_tokens(lambda x: x.flatten(2).permute(2, 0, 1), lambda h: h.mean(0)),
     "tokens first by transpose": of_tokens(lambda x: x.flatten(2).transpose(1, 2).transpose(0, 1), lambda h: h.mean(0)),
+    "as many tokens as images first, counted from the end": of_tokens(
+        lambda x: F.avg_pool2d(x, (GRID, GRID // 2)).flatten(2).transpose(1, 2).transpose(-3, -2), lambda h: h.mean(0)
+    ),
     "all images' tokens by flatten": of_tokens(
         lambda x: x.flatten(2).transpose(1, 2).flatten(0, 1), lambda h: h.view(-1, TOKENS, 8).mean(1)
     ),
