@@ -91,6 +91,15 @@ HAND_MADE = {  # extractor, results of the prefix, layers in it, whether the las
         0,
         False,
     ),
+    "logits of a weighted product": (
+        Of(
+            lambda self, x: torch.addmm(self.layer.bias, F.relu(x).flatten(1), self.layer.weight.t(), beta=2, alpha=3),
+            layer=linear(FEATURES),
+        ),
+        1,
+        0,
+        False,
+    ),
     "all affine": (nn.Sequential(conv(), nn.Flatten(), linear(512)), 1, 0, False),
     "one linear layer": (nn.Sequential(nn.Flatten(), linear(FEATURES)), 1, 0, False),
     "without a linear layer": (Of(lambda self, x: (x**3).mean(dim=(2, 3))), 1, 0, False),
