@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cortex_fast import smoothgrad, token_saliency, top_tokens
 from cortex_fast.engine import Noise, prepare
@@ -137,6 +137,24 @@ def test_reductions_settle_by_their_own_ranking():
         many = token_saliency(extractor, x, 2, num_samples=1000, reduction=reduction)
         pairs = zip(tsv.flatten(1).topk(5).indices.tolist(), many.flatten(1).topk(5).indices.tolist(), strict=True)
         assert min(len(set(one) & set(other)) for one, other in pairs) >= 4
+
+
+class _TwoMinds(nn.Module):
+    """The gradient of one channel is large, negative and constant, that of the other small, positive and all noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steady = x[:, 0].flatten(1) @ torch.arange(-GRID * GRID, 0.0)
+        return (steady + x[:, 1].flatten(1).pow(3).sum(dim=1))[:, None]
+
+
+def test_the_reduction_asked_for_decides_when_it_stops():
+    x = torch.zeros(1, 2, GRID, GRID)
+    x[0, 0, 0, 0] = 1.0
+    extractor = _TwoMinds().eval()
+    for reduction, at_once in (("absmax", True), ("max", False)):
+        found = token_saliency(extractor, x, 0, num_samples="auto", top_n=5, reduction=reduction)
+        first = token_saliency(extractor, x, 0, num_samples=FIRST_STOP, reduction=reduction)
+        assert torch.allclose(found, first, rtol=1e-4) == at_once
 
 
 def test_all_positions_settle_at_once():

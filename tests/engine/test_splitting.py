@@ -91,6 +91,15 @@ HAND_MADE = {  # extractor, results of the prefix, layers in it, whether the las
         0,
         False,
     ),
+    "logits of a weighted product": (
+        Of(
+            lambda self, x: torch.addmm(self.layer.bias, F.relu(x).flatten(1), self.layer.weight.t(), beta=2, alpha=3),
+            layer=linear(FEATURES),
+        ),
+        1,
+        0,
+        False,
+    ),
     "all affine": (nn.Sequential(conv(), nn.Flatten(), linear(512)), 1, 0, False),
     "one linear layer": (nn.Sequential(nn.Flatten(), linear(FEATURES)), 1, 0, False),
     "without a linear layer": (Of(lambda self, x: (x**3).mean(dim=(2, 3))), 1, 0, False),
@@ -100,6 +109,9 @@ AT_EXTRACTORS = {"ce": (1, 1), "ce_deep": (1, 1), "re": (2, 2), "te": (1, 1)}  #
 MIXED = {  # the batch is not the first dimension, or images are not apart any more
     "tokens first": of_tokens(lambda x: x.flatten(2).permute(2, 0, 1), lambda h: h.mean(0)),
     "tokens first by transpose": of_tokens(lambda x: x.flatten(2).transpose(1, 2).transpose(0, 1), lambda h: h.mean(0)),
+    "as many tokens as images first, counted from the end": of_tokens(
+        lambda x: F.avg_pool2d(x, (GRID, GRID // 2)).flatten(2).transpose(1, 2).transpose(-3, -2), lambda h: h.mean(0)
+    ),
     "all images' tokens by flatten": of_tokens(
         lambda x: x.flatten(2).transpose(1, 2).flatten(0, 1), lambda h: h.view(-1, TOKENS, 8).mean(1)
     ),

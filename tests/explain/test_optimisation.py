@@ -300,28 +300,33 @@ def test_goes_on_to_the_same_bits(optimise, memory, optimizer, tmp_path):
 def test_draws_follow_the_mean_gradient_by_hand():
     """One step of one position from two draws, written out in float64."""
     extractor, rate, tau, draws = Linear(CHANNELS, 1, CLASSES).eval(), 3.0, 0.8, 2
-    items = torch.tensor([0])
-    for optimizer in ("adam", "sgd"):
+    items, own = torch.tensor([0]), 4
+    for optimizer, price in (("adam", 0.0), ("sgd", 0.0), ("sgd", 1.0)):
+        settings = {"steps": 1, "lr": rate, "tau": tau, "optimizer": optimizer, "draws": draws, "stay": price}
         changed = 0
         for seed in range(8):
-            got = select_tokens(
-                extractor, codebook(), 1, grid=1, steps=1, lr=rate, tau=tau, seed=seed, optimizer=optimizer, draws=draws
-            )
+            got = select_tokens(extractor, codebook(), 1, tokens=torch.tensor([[[own]]]), seed=seed, **settings)
             start = normal(seed, items, torch.tensor([2**32 - 1]), 1, CODES)[0, 0, 0].double()
             d = codebook().double() @ -extractor.weight.detach()[1].double()
+            priced = d - price * (torch.arange(CODES) == own)
             gradients, losses = [], []
             for draw in range(draws):
                 noise = gumbel(seed, items, torch.tensor([draw]), 1, CODES)[0, 0, 0].double()
                 y = ((start + noise) / tau).softmax(dim=0)
-                gradients.append(y * (d - y @ d) / tau)
+                gradients.append(y * (priced - y @ priced) / tau)
                 losses.append(float(d[(start + noise).argmax()]))
             gradient = sum(gradients) / draws
             step = gradient / (gradient.abs() + 1e-8) if optimizer == "adam" else gradient
             after = start - rate * step
-            assert int(got.tokens) == int(after.argmax())
+            assert int(got.history[-1]) == int(after.argmax())
             assert float(got.loss) == pytest.approx(sum(losses) / draws, rel=1e-5)
             changed += int(after.argmax() != start.argmax())
         assert changed >= 2
+
+
+def test_no_draw_serves_twice():
+    numbers = clocks_of(Recipe(steps=4, draws=3), torch.device("cpu"))[..., 1]
+    assert numbers.flatten().tolist() == list(range(12))
 
 
 def test_more_draws_disagree_less():
@@ -378,6 +383,9 @@ def test_only_allowed_tokens_are_taken():
         last = got.history[-1, :, 2:5, 2:5].flatten(1)
         assert (last[0] < 3).all() and (last[1] >= 5).all() and last[2].tolist() == list(range(rows))
         assert got.loss.isfinite().all()
+    many = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed, restarts=2, **arguments)
+    last = many.history[-1, :, 2:5, 2:5].flatten(1)
+    assert (last[0] < 3).all() and (last[1] >= 5).all() and last[2].tolist() == list(range(rows))
     one = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed[0, 0], restarts=2, draws=2, **arguments)
     assert (one.history[-1, :, 2:5, 2:5] < 3).all()
 
@@ -552,6 +560,13 @@ def test_drawn_tokens_keep_the_best_draw(weighted):
     assert not got.changed[~got.region].any()
 
 
+def test_a_draw_that_is_no_better_is_not_kept():
+    extractor = Linear(CHANNELS, GRID, CLASSES).eval()
+    extractor.weight.data.zero_()
+    got = draw_tokens(extractor, codebook(), targets(), tokens=grids(), steps=4, judge_every=1)
+    assert (got.history[1:] == got.history[1]).all()
+
+
 @pytest.mark.parametrize("setting", [{"lr": 0.01}, {"tau": 2.0}, {"restarts": 2}, {"draws": 3}, {"patience": 4}])
 def test_drawn_tokens_take_no_settings_that_they_have_no_use_for(setting):
     (name,) = setting
@@ -641,6 +656,19 @@ def test_an_image_with_forbidden_tokens_is_no_candidate():
             tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, steps=3, lr=0.2, allowed=allowed
         )
         assert (got.tokens[:, 2:5, 2:5] == token).all()
+
+
+def test_an_image_with_forbidden_tokens_where_it_is_fixed_is_a_candidate():
+    tokens = torch.full((1, GRID, GRID), 7)
+    tokens[:, 2:5, 2:5] = 1
+
+    def judge(found, _target):
+        return (found == tokens).flatten(1).float().mean(dim=1)
+
+    got = select_tokens(
+        tiny("ce"), codebook(), 0, tokens=tokens, region=REGION, steps=3, allowed=torch.arange(CODES) < 7, judge=judge
+    )
+    assert int(got.best) == 0 and not got.changed.any()
 
 
 def test_with_a_price_few_changes_are_kept():
