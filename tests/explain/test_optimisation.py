@@ -324,6 +324,14 @@ def test_draws_follow_the_mean_gradient_by_hand():
         assert changed >= 2
 
 
+def test_the_regulariser_counts_each_position_once():
+    """Of codes of norm 1 it is the number of positions, whichever are selected."""
+    codes = torch.nn.functional.normalize(codebook())
+    arguments = {"tokens": grids(), "region": REGION, "steps": 1}
+    plain, more = (select_tokens(tiny("ce"), codes, targets(), regularisation=r, **arguments) for r in (0.0, 0.5))
+    torch.testing.assert_close(more.loss - plain.loss, torch.full((1, 3), 0.5 * GRID * GRID), rtol=1e-4, atol=1e-4)
+
+
 def test_no_draw_serves_twice():
     numbers = clocks_of(Recipe(steps=4, draws=3), torch.device("cpu"))[..., 1]
     assert numbers.flatten().tolist() == list(range(12))

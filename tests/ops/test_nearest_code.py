@@ -275,3 +275,15 @@ def test_meta_and_compile() -> None:
     for batch in (2, 3, 5):
         z = random(batch, 3, 4, seed=batch)
         np.testing.assert_array_equal(compiled(z, codebook).numpy(), brute_force(z, codebook))
+
+
+def test_of_two_far_codes_as_near_the_reference_takes_the_first():
+    """Codes z + t and z - t, exact in float32, whose squares float64 has to round."""
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(50):
+        small, large = (
+            torch.randint(2**22, (2, 2), generator=generator).float().mul(torch.tensor([2.0**-20, 2.0**-3])).T
+        )
+        z, t = torch.stack((small[0], large[0] % 1)), torch.stack((small[1], large[1]))
+        assert torch.equal(z + t - z, t) and torch.equal(z - t - z, -t)
+        assert int(nearest_code(z[None], torch.stack((z + t, z - t)), impl="reference")) == 0
