@@ -4,6 +4,8 @@ Not an fx.GraphModule: that generates code for each, and torch keeps the code of
 lives.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +88,14 @@ def drop_unread(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+
+
+def discard(*graphs: Graph) -> None:
+    """Take graphs apart that nobody needs: their nodes hold each other, and would stay until a garbage collection."""
+    for graph in graphs:
+        for node in reversed(list(graph.graph.nodes)):
+            graph.graph.erase_node(node)
+        vars(graph.graph).clear()  # its namespace holds the nodes as well
 
 
 def layers(graph: Graph) -> Iterator[tuple[fx.Node, nn.Module]]:

@@ -14,7 +14,8 @@ from cortex_fast.engine.folding import fold
 from cortex_fast.engine.fusing import Filters, fuse
 from cortex_fast.engine.gating import take_gates
 from cortex_fast.engine.gradients import ordinary
-from cortex_fast.engine.graphs import Graph, layers
+from cortex_fast.engine.graphs import Graph, discard, layers
+from cortex_fast.engine.memory import give_back
 from cortex_fast.engine.outputs import Logits, NoLogitsError, Output
 from cortex_fast.engine.parts import Parts, target_value, total
 from cortex_fast.engine.precision import without_tf32
@@ -204,6 +205,7 @@ def prepare(
         else:
             images = images_of(ordinary(sample).detach().to(own))
             prepared = _tried(extractor, images, dtype, copies, output)
+            give_back()
         return replace(prepared, weights=weights, exact=exact)
 
 
@@ -241,11 +243,15 @@ def _fast(
     target = targets_of(2, classes, pair.device)
     wide = alone_in_float64(graph, pair, target)
     if wide is not None:
-        _hold_exactly(_parts(extractor, module, wide[0], torch.float64), pair, target, wide[1])
+        exact = _parts(extractor, module, wide[0], torch.float64)
+        _hold_exactly(exact, pair, target, wide[1])
+        discard(wide[0], *(part for part in (exact.prefix, exact.linear, exact.body) if isinstance(part, Graph)))
+        del exact
     elif mixes(graph, images):
         raise UntraceableError(_OTHER_LOGITS)
     own = images.more.dtype
     prepared = replace(_parts(extractor, module, graph, own), classes=classes, shape=pair.shape[1:])
+    discard(graph)
     gradient = expected[1] if wide is None else wide[1][1]
     modules: list[nn.Module] = [prepared.prefix, prepared.linear, prepared.body]
     modules += [] if prepared.head is None else [prepared.head]
@@ -274,7 +280,9 @@ def _fast(
 
 def _parts(extractor: nn.Module, module: nn.Module, graph: Graph, dtype: torch.dtype) -> Prepared:
     """A graph folded and cut."""
-    parts = cut(fold(copied(graph)))
+    folded = fold(copied(graph))
+    parts = cut(folded)
+    discard(folded)
     notes = ["BatchNorm folded, dropout gone, gradients of the input only"]
     hoisted = len(list(layers(parts.prefix)))
     if hoisted:
