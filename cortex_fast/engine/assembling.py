@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from cortex_fast.engine.graphs import Graph
-from cortex_fast.engine.tracing import INPUT, Record, Tape, UntraceableError, Value, values_in
+from cortex_fast.engine.nested import each
+from cortex_fast.engine.tracing import INPUT, Record, Tape, UntraceableError, Value
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default, _aten.reshape.default)
@@ -72,7 +73,7 @@ def _needed(tape: Tape) -> set[int]:
             continue
         needed.add(index)
         record = tape.records[index]
-        waiting += [value.record for value in values_in((record.args, record.kwargs)) if value.tensor is None]
+        waiting += [value.record for value in each(Value, (record.args, record.kwargs)) if value.tensor is None]
     return needed
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cortex_fast.engine.nested import each
+
 
 def borrowed(extractor: nn.Module, *, tensors_too: bool = False) -> nn.Module:
     """A copy whose parameters, buffers and tensor attributes share the extractor's memory and require no gradient.
@@ -41,18 +43,7 @@ def unwrapped(extractor: nn.Module) -> nn.Module:
 def _tensors(extractor: nn.Module) -> Iterator[Tensor]:
     for module in extractor.modules():
         for value in vars(module).values():
-            yield from _tensors_in(value)
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _tensors_in(item)
+            yield from each(Tensor, value)
 
 
 def _alias(tensor: Tensor, *, copied: bool) -> Tensor:

@@ -8,7 +8,6 @@ as well and imports torch._dynamo (2 s); so does a TorchDispatchMode as it comes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from cortex_fast.engine.nested import each, mapped
 from cortex_fast.engine.views import Place, written_back
 
 _aten = torch.ops.aten
@@ -93,7 +93,7 @@ class Tape:
 
     def found(self, earlier: Tape) -> bool:
         """Whether it read, as a constant, what an earlier forward made of its batch."""
-        constants = (value.tensor for record in self.records for value in values_in((record.args, record.kwargs)))
+        constants = (value.tensor for record in self.records for value in each(Value, (record.args, record.kwargs)))
         return any(tensor is not None and _storage(tensor) in earlier.made for tensor in constants)
 
     def changed(self, value: Value) -> bool:
@@ -220,8 +220,8 @@ class _Recorder(TorchDispatchMode):
             return self._dispatched(operator, args, kwargs or {})
 
     def _dispatched(self, operator: Any, args: Any, kwargs: Any) -> Any:
-        values = mapped((args, kwargs), self.value)
-        depends = any(value.tensor is None for value in values_in(values))
+        values = mapped(Tensor, (args, kwargs), self.value)
+        depends = any(value.tensor is None for value in each(Value, values))
         name = operator._schema.name.split("::")[-1]
         self._look_at(operator, name, args, kwargs, depends)
         written = [
@@ -300,7 +300,7 @@ class _Recorder(TorchDispatchMode):
             self.enter(result, place, depends=depends)
             return result
         for key in written:
-            for tensor in tensors_in(kwargs.get(key) if isinstance(key, str) else args[key]):
+            for tensor in each(Tensor, kwargs.get(key) if isinstance(key, str) else args[key]):
                 if self._entries.get(tensor) is None or _storage(tensor) in self._foreign:
                     self.stop(f"it writes into a tensor of its own ({name})")
         counterpart = _counterpart(operator, name)
@@ -403,7 +403,7 @@ def _at(place: Place) -> Value:
 def _by_numbers(name: str, args: Any) -> bool:
     """Whether an index is by positions: a mask's results have as many rows as it has ones."""
     masks = (torch.bool, torch.uint8)
-    return name in ("index", "index_put") and not any(index.dtype in masks for index in tensors_in(args[1]))
+    return name in ("index", "index_put") and not any(index.dtype in masks for index in each(Tensor, args[1]))
 
 
 def _counterpart(operator: Any, name: str) -> Any:
@@ -417,40 +417,3 @@ def _storage(tensor: Tensor) -> int:
     if tensor.layout != torch.strided:
         return id(tensor)
     return tensor.untyped_storage()._cdata
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors of nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-
-
-def values_in(value: Any) -> Iterator[Value]:
-    """All Values of nested tuples, lists and dicts."""
-    if isinstance(value, Value):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from values_in(item)
-    elif isinstance(value, dict):
-        yield from values_in(list(value.values()))
-
-
-def mapped(value: Any, function: Any) -> Any:
-    """The same nested tuples, lists and dicts with function(tensor) for each tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple | list):
-        return (
-            type(value)(mapped(item, function) for item in value)
-            if type(value) in (tuple, list)
-            else tuple(mapped(item, function) for item in value)
-        )
-    if isinstance(value, dict):
-        return {key: mapped(item, function) for key, item in value.items()}
-    return value
