@@ -1,6 +1,5 @@
 """What a benchmark is - a case, its floor, its siblings - and how one sibling is validated and timed."""
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Floor, peak_extra_bytes
-from cortex_fast.ops.backends import verdicts
+from cortex_fast.ops.backends import REASONS, verdicts
 
 IMPLS = ("cuda", "triton", "native", "reference")  # timed for every operator where they can serve, best first
 SEED = 0  # of torch's generator, right before a sibling's validated call
@@ -72,8 +71,8 @@ class Case:
 def reason_against(operator: Callable[..., Any], impl: str, tensor: Tensor) -> str | None:
     """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None. CUDA kernels are forced: whether
     "auto" should take them is what a benchmark is for."""
-    backends = importlib.import_module(operator.__module__).BACKENDS
-    answer = next(answer for answer in verdicts(backends, tensor) if answer.backend == impl)
+    reasons = REASONS[operator.__module__.rpartition(".")[2]]
+    answer = next(answer for answer in verdicts(reasons, tensor) if answer.backend == impl)
     served = answer.usable_if_forced if impl == "cuda" else answer.usable
     return None if served else answer.reason
 

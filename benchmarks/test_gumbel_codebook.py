@@ -183,7 +183,7 @@ def operator(state: Progress, impl: str) -> Tensor:
 def fused_step(state: Progress, impl: str) -> Tensor:
     """Forward, then backward and Adam in one."""
     logits = state.logits.detach()
-    _, _, kept = ops.gumbel_codebook_kept(logits, state.codebook, tau=TAU, seed=SEED, impl=impl)
+    _, _, kept = ops.gumbel_codebook_with_row_stats(logits, state.codebook, tau=TAU, seed=SEED, impl=impl)
     ops.gumbel_codebook_step(
         logits,
         state.codebook,
@@ -192,10 +192,10 @@ def fused_step(state: Progress, impl: str) -> Tensor:
         tau=TAU,
         seed=SEED,
         moments=state.moments,
-        step=next(state.steps),
+        step_count=next(state.steps),
         betas=BETAS,
         eps=EPS,
-        kept=kept,
+        row_stats=kept,
         impl=impl,
     )
     return logits

@@ -22,7 +22,7 @@ from cortex_fast.engine import prepare
 from cortex_fast.explain.problems import Problems, check_problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.selection import token_method
-from cortex_fast.explain.stepping import clocks_of, step_of
+from cortex_fast.explain.stepping import schedules_of, step_of
 
 REGION, ROWS = (7, 7, 11, 11), 16
 RECIPE = Recipe()
@@ -66,11 +66,11 @@ def engine_step(data: Selecting) -> Callable[[], Step]:
     prepared = prepare(data.extractor, gather(problems.start[:1], problems.codebook))
     logits = method.start(problems)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))
-    clock = clocks_of(RECIPE, logits.device)[0]
+    schedule = schedules_of(RECIPE, logits.device)[0]
     whole = step_of(prepared, problems, method, RECIPE, logits, moments)
 
     def step() -> Step:
-        _, proposed, gradient = whole(clock)
+        _, proposed, gradient = whole(schedule)
         return proposed[0], gradient[0]
 
     return step

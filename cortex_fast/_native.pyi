@@ -60,8 +60,8 @@ def gumbel_codebook_step(
     betas: Sequence[float],
     eps: float,
     step: int,
-    own: int,
-    stay: float,
+    anchor: int,
+    stay_penalty: float,
     threads: int,
     level: str,
 ) -> None: ...

@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import os
-import pkgutil
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from cortex_fast import ops
 from cortex_fast.kernels import cuda, native, triton
-from cortex_fast.ops.backends import IMPL_VARIABLE, Verdict, verdicts
+from cortex_fast.ops.backends import IMPL_VARIABLE, REASONS, Verdict, verdicts
 
 if native.UNAVAILABLE is None:
     from cortex_fast import _native
@@ -197,9 +196,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
 def _operators() -> dict[str, dict[str, list[Verdict]]]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     tensors = {device: torch.zeros(1, dtype=torch.float32, device=device) for device in devices}
-    found = {}
-    for module in pkgutil.iter_modules(ops.__path__):
-        backends = getattr(importlib.import_module(f"cortex_fast.ops.{module.name}"), "BACKENDS", None)
-        if backends is not None:
-            found[module.name] = {device: verdicts(backends, tensor) for device, tensor in tensors.items()}
-    return found
+    return {
+        operator: {device: verdicts(reasons, tensor) for device, tensor in tensors.items()}
+        for operator, reasons in REASONS.items()
+    }

@@ -67,12 +67,12 @@ def tune(
 
     logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))
-    _, _, kept = ops.gumbel_codebook_kept(logits, codebook, impl="triton")
+    _, _, kept = ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton")
     calls: dict[str, Callable[[], object]] = {
         "select": lambda: ops.gumbel_codebook(logits, codebook, impl="triton"),
-        "scan": lambda: ops.gumbel_codebook_kept(logits, codebook, impl="triton"),
+        "scan": lambda: ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton"),
         "update": lambda: ops.gumbel_codebook_step(
-            logits, codebook, upstream, lr=1e-6, moments=moments, kept=kept, impl="triton"
+            logits, codebook, upstream, lr=1e-6, moments=moments, row_stats=kept, impl="triton"
         ),
     }
     choices = {

@@ -112,32 +112,32 @@ void concept_counts(Address tsv, const std::array<std::int64_t, 3>& strides, con
                              pointer<void>(stream)));
 }
 
-cuda::Launch launch(Address clock, bool exact, Address scratch, Address stream) {
-  return {pointer<const double>(clock), exact ? cuda::Products::kExact : cuda::Products::kHigh, pointer<void>(scratch),
-          pointer<void>(stream)};
+cuda::Launch launch(Address schedule, bool exact, Address scratch, Address stream) {
+  return {pointer<const double>(schedule), exact ? cuda::Products::kExact : cuda::Products::kHigh,
+          pointer<void>(scratch), pointer<void>(stream)};
 }
 
-// clock 0: the numbers stand; kept 0: nothing is kept.
-void gumbel_codebook(const cortex_fast::GumbelCodebook& args, bool hard, Address clock, bool exact, Address scratch,
+// schedule 0: the numbers stand; kept 0: nothing is kept.
+void gumbel_codebook(const cortex_fast::GumbelCodebook& args, bool hard, Address schedule, bool exact, Address scratch,
                      Address embedding, Address index, Address kept, Address stream) {
-  check(cuda::gumbel_codebook(args, hard, launch(clock, exact, scratch, stream), pointer<float>(embedding),
+  check(cuda::gumbel_codebook(args, hard, launch(schedule, exact, scratch, stream), pointer<float>(embedding),
                               pointer<std::int64_t>(index), pointer<float>(kept)));
 }
 
-void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address clock,
+void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address schedule,
                               bool exact, Address scratch, Address grad_logits, Address grad_codebook, Address stream) {
   check(cuda::gumbel_codebook_backward(args, pointer<const float>(upstream), pointer<const float>(kept),
-                                       launch(clock, exact, scratch, stream), pointer<float>(grad_logits),
+                                       launch(schedule, exact, scratch, stream), pointer<float>(grad_logits),
                                        pointer<float>(grad_codebook)));
 }
 
-void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address clock,
+void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address schedule,
                           bool exact, Address scratch, Address logits, const std::array<Address, 2>& moments, double lr,
-                          const std::array<double, 2>& betas, double eps, std::int64_t step, Address own, float stay,
-                          Address stream) {
-  const auto update = update_of(moments, lr, betas, eps, step, own, stay);
+                          const std::array<double, 2>& betas, double eps, std::int64_t step, Address anchor,
+                          float stay_penalty, Address stream) {
+  const auto update = update_of(moments, lr, betas, eps, step, anchor, stay_penalty);
   check(cuda::gumbel_codebook_step(args, pointer<const float>(upstream), pointer<const float>(kept), update,
-                                   launch(clock, exact, scratch, stream), pointer<float>(logits)));
+                                   launch(schedule, exact, scratch, stream), pointer<float>(logits)));
 }
 
 void define_gumbel_codebook(py::module_& module) {
@@ -145,16 +145,16 @@ void define_gumbel_codebook(py::module_& module) {
              py::arg("rows"), py::arg("codes"), py::arg("channels"), py::arg("keep"));
   module.def("gumbel_codebook_backward_scratch", &cuda::gumbel_codebook_backward_scratch, py::kw_only(),
              py::arg("problems"), py::arg("rows"), py::arg("codes"), py::arg("channels"));
-  module.def("gumbel_codebook", &gumbel_codebook, py::kw_only(), py::arg("args"), py::arg("hard"), py::arg("clock"),
+  module.def("gumbel_codebook", &gumbel_codebook, py::kw_only(), py::arg("args"), py::arg("hard"), py::arg("schedule"),
              py::arg("exact"), py::arg("scratch"), py::arg("embedding"), py::arg("index"), py::arg("kept"),
              py::arg("stream"));
   module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::kw_only(), py::arg("args"), py::arg("upstream"),
-             py::arg("kept"), py::arg("clock"), py::arg("exact"), py::arg("scratch"), py::arg("grad_logits"),
+             py::arg("kept"), py::arg("schedule"), py::arg("exact"), py::arg("scratch"), py::arg("grad_logits"),
              py::arg("grad_codebook"), py::arg("stream"));
   module.def("gumbel_codebook_step", &gumbel_codebook_step, py::kw_only(), py::arg("args"), py::arg("upstream"),
-             py::arg("kept"), py::arg("clock"), py::arg("exact"), py::arg("scratch"), py::arg("logits"),
-             py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"), py::arg("own"),
-             py::arg("stay"), py::arg("stream"));
+             py::arg("kept"), py::arg("schedule"), py::arg("exact"), py::arg("scratch"), py::arg("logits"),
+             py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"), py::arg("anchor"),
+             py::arg("stay_penalty"), py::arg("stream"));
 }
 
 }  // namespace

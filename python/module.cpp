@@ -149,10 +149,10 @@ void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address u
 
 void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address logits,
                           const std::array<Address, 2>& moments, double lr, const std::array<double, 2>& betas,
-                          double eps, std::int64_t step, Address own, float stay, int threads,
+                          double eps, std::int64_t step, Address anchor, float stay_penalty, int threads,
                           const std::string& level) {
   const auto run = run_of(threads, level);
-  const auto update = update_of(moments, lr, betas, eps, step, own, stay);
+  const auto update = update_of(moments, lr, betas, eps, step, anchor, stay_penalty);
   py::gil_scoped_release release;
   cortex_fast::gumbel_codebook_step(args, pointer<const float>(upstream), update, pointer<float>(logits), run);
 }
@@ -168,7 +168,7 @@ void define_gumbel_codebook(py::module_& module) {
              py::arg("level"));
   module.def("gumbel_codebook_step", &gumbel_codebook_step, py::arg("args"), py::kw_only(), py::arg("upstream"),
              py::arg("logits"), py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"),
-             py::arg("own"), py::arg("stay"), py::arg("threads"), py::arg("level"));
+             py::arg("anchor"), py::arg("stay_penalty"), py::arg("threads"), py::arg("level"));
 }
 
 // sizes are batch, groups, samples, channels, positions; noise 0: drawn.

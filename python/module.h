@@ -50,8 +50,8 @@ cortex_fast::Grids<T> grids_of(Address data, const std::array<std::int64_t, 3>& 
 
 // Moments 0, 0: plain gradient descent.
 inline cortex_fast::Update update_of(const std::array<Address, 2>& moments, double lr,
-                                     const std::array<double, 2>& betas, double eps, std::int64_t step, Address own,
-                                     float stay) {
+                                     const std::array<double, 2>& betas, double eps, std::int64_t step, Address anchor,
+                                     float stay_penalty) {
   return {pointer<float>(moments[0]),
           pointer<float>(moments[1]),
           lr,
@@ -59,8 +59,8 @@ inline cortex_fast::Update update_of(const std::array<Address, 2>& moments, doub
           betas[1],
           eps,
           step,
-          pointer<const std::int64_t>(own),
-          stay};
+          pointer<const std::int64_t>(anchor),
+          stay_penalty};
 }
 
 // python/cuda.cpp, where the build has CUDA.

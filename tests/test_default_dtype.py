@@ -64,7 +64,7 @@ RUNS: dict[str, Callable[[Path], Any]] = {
     ),
     "select_tokens": lambda _: cf.select_tokens(CE, CODEBOOK, [1, 2], **EDIT),
     "select_tokens, from the image": lambda _: cf.select_tokens(
-        CE, CODEBOOK, 1, start="image", stay=0.1, draws=2, tau=cf.Schedule(1.0, 0.5), optimizer="sgd", **EDIT
+        CE, CODEBOOK, 1, start="image", stay_penalty=0.1, draws=2, tau=cf.Schedule(1.0, 0.5), optimizer="sgd", **EDIT
     ),
     "select_concepts": lambda folder: [
         cf.TokenSelection.load(path)

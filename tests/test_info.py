@@ -42,7 +42,7 @@ def test_native_core_passes_its_self_test() -> None:
 def test_self_test_notices_a_wrong_core(monkeypatch: pytest.MonkeyPatch, operator: str) -> None:
     kernel = importlib.import_module(f"cortex_fast.kernels.native.{operator}")
     right = getattr(kernel, operator)
-    monkeypatch.setattr(kernel, operator, lambda *arguments: right(*arguments) + 1)
+    monkeypatch.setattr(kernel, operator, lambda *arguments, **named: right(*arguments, **named) + 1)
     assert module.info().native["self-test"].startswith(f"FAILED: {operator}")
 
 

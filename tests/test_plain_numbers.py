@@ -160,7 +160,9 @@ def test_counts_and_rates_of_every_kind(kind: str, tmp_path: Path) -> None:
     same(cf.ConceptExplanations.load(tmp_path / "concepts"), plain)
     found = []
     for n, x in ((int, float), (whole, real)):
-        recipe = cf.Recipe(steps=n(4), judge_every=n(2), lr=cf.Schedule(x(0.5), x(0.25)), tau=x(1.5), stay=x(0.125))
+        recipe = cf.Recipe(
+            steps=n(4), judge_every=n(2), lr=cf.Schedule(x(0.5), x(0.25)), tau=x(1.5), stay_penalty=x(0.125)
+        )
         settings = {"tokens": TOKENS[:2], "seed": n(3), "restarts": n(2), "patience": n(3), "memory": n(100)}
         selected = cf.select_tokens(CE, CODEBOOK, 1, recipe=recipe, **settings)
         selected.save(tmp_path / "selection")

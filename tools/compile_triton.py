@@ -184,22 +184,30 @@ def call_gumbel_forward_and_backward(
     logits, codebook = empty(1, rows, 64, dtype=dtype), empty(64, channels, dtype=dtype)
     upstream, kept = empty(1, rows, channels), empty(1, rows, 3 + channels)
     ids, index = torch.zeros(1, dtype=torch.int64), torch.zeros(1, rows, dtype=torch.int64)
-    noise, clock = (empty(1, rows, 64), None) if given else (None, torch.ones(4, dtype=torch.float64))
+    noise, schedule = (empty(1, rows, 64), None) if given else (None, torch.ones(4, dtype=torch.float64))
     for hard, keep in ((True, False), (True, True), (False, True)):
-        gumbel_codebook.forward(logits, codebook, ids, noise, clock, 1.0, 0, 0, hard, keep)
+        gumbel_codebook.forward(logits, codebook, ids, noise, schedule, 1.0, 0, 0, hard, keep)
     gumbel_codebook_backward.backward(
-        upstream, logits, codebook, ids, noise, clock, index, kept, 1.0, 0, 0, False, True
+        upstream, logits, codebook, ids, noise, schedule, index, kept, 1.0, 0, 0, False, True
     )
     torch.set_float32_matmul_precision("highest")
 
 
 def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
     """Logits are float32; the codebook is not."""
-    clock, ids = torch.ones(4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    schedule, ids = torch.ones(4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     for rows in (16, 1000) if dtype == torch.float32 else (1000,):
-        logits, codebook, own = empty(1, rows, 64), empty(64, 256, dtype=dtype), torch.zeros(1, rows, dtype=torch.int64)
+        logits, codebook, anchor = (
+            empty(1, rows, 64),
+            empty(64, 256, dtype=dtype),
+            torch.zeros(1, rows, dtype=torch.int64),
+        )
         upstream, kept = empty(1, rows, 256), empty(1, rows, 259)
-        for moments, now, price in ((None, None, None), ((logits, logits), None, None), ((logits, logits), clock, own)):
+        for moments, now, price in (
+            (None, None, None),
+            ((logits, logits), None, None),
+            ((logits, logits), schedule, anchor),
+        ):
             gumbel_codebook_backward.step(
                 logits,
                 codebook,

@@ -37,8 +37,7 @@ from cortex_fast.engine.trying import (
     targets_of,
 )
 from cortex_fast.engine.watching import changed, identity_of, weights_of
-from cortex_fast.ops.backends import verdicts
-from cortex_fast.ops.conv3x3 import BACKENDS as CONV_BACKENDS
+from cortex_fast.ops.backends import REASONS, verdicts
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -390,7 +389,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _fuse_all(modules: list[nn.Module], device: torch.device, dtype: torch.dtype, copies: int | None) -> str:
     """Convolutions by ops.conv3x3, in place, where that is faster; says what was done."""
-    answers = {answer.backend: answer for answer in verdicts(CONV_BACKENDS, torch.empty(0, dtype=dtype, device=device))}
+    sample = torch.empty(0, dtype=dtype, device=device)
+    answers = {answer.backend: answer for answer in verdicts(REASONS["conv3x3"], sample)}
     if not answers["native"].usable:
         return f"convolutions by torch: {answers['native'].reason}"
     if copies is not None and copies < _WORTH_FUSING:

@@ -34,11 +34,11 @@ from cortex_fast.ops.gumbel_codebook import numbers
 from cortex_fast.ops.random_stream import gumbel
 
 # settings of token selection alone, at what they are for others
-_UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay": 0.0}
+_UNUSED = {"tau": 1.0, "draws": 1, "restarts": 1, "start": "random", "stay_penalty": 0.0}
 
 
 # of a recipe made for others, what would change the result and does not; its rates and temperature go without saying
-_UNUSED_BY_DRAWS = {"draws": 1, "restarts": 1, "patience": None, "start": "random", "stay": 0.0}
+_UNUSED_BY_DRAWS = {"draws": 1, "restarts": 1, "patience": None, "start": "random", "stay_penalty": 0.0}
 _OF_DRAWS = ("steps", "judge_every")
 Frequency = checks.Integers | Sequence[float]
 
@@ -62,7 +62,7 @@ def optimise_embedding(
     """Gradient steps on E [P,d,h,w] in the region, then each position's nearest code: the baseline of eq. 10.
 
     Arguments and result as in `select_tokens`; the start is the image's own embedding, so there is no randomness, and
-    the recipe's tau, draws, restarts, start and stay have no meaning: ValueError for others than the default.
+    the recipe's tau, draws, restarts, start and stay_penalty have no meaning: ValueError for others than the default.
     """
     recipe = recipe_of(recipe, settings)
     _refuse(recipe, _UNUSED, "embeddings")
@@ -77,16 +77,16 @@ def optimise_embedding(
         embedding: Tensor,
         moments: Moments | None,
         problems: Problems,
-        clock: Tensor,
+        schedule: Tensor,
         kept: Sequence[Tensor],
         gradient: Tensor,
     ) -> None:
-        _, _, lr, number = numbers(clock[0])
+        _, _, lr, number = numbers(schedule[0])
         descend(embedding, moments, gradient.to(embedding.dtype), lr, BETAS, EPS, number)
 
     method = Method(
         start,
-        lambda embedding, problems, clock: (embedding.to(problems.codebook.dtype), ()),
+        lambda embedding, problems, schedule: (embedding.to(problems.codebook.dtype), ()),
         learn,
         lambda embedding, problems: ops.nearest_code(embedding, problems.codebook),
     )
@@ -130,7 +130,7 @@ def draw_tokens(
     frequency: [K] or [P,K], not negative: tokens are drawn in proportion to it, as often as they occur in the target's
     images for instance; default all alike. Arguments and result as in `select_tokens`, of whose recipe steps and
     judge_every count here: a step's draw replaces the one kept where its logit of the target is larger. TypeError for
-    other settings by name; ValueError for a recipe of several draws or restarts, of patience, start or stay.
+    other settings by name; ValueError for a recipe of several draws or restarts, of patience, start or stay_penalty.
     """
     for name in settings:
         if name not in _OF_DRAWS:

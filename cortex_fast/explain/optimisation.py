@@ -20,7 +20,7 @@ from cortex_fast.explain.groups import Group, Judge, grouped, recut
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe
 from cortex_fast.explain.results import TokenSelection
-from cortex_fast.explain.stepping import Method, Moments, clocks_of, step_of
+from cortex_fast.explain.stepping import Method, Moments, schedules_of, step_of
 
 _KIND = "TokenSelectionState"
 
@@ -113,13 +113,13 @@ def _run(
     if state is None:
         state = _begin(own, method, recipe)
         record(records, rows, 0, own.start, group.judge(own.start, own.target))
-    clocks = clocks_of(recipe, rows.device)
+    schedules = schedules_of(recipe, rows.device)
     step, stepping = None, own
     while state.step < recipe.steps and len(state.active):
         if step is None:
             stepping = own.take(state.active)
             step = step_of(group.prepared, stepping, method, recipe, state.variables, state.moments)
-        records.loss[state.step, rows[state.active]] = step(clocks[state.step])[0]
+        records.loss[state.step, rows[state.active]] = step(schedules[state.step])[0]
         records.taken[rows[state.active]] = state.step + 1
         state.step += 1
         judged = state.step in times
@@ -215,9 +215,9 @@ def result_of(
         raise ValueError("extractor: expected finite logits, got none for any selection that was judged")
     first = 0 if problems.given else 1  # without tokens the start is no selection of anyone's
     score = probability
-    if recipe.stay:
+    if recipe.stay_penalty:
         changes = (records.history != problems.start).flatten(2).sum(dim=2)
-        score = probability.log() - recipe.stay * changes
+        score = probability.log() - recipe.stay_penalty * changes
     score = score.nan_to_num(nan=-torch.inf)
     if startable is not None:
         score[0] = score[0].where(startable, -torch.inf)

@@ -63,7 +63,7 @@ class Problems:
         return self.region[0].flatten().nonzero().flatten()
 
     @cached_property
-    def own(self) -> Tensor:
+    def anchor(self) -> Tensor:
         """The start's tokens at the free positions, as many for each problem, int64 [P,rows]. Kept, since it looks at
         values: a CUDA graph that reads it is captured after steps that were not."""
         rows = int(self.region[0].sum()) if len(self) else 0

@@ -49,8 +49,8 @@ class Recipe:
     judge_every: how often the selection without noise is judged. draws: Gumbel samples of one step, whose mean gradient
     it follows. restarts: independent runs of a problem, of which the best is kept. patience: a problem stops when its
     selected tokens have not changed for so many steps; None: never. start: logits "random" (standard normal), or from
-    the "image", whose tokens then have about even odds with all others together. stay: price of a changed position,
-    in logits: with a price, as few change as are worth it.
+    the "image", whose tokens then have about even odds with all others together. stay_penalty: price of a
+    changed position, in logits: with a price, as few change as are worth it.
     """
 
     steps: int = 3000
@@ -63,7 +63,7 @@ class Recipe:
     restarts: int = 1
     patience: int | None = None
     start: str = "random"
-    stay: float = 0.0
+    stay_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "judge_every", "draws", "restarts"):
@@ -77,7 +77,7 @@ class Recipe:
             _set(self, patience=checks.whole("patience", self.patience, 1))
         checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
         checks.one_of("start", self.start, STARTS)
-        for name in ("regularisation", "stay"):
+        for name in ("regularisation", "stay_penalty"):
             _set(self, **{name: checks.non_negative(name, getattr(self, name))})
 
 

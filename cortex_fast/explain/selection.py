@@ -72,8 +72,8 @@ def select_tokens(
     are a candidate too).
     Noise and start are fixed by seed and item_ids int [P] (default 0, 1, 2, ...).
     allowed, banned: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may or may not take, by rows
-    where every region has as many positions; an image that has others there is no candidate then. With a price `stay`
-    the one kept is that of the largest log probability less the price.
+    where every region has as many positions; an image that has others there is no candidate then. With a
+    price `stay_penalty` the one kept is that of the largest log probability less the price.
     judge: (tokens int64 [P,h,w], target [P]) -> probability [P]; default the extractor's. memory: bytes that the
     problems stepping together may take; it cuts the set, and changes no result beyond rounding. checkpoint: a file that
     the run's state is kept in while it goes on, every `judge_every` steps; a run that finds one goes on from it, to the
@@ -106,7 +106,7 @@ def _select(
 ) -> TokenSelection:
     """`select_tokens` of checked problems, that leaves the checkpoint where it is."""
     seed = checks.seed(seed)
-    if not problems.given and (recipe.start == "image" or recipe.stay):
+    if not problems.given and (recipe.start == "image" or recipe.stay_penalty):
         raise ValueError("tokens: expected those of an image to start from or to stay with, got None")
     made = _fingerprint(problems, recipe, seed, mask)
     problems = repeated(problems, recipe)
@@ -114,7 +114,7 @@ def _select(
         mask = mask.repeat_interleave(recipe.restarts, dim=0)
     kept = 3 if recipe.optimizer == "adam" else 1
     passing = 4 if recipe.draws > 1 else 0  # what the mean gradient of many draws takes on its way
-    passing += 4 if recipe.draws > 1 and recipe.stay else 0
+    passing += 4 if recipe.draws > 1 and recipe.stay_penalty else 0
     return optimise(
         problems,
         token_method(recipe, seed, mask),
@@ -193,8 +193,8 @@ def startable(problems: Problems, mask: Tensor) -> Tensor:
     """bool [P]: whether every free position's own token may be taken. mask as `allowed_tokens` gives it."""
     if mask.ndim == 1:
         return (mask[problems.start] | ~problems.region).flatten(1).all(dim=1)
-    own = problems.own[..., None]
-    return mask.expand(*own.shape[:2], -1).gather(2, own).flatten(1).all(dim=1)
+    anchor = problems.anchor[..., None]
+    return mask.expand(*anchor.shape[:2], -1).gather(2, anchor).flatten(1).all(dim=1)
 
 
 def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
@@ -205,7 +205,7 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
         rows, codes = len(problems.free), len(problems.codebook)
         if recipe.start == "image":
             logits = torch.zeros(len(problems), rows, codes, dtype=torch.float32, device=problems.codebook.device)
-            logits.scatter_(2, problems.own[..., None], math.log(codes) + _LIKELY)
+            logits.scatter_(2, problems.anchor[..., None], math.log(codes) + _LIKELY)
         else:
             draw = torch.tensor([_START_DRAW], device=problems.codebook.device)
             logits = normal(seed, problems.item_ids, draw, rows, codes)[:, 0].contiguous()
@@ -213,48 +213,50 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
             logits.masked_fill_(~(mask[problems.places] if mask.ndim == 3 else mask), -math.inf)
         return logits
 
-    def propose(logits: Tensor, problems: Problems, clock: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def propose(logits: Tensor, problems: Problems, schedule: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         noise: dict[str, Any] = {"seed": seed, "item_ids": problems.item_ids}
         if draws > 1:  # what would be kept of each is of no use to their mean gradient
-            each = [ops.gumbel_codebook(logits, problems.codebook, clock=now, **noise)[0] for now in clock]
+            each = [ops.gumbel_codebook(logits, problems.codebook, schedule=now, **noise)[0] for now in schedule]
             return torch.cat(each), ()
-        embedding, _, kept = ops.gumbel_codebook_kept(logits, problems.codebook, clock=clock[0], **noise)
+        embedding, _, kept = ops.gumbel_codebook_with_row_stats(
+            logits, problems.codebook, schedule=schedule[0], **noise
+        )
         return embedding, (kept,)
 
     def learn(
         logits: Tensor,
         moments: Moments | None,
         problems: Problems,
-        clock: Tensor,
+        schedule: Tensor,
         kept: Sequence[Tensor],
         gradient: Tensor,
     ) -> None:
         if draws > 1:
-            mean = _mean_gradient(logits, problems, clock, gradient)
-            _, _, lr, number = numbers(clock[0])
+            mean = _mean_gradient(logits, problems, schedule, gradient)
+            _, _, lr, number = numbers(schedule[0])
             descend(logits, moments, mean, lr, BETAS, EPS, number)
             return
-        own = problems.own if recipe.stay else None
+        anchor = problems.anchor if recipe.stay_penalty else None
         ops.gumbel_codebook_step(
-            logits, problems.codebook, gradient, clock=clock[0], kept=kept[0], moments=moments, seed=seed,
-            item_ids=problems.item_ids, own=own, stay=recipe.stay,
+            logits, problems.codebook, gradient, schedule=schedule[0], row_stats=kept[0], moments=moments, seed=seed,
+            item_ids=problems.item_ids, anchor=anchor, stay_penalty=recipe.stay_penalty,
         )  # fmt: skip
 
-    def _mean_gradient(logits: Tensor, problems: Problems, clock: Tensor, gradient: Tensor) -> Tensor:
+    def _mean_gradient(logits: Tensor, problems: Problems, schedule: Tensor, gradient: Tensor) -> Tensor:
         """dP over all draws, whose losses' mean the gradient is of."""
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_(True)
-            for now, part in zip(clock, gradient.unflatten(0, (draws, -1)), strict=True):
+            for now, part in zip(schedule, gradient.unflatten(0, (draws, -1)), strict=True):
                 selected, _ = ops.gumbel_codebook(
-                    leaf, problems.codebook, clock=now, seed=seed, item_ids=problems.item_ids
+                    leaf, problems.codebook, schedule=now, seed=seed, item_ids=problems.item_ids
                 )
                 selected.backward(part)
-                if recipe.stay:
+                if recipe.stay_penalty:
                     tau, number, _, _ = numbers(now)
                     item = torch.as_tensor(number, device=leaf.device).view(1)
                     g = gumbel(seed, problems.item_ids, item, *logits.shape[1:])[:, 0]
-                    taken = ((leaf + g) / tau).softmax(dim=2).gather(2, problems.own[..., None])
-                    (-recipe.stay / draws * taken.sum()).backward()
+                    taken = ((leaf + g) / tau).softmax(dim=2).gather(2, problems.anchor[..., None])
+                    (-recipe.stay_penalty / draws * taken.sum()).backward()
         assert leaf.grad is not None
         return leaf.grad
 

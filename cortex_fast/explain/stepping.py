@@ -23,9 +23,9 @@ Moments = tuple[Tensor, Tensor]
 class Method:
     """What tells one optimisation from another. Variables are float [P,rows,...], changed in place.
 
-    start(problems) -> variables; propose(variables, problems, clock) -> embeddings [draws * P, rows, d] of the free
-    positions, one draw after the other, and what learn makes use of; learn(variables, moments, problems, clock, that,
-    the mean loss's gradient in the embeddings); decide(variables, problems) -> tokens [P,rows]. clock float64
+    start(problems) -> variables; propose(variables, problems, schedule) -> embeddings [draws * P, rows, d] of the free
+    positions, one draw after the other, and what learn makes use of; learn(variables, moments, problems, schedule,
+    that, the mean loss's gradient in the embeddings); decide(variables, problems) -> tokens [P,rows]. schedule float64
     [draws,4]: of each draw of the step tau, its number, lr and the step's number from 1. Both are captured into a CUDA
     graph: they may look at no value on a GPU.
     """
@@ -36,7 +36,7 @@ class Method:
     decide: Callable[[Tensor, Problems], Tensor]
 
 
-def clocks_of(recipe: Recipe, device: torch.device) -> Tensor:
+def schedules_of(recipe: Recipe, device: torch.device) -> Tensor:
     """float64 [steps,draws,4]: of each step and draw tau, the draw's number, lr, and the step's number from 1."""
     draws = recipe.draws
     rows = [
@@ -62,21 +62,21 @@ def step_of(
     variables: Tensor,
     moments: Moments | None,
 ) -> Callable[[Tensor], Sequence[Tensor]]:
-    """One step of the problems, which changes variables and moments in place; on a GPU in one CUDA graph. From a clock
-    [draws,4] to their losses [P], and for whoever looks closer the embeddings proposed and the losses' gradient there.
+    """One step of the problems, which changes variables and moments in place; on a GPU in one CUDA graph. From a
+    schedule [draws,4] to their losses [P], the embeddings proposed, and the losses' gradient there.
     """
     objective = objective_of(prepared, problems, recipe)
     graphs: Graphs = {}
 
-    def step(clock: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        proposed, kept = method.propose(variables, problems, clock)
+    def step(schedule: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        proposed, kept = method.propose(variables, problems, schedule)
         loss, gradient = objective(proposed)
-        method.learn(variables, moments, problems, clock, kept, gradient)
+        method.learn(variables, moments, problems, schedule, kept, gradient)
         return loss, proposed, gradient
 
     if not isinstance(prepared.body, Graph):  # a forward of any kind may look at values
         return step
-    return lambda clock: replayed(step, graphs, clock, repeatable=False)
+    return lambda schedule: replayed(step, graphs, schedule, repeatable=False)
 
 
 def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -1,25 +1,26 @@
 """Which backend serves an operator, and why.
 
-An operator lists its backends, best first, each with a function from its tensors to a reason against it (None: it can
-serve). `impl="auto"` takes the first that can; a forced one that cannot raises with the reason. Nothing falls back
-silently: `choose` is the only place that decides. Kernels that need triton are imported where they were chosen.
+`REASONS` has each operator's backends, and for each a function from a tensor to the reason against it (None: it can
+serve). `impl="auto"` takes the first that can; forcing a backend that cannot raises an error that states the reason.
+Nothing falls back silently: `choose` is the only place that decides.
 """
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cortex_fast import checks
+from cortex_fast import checks, kernels
 from cortex_fast.kernels import cuda, native, triton
 
 IMPL_VARIABLE = "CORTEX_FAST_IMPL"
-NAMES = ("cuda", "triton", "native", "reference")
+NAMES = kernels.BACKENDS
 
 Reason = Callable[[Tensor], str | None]
-HALVES = (torch.float16, torch.bfloat16)
+HALVES = kernels.HALVES
 
 
 class UnlessForced(str):
@@ -78,6 +79,11 @@ def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: T
     if not answer.usable_if_forced:
         raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {answer.reason}")
     return wanted
+
+
+def serving(operator: str, impl: str, *tensors: Tensor) -> Callable[..., Any]:
+    """The function of the backend that `choose` takes for this operator, to be called by keyword."""
+    return kernels.load(choose(operator, REASONS[operator], impl, *tensors), operator)
 
 
 def never(_tensor: Tensor) -> None:
@@ -147,3 +153,15 @@ def _too_old(tensor: Tensor) -> str | None:
         had, needed = (".".join(map(str, version)) for version in (capability, least))
         return f"the Triton kernel needs compute capability {needed} for {tensor.dtype}, this GPU has {had}"
     return None
+
+
+_REASON_OF = {
+    "cuda": cuda_on_gpu,
+    "triton": triton_on_gpu,
+    "native": native_on_cpu,
+    "reference": lambda *_dtypes: never,
+}
+REASONS: dict[str, dict[str, Reason]] = {
+    operator: {backend: _REASON_OF[backend](*dtypes) for backend, dtypes in backends.items()}
+    for operator, backends in kernels.OPERATORS.items()
+}

@@ -6,7 +6,7 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import concept_counts as reference
-from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
@@ -15,12 +15,6 @@ if native.UNAVAILABLE is None:
 PER = ("occurrence", "image")
 MOST_COUNTS = 2**36  # half a terabyte of them
 top_positions = reference.top_positions
-BACKENDS = {
-    "cuda": cuda_on_gpu(torch.float32, *HALVES),
-    "triton": triton_on_gpu(torch.float32, *HALVES),
-    "native": native_on_cpu(torch.float32),
-    "reference": never,
-}
 
 
 def concept_counts(
@@ -86,7 +80,7 @@ def _concept_counts(
 ) -> Tensor:
     check_values(tokens, labels, num_concepts, codebook_size)
     check_numbers(tsv)
-    backend = choose("concept_counts", BACKENDS, impl, tsv)
+    backend = choose("concept_counts", REASONS["concept_counts"], impl, tsv)
     if backend == "cuda":
         from cortex_fast.kernels.cuda import concept_counts as cuda_kernel
 

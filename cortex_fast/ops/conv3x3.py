@@ -9,13 +9,11 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import conv3x3 as reference
-from cortex_fast.ops.backends import check_impl, choose, native_on_cpu, never
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.registering import in_memory, operator, refuse_tangents
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import conv3x3 as native_kernel
-
-BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +50,7 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
     refuse_tangents(weight, bias)
     bias = None if bias is None else in_memory(bias.detach()).contiguous()
     weight = in_memory(weight.detach())
-    backend = choose("conv3x3", BACKENDS, impl, *(tensor for tensor in (weight, bias) if tensor is not None))
+    backend = choose("conv3x3", REASONS["conv3x3"], impl, *(tensor for tensor in (weight, bias) if tensor is not None))
     if backend == "native":
         transformed = native_kernel.transformed_weights(weight)
         backward = native_kernel.transformed_weights(weight, transpose=True)

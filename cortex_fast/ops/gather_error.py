@@ -11,13 +11,11 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gather_error as reference
-from cortex_fast.ops.backends import check_impl, choose, native_on_cpu, never
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.registering import in_memory, operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gather_error as native_kernel
-
-BACKENDS = {"native": native_on_cpu(torch.float32), "reference": never}
 
 
 def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
@@ -57,7 +55,7 @@ def gather_error_of_files(
     if len(names) != len(tokens):
         raise ValueError(f"paths: expected one for each of the {len(tokens)} images of tokens, got {len(names)}")
     check_tokens(tokens, codebook)
-    backend = choose("gather_error", BACKENDS, impl, codebook)
+    backend = choose("gather_error", REASONS["gather_error"], impl, codebook)
     header = header_of((codebook.shape[1], *tokens.shape[1:]))
     serve = native_kernel if backend == "native" else reference
     return serve.gather_error_of_files(names, header, in_memory(tokens).int(), in_memory(codebook.detach()))
@@ -94,7 +92,7 @@ def _names(paths: Sequence[str]) -> list[bytes]:
 @operator("gather_error")
 def _gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, impl: str) -> Tensor:
     check_tokens(tokens, codebook)
-    backend = choose("gather_error", BACKENDS, impl, embedding, codebook)
+    backend = choose("gather_error", REASONS["gather_error"], impl, embedding, codebook)
     serve = native_kernel if backend == "native" else reference
     return serve.gather_error(embedding, tokens.int(), codebook)
 

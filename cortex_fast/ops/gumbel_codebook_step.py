@@ -9,19 +9,12 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
-from cortex_fast.ops.gumbel_codebook import DTYPES, check_arguments, floats, numbers, problem_ids
+from cortex_fast.ops.backends import REASONS, choose
+from cortex_fast.ops.gumbel_codebook import check_arguments, floats, numbers, problem_ids
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import gumbel_codebook as native_kernel
-
-BACKENDS = {
-    "cuda": cuda_on_gpu(*DTYPES),
-    "triton": triton_on_gpu(*DTYPES),
-    "native": native_on_cpu(*DTYPES),
-    "reference": never,
-}
 
 
 def gumbel_codebook_step(
@@ -35,14 +28,14 @@ def gumbel_codebook_step(
     draw: int = 0,
     item_ids: Tensor | None = None,
     moments: tuple[Tensor, Tensor] | None = None,
-    step: int = 1,
+    step_count: int = 1,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     gumbel: Tensor | None = None,
-    own: Tensor | None = None,
-    stay: float = 0.0,
-    clock: Tensor | None = None,
-    kept: Tensor | None = None,
+    anchor: Tensor | None = None,
+    stay_penalty: float = 0.0,
+    schedule: Tensor | None = None,
+    row_stats: Tensor | None = None,
     impl: str = "auto",
 ) -> None:
     """One optimiser's step on logits [...,R,K], in place, from the gradient dE [...,R,d] of their embedding.
@@ -51,39 +44,39 @@ def gumbel_codebook_step(
     and gumbel, dP = y (D - <y, D>) / tau with D = dE C^T, then torch.optim.Adam's step, or torch.optim.SGD's without
     momentum; but dP is never written.
     moments (m, v): Adam's averages of dP and dP^2, shaped as logits, zero before step 1; changed in place. None: SGD.
-    own, stay: int64 [...,R], a code of each row; the loss then also has stay (1 - y[own]), a price for leaving it.
-    step: the number of this step, from 1. The same step serves a hard and a soft selection.
-    clock: float64 [4] on the logits' device, (tau, draw, lr, step), which then stand for the numbers. kept: what
-    `gumbel_codebook_kept` gave for these logits.
+    anchor, stay_penalty: int64 [...,R], a code of each row; the loss then also has stay_penalty (1 - y[anchor]).
+    step_count: the number of this step, from 1. The same step serves a hard and a soft selection.
+    schedule: float64 [4] on the logits' device, (tau, draw, lr, step_count), which then stand for the numbers.
+    row_stats: what `gumbel_codebook_with_row_stats` gave for these logits.
     logits and moments are float32 or float64 and contiguous, and require no gradient.
     Raises TypeError or ValueError as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
     """
-    tau, seed, draw = check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, clock, impl)
+    tau, seed, draw = check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, schedule, impl)
     checks.floating("upstream", upstream)
     checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
-    if lr is None and clock is None:
-        raise ValueError("lr: expected a number, or a clock that has one, got None")
+    if lr is None and schedule is None:
+        raise ValueError("lr: expected a number, or a schedule that has one, got None")
     lr = 0.0 if lr is None else checks.non_negative("lr", lr)
-    eps, stay = checks.positive("eps", eps), checks.non_negative("stay", stay)
-    step = checks.whole("step", step, 1, 2**53)
+    eps, stay_penalty = checks.positive("eps", eps), checks.non_negative("stay_penalty", stay_penalty)
+    step_count = checks.whole("step_count", step_count, 1, 2**53)
     pair = _pair("betas", betas, "two numbers in [0, 1)")
     first_beta, second_beta = (checks.non_negative("betas", beta) for beta in pair)
     if max(first_beta, second_beta) >= 1:
         raise ValueError(f"betas: expected two numbers in [0, 1), got {checks.shown(betas)}")
-    if own is None and stay:
-        raise ValueError(f"own: expected each row's code for a price of {stay}, got None")
-    if own is not None:
-        checks.integral("own", own)
-        checks.same_shape("own", own, "logits' rows", logits.shape[:-1])
-        checks.same_device(logits=logits, own=own)
-    if kept is not None:
-        checks.floating("kept", kept)
-    if kept is not None and kept.numel():
-        if kept.dtype != torch.float32:
-            raise TypeError(f"kept: expected float32, got {kept.dtype}")
+    if anchor is None and stay_penalty:
+        raise ValueError(f"anchor: expected each row's code for a price of {stay_penalty}, got None")
+    if anchor is not None:
+        checks.integral("anchor", anchor)
+        checks.same_shape("anchor", anchor, "logits' rows", logits.shape[:-1])
+        checks.same_device(logits=logits, anchor=anchor)
+    if row_stats is not None:
+        checks.floating("row_stats", row_stats)
+    if row_stats is not None and row_stats.numel():
+        if row_stats.dtype != torch.float32:
+            raise TypeError(f"row_stats: expected float32, got {row_stats.dtype}")
         expected = torch.Size((*logits.shape[:-1], 3 + codebook.shape[1]))
-        checks.same_shape("kept", kept, "the logits' rows and 3 + d", expected)
-        checks.same_device(logits=logits, kept=kept)
+        checks.same_shape("row_stats", row_stats, "the logits' rows and 3 + d", expected)
+        checks.same_device(logits=logits, row_stats=row_stats)
     changed: dict[str, Tensor] = {"logits": logits}
     if moments is not None:
         changed["moments[0]"], changed["moments[1]"] = _pair("moments", moments, "two tensors")
@@ -104,17 +97,21 @@ def gumbel_codebook_step(
         upstream.reshape(problems, rows, codebook.shape[1]),
         flat_ids,
         flat_gumbel,
-        clock,
-        None if kept is None else kept.reshape(-1, rows, kept.shape[-1]) if kept.numel() else kept,
-        None if own is None or stay == 0 else own.reshape(problems, rows).long(),
-        stay,
+        schedule,
+        None
+        if row_stats is None
+        else row_stats.reshape(-1, rows, row_stats.shape[-1])
+        if row_stats.numel()
+        else row_stats,
+        None if anchor is None or stay_penalty == 0 else anchor.reshape(problems, rows).long(),
+        stay_penalty,
         tau,
         seed,
         draw,
         lr,
         [first_beta, second_beta],
         eps,
-        step,
+        step_count,
         impl,
     )
 
@@ -155,52 +152,66 @@ def _gumbel_codebook_step(
     upstream: Tensor,
     item_ids: Tensor | None,
     gumbel: Tensor | None,
-    clock: Tensor | None,
-    kept: Tensor | None,
-    own: Tensor | None,
-    stay: float,
+    schedule: Tensor | None,
+    row_stats: Tensor | None,
+    anchor: Tensor | None,
+    stay_penalty: float,
     tau: float,
     seed: int,
     draw: int,
     lr: float,
     betas: List[float],  # noqa: UP006 (torch 2.6 makes no schema of list[float])
     eps: float,
-    step: int,
+    step_count: int,
     impl: str,
 ) -> None:
     if item_ids is not None:
         checks.in_range("item_ids", item_ids, 2**32)
     item_ids = problem_ids(logits, item_ids)
-    if own is not None:
-        checks.in_range("own", own, codebook.shape[0])
+    if anchor is not None:
+        checks.in_range("anchor", anchor, codebook.shape[0])
     moments = None if first is None or second is None else (first, second)
     _check_apart({"logits": logits, "moments[0]": first, "moments[1]": second})
     pair = (betas[0], betas[1])
-    backend = choose("gumbel_codebook_step", BACKENDS, impl, *floats(logits, codebook, gumbel))
+    backend = choose("gumbel_codebook_step", REASONS["gumbel_codebook_step"], impl, *floats(logits, codebook, gumbel))
     if backend == "cuda":
         from cortex_fast.kernels.cuda import gumbel_codebook as cuda_kernel
 
         cuda_kernel.step(
-            logits, codebook, upstream, item_ids, gumbel, clock, kept, tau, seed, draw, moments, lr, pair, eps, step,
-            own, stay,
+            logits, codebook, upstream, item_ids, gumbel, schedule, row_stats, tau, seed, draw, moments, lr, pair, eps,
+            step_count, anchor, stay_penalty,
         )  # fmt: skip
         return
     if backend == "triton":
         from cortex_fast.kernels.triton import gumbel_codebook_backward as triton_kernel
 
         triton_kernel.step(
-            logits, codebook, upstream, item_ids, gumbel, clock, kept, tau, seed, draw, moments, lr, pair, eps, step,
-            own, stay,
+            logits, codebook, upstream, item_ids, gumbel, schedule, row_stats, tau, seed, draw, moments, lr, pair, eps,
+            step_count, anchor, stay_penalty,
         )  # fmt: skip
         return
-    tau, draw, lr, step = numbers(clock, tau, draw, lr, step)
+    tau, draw, lr, step_count = numbers(schedule, tau, draw, lr, step_count)
     if backend == "native":
         native_kernel.step(
-            logits, codebook, upstream, item_ids, gumbel, tau, seed, draw, moments, lr, pair, eps, step, own, stay
+            logits,
+            codebook,
+            upstream,
+            item_ids,
+            gumbel,
+            tau,
+            seed,
+            draw,
+            moments,
+            lr,
+            pair,
+            eps,
+            step_count,
+            anchor,
+            stay_penalty,
         )
     else:
         noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
-        reference.step(logits, codebook, upstream, noise, tau, moments, lr, pair, eps, step, own, stay)
+        reference.step(logits, codebook, upstream, noise, tau, moments, lr, pair, eps, step_count, anchor, stay_penalty)
 
 
 @_gumbel_codebook_step.register_fake
@@ -212,17 +223,17 @@ def _(
     upstream,
     item_ids,
     gumbel,
-    clock,
-    kept,
-    own,
-    stay,
+    schedule,
+    row_stats,
+    anchor,
+    stay_penalty,
     tau,
     seed,
     draw,
     lr,
     betas,
     eps,
-    step,
+    step_count,
     impl,
 ):
     return None

@@ -6,14 +6,11 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import nearest_code as reference
-from cortex_fast.ops.backends import HALVES, check_impl, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import nearest_code as native_kernel
-
-DTYPES = (torch.float32, *HALVES)
-BACKENDS = {"triton": triton_on_gpu(*DTYPES), "native": native_on_cpu(*DTYPES), "reference": never}
 
 
 def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
@@ -38,7 +35,7 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
 
 @operator("nearest_code")
 def _nearest_code(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
-    backend = choose("nearest_code", BACKENDS, impl, z, codebook)
+    backend = choose("nearest_code", REASONS["nearest_code"], impl, z, codebook)
     if backend == "triton":
         from cortex_fast.kernels.triton import nearest_code as triton_kernel
 

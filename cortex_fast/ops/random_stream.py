@@ -10,13 +10,11 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import philox as reference
-from cortex_fast.ops.backends import check_impl, choose, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.registering import in_memory
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import random_stream as native_kernel
-
-BACKENDS = {"triton": triton_on_gpu(), "native": native_on_cpu(), "reference": never}
 
 
 def normal(seed: int, items: Tensor, draws: Tensor, rows: int, length: int, *, impl: str = "auto") -> Tensor:
@@ -45,7 +43,7 @@ def _random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: i
             checks.in_range(name, numbers, 2**32)
     checks.same_device(items=items, draws=draws)
     items, draws = in_memory(items).long(), in_memory(draws).long()
-    backend = choose("random_stream", BACKENDS, impl, items)
+    backend = choose("random_stream", REASONS["random_stream"], impl, items)
     if backend == "triton":
         from cortex_fast.kernels.triton import random_stream as triton_kernel
 

@@ -2,7 +2,7 @@
 which takes two seconds of every process."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,21 @@ class _Library(torch.library.Library):
 
 def refuse_tangents(*arguments: Any) -> None:
     """Raises NotImplementedError for tensors that carry a tangent of forward-mode differentiation."""
-    for argument in arguments:
-        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+    for tensor in _tensors(arguments):
+        if forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
                 "the operators of cortex_fast have no forward-mode derivatives (jvp, jacfwd, dual tensors): expected "
                 "reverse mode (backward or torch.autograd.grad)"
             )
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments, in lists too."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from (tensor for tensor in argument if isinstance(tensor, Tensor))
 
 
 def in_memory(tensor: Tensor) -> Tensor:
@@ -68,8 +77,8 @@ class Operator:
                 lib=_LIBRARY,
             )
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._overload(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._overload(*arguments, **named)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         torch.library.register_fake(self.name, fake, lib=_LIBRARY)
@@ -106,9 +115,9 @@ def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., An
         nonlocal untraced
         if untraced is None and "torch._dynamo" in sys.modules:
             untraced = torch.compiler.disable(kernel)
-        for position in mutated:
-            if arguments[position] is not None and not arguments[position].is_inference():
-                torch.autograd.graph.increment_version(arguments[position])
+        for tensor in _tensors(arguments[position] for position in mutated):
+            if not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
         with torch._C._DisableAutocast():
             return (untraced or kernel)(*arguments)
 

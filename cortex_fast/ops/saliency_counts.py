@@ -5,10 +5,10 @@ from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.kernels.reference.token_saliency import accumulation_dtype
-from cortex_fast.ops.backends import check_impl, choose
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.concept_counts import check_counting, check_numbers, check_values, concept_counts
 from cortex_fast.ops.registering import operator
-from cortex_fast.ops.token_saliency import BACKENDS, check_arguments, token_saliency
+from cortex_fast.ops.token_saliency import check_arguments, token_saliency
 
 
 def saliency_counts(
@@ -48,7 +48,7 @@ def _saliency_counts(
     per: str,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    backend = choose("saliency_counts", BACKENDS, impl, grads)
+    backend = choose("saliency_counts", REASONS["saliency_counts"], impl, grads)
     if backend != "cuda":
         tsv = token_saliency(grads, reduction=reduction, impl=backend)
         sizes = {"top_n": top_n, "num_concepts": num_concepts, "codebook_size": codebook_size}

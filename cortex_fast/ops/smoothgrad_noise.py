@@ -6,19 +6,11 @@ from torch import Tensor
 from cortex_fast import checks
 from cortex_fast.kernels import native
 from cortex_fast.kernels.reference import smoothgrad_noise as reference
-from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.ops.backends import REASONS, check_impl, choose
 from cortex_fast.ops.registering import operator
 
 if native.UNAVAILABLE is None:
     from cortex_fast.kernels.native import smoothgrad_noise as native_kernel
-
-DTYPES = (torch.float32, *HALVES)
-BACKENDS = {
-    "cuda": cuda_on_gpu(*DTYPES),
-    "triton": triton_on_gpu(*DTYPES),
-    "native": native_on_cpu(*DTYPES),
-    "reference": never,
-}
 
 
 def smoothgrad_noise(
@@ -87,7 +79,7 @@ def _smoothgrad_noise(
 ) -> Tensor:
     checks.in_range("item_ids", item_ids, 2**32)
     wide = [x] if noise is None else [x, noise]  # float64 noise is not for a float32 kernel
-    backend = choose("smoothgrad_noise", BACKENDS, impl, *wide)
+    backend = choose("smoothgrad_noise", REASONS["smoothgrad_noise"], impl, *wide)
     if backend == "cuda":
         from cortex_fast.kernels.cuda import smoothgrad_noise as cuda_kernel
 

@@ -6,22 +6,11 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.kernels import native
-from cortex_fast.kernels.reference import token_saliency as reference
-from cortex_fast.ops.backends import HALVES, check_impl, choose, cuda_on_gpu, native_on_cpu, never, triton_on_gpu
+from cortex_fast.kernels.reference.token_saliency import accumulation_dtype
+from cortex_fast.ops.backends import check_impl, serving
 from cortex_fast.ops.registering import operator
 
-if native.UNAVAILABLE is None:
-    from cortex_fast.kernels.native import token_saliency as native_kernel
-
 REDUCTIONS = ("absmax", "max", "mean")
-DTYPES = (torch.float32, *HALVES)
-BACKENDS = {
-    "cuda": cuda_on_gpu(*DTYPES),
-    "triton": triton_on_gpu(*DTYPES),
-    "native": native_on_cpu(*DTYPES),
-    "reference": never,
-}
 
 
 def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "auto") -> Tensor:
@@ -47,24 +36,14 @@ def check_arguments(grads: Tensor, reduction: str) -> None:
 
 @operator("token_saliency")
 def _token_saliency(grads: Tensor, reduction: str, impl: str) -> Tensor:
-    backend = choose("token_saliency", BACKENDS, impl, grads)
-    if backend == "cuda":
-        from cortex_fast.kernels.cuda import token_saliency as cuda_kernel
-
-        return cuda_kernel.token_saliency(grads, reduction)
-    if backend == "triton":
-        from cortex_fast.kernels.triton import token_saliency as triton_kernel
-
-        return triton_kernel.token_saliency(grads, reduction)
-    if backend == "native":
-        return native_kernel.token_saliency(grads, reduction)
-    return reference.token_saliency(grads, reduction)
+    tsv: Tensor = serving("token_saliency", impl, grads)(grads=grads, reduction=reduction)
+    return tsv
 
 
 @_token_saliency.register_fake
 def _(grads: Tensor, reduction: str, impl: str) -> Tensor:
     batch, _, _, *grid = grads.shape
-    return grads.new_empty((batch, *grid), dtype=reference.accumulation_dtype(grads.dtype))
+    return grads.new_empty((batch, *grid), dtype=accumulation_dtype(grads.dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -31,8 +31,8 @@ struct Block {
   std::unique_ptr<float[]> d, weights;
   std::unique_ptr<Share[]> shares;  // [chunk][kRowBlock]
   double dots[kRowBlock];           // <y, D>
-  const int64_t* own = nullptr;     // of all rows: the code whose D is less by `stay`
-  float stay = 0;
+  const int64_t* anchor = nullptr;  // of all rows: the code whose D is less by `stay_penalty`
+  float stay_penalty = 0;
 
   Block(const GumbelCodebook& args, int64_t most_rows) {
     const int64_t cells = ceil_div(args.codes, kChunk) * kRowBlock;
@@ -100,9 +100,9 @@ void first_pass(const GumbelCodebook& args, Block& block, Key key, const Run& ru
       const int64_t cell = chunk * kRowBlock + r;
       float* weights = block.weights.get() + cell * kChunk;
       float* d = block.d.get() + cell * kChunk;
-      if (block.own != nullptr) {
-        const int64_t code = block.own[block.start + r] - first;
-        if (code >= 0 && code < count) d[code] -= block.stay;
+      if (block.anchor != nullptr) {
+        const int64_t code = block.anchor[block.start + r] - first;
+        if (code >= 0 && code < count) d[code] -= block.stay_penalty;
       }
       const float reference = soften_chunk(args, row_of(args, block.start + r), first, count, key, weights);
       Floats sum(0.0f), dot(0.0f);
@@ -142,13 +142,13 @@ void second_pass(const GumbelCodebook& args, const Block& block, const Run& run,
 
 // body(block) for each block of rows, its first pass done.
 template <typename Body>
-void for_blocks(const GumbelCodebook& args, const float* upstream, const int64_t* own, float stay, const Run& run,
-                const Body& body) {
+void for_blocks(const GumbelCodebook& args, const float* upstream, const int64_t* anchor, float stay_penalty,
+                const Run& run, const Body& body) {
   const Key key = stream_key(args.seed, Stream::kGumbel);
   const int64_t rows = args.problems * args.rows;
   Block block(args, std::min(rows, kRowBlock));
-  block.own = own;
-  block.stay = stay;
+  block.anchor = anchor;
+  block.stay_penalty = stay_penalty;
   for (block.start = 0; block.start < rows; block.start += kRowBlock) {
     block.rows = std::min(kRowBlock, rows - block.start);
     pack(args, upstream, block);
@@ -246,7 +246,7 @@ void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream,
 void gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update, float* logits,
                           const Run& run) {
   const Adam adam(update);
-  for_blocks(args, upstream, update.own, update.stay, run, [&](const Block& block) {
+  for_blocks(args, upstream, update.anchor, update.stay_penalty, run, [&](const Block& block) {
     second_pass(args, block, run, [&](int64_t at, const float* gradient, int64_t count) {
       if (update.first_moment == nullptr) {
         descend(static_cast<float>(update.lr), gradient, count, logits + at);

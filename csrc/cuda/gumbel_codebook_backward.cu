@@ -14,8 +14,8 @@
 //
 // Both D and its mean are taken relative to the selected code w: D_k - D_w, 0 for w itself, and dE . (y C - C_w). Where
 // a row has settled on w its gradient is then 0, as it is in the formula; the difference of two large sums would leave
-// their rounding, which Adam makes a step of full length from. A price `stay` for leaving a row's own code comes off D
-// there, and off the mean.
+// their rounding, which Adam makes a step of full length from. A price `stay_penalty` for leaving a row's anchor comes
+// off D there, and off the mean.
 #include <cmath>
 
 #include "gumbel_tiles.cuh"
@@ -35,7 +35,7 @@ enum Rule { kGradient, kDescent, kAdam };
 struct alignas(16) Row {
   float score, log_denominator;  // y = exp((s - score) / tau - log_denominator)
   float highest, term;           // D_w, and <y, D> - D_w
-  int selected, own;             // own: -1 where there is no price
+  int selected, anchor;          // anchor: -1 where there is no price
   std::uint32_t item, place;
 };
 
@@ -53,14 +53,14 @@ struct Optimiser {
   float *first_moment, *second_moment;
   double lr, log_beta1, log_beta2, step;
   float rest1, beta2, rest2, eps;  // rest: 1 - beta, which a float32 beta would not give
-  const std::int64_t* own;         // or null
-  float stay;
+  const std::int64_t* anchor;      // or null
+  float stay_penalty;
   bool vector;
 };
 
 __device__ __forceinline__ Numbers numbers_of(const Field& field, const Optimiser& optimiser) {
-  const double lr = field.clock == nullptr ? optimiser.lr : field.clock[2];
-  const double step = field.clock == nullptr ? optimiser.step : field.clock[3];
+  const double lr = field.schedule == nullptr ? optimiser.lr : field.schedule[2];
+  const double step = field.schedule == nullptr ? optimiser.step : field.schedule[3];
   Numbers numbers{static_cast<float>(lr), 1.0f, inverse_tau(field), draw_of(field)};
   if (optimiser.rule == kAdam) {
     numbers.rate = static_cast<float>(lr / -expm1(step * optimiser.log_beta1));
@@ -69,7 +69,7 @@ __device__ __forceinline__ Numbers numbers_of(const Field& field, const Optimise
   return numbers;
 }
 
-// A warp a row: D_w = dE . C_w, and <y, D> - D_w = dE . (y C - C_w), less stay y[own].
+// A warp a row: D_w = dE . C_w, and <y, D> - D_w = dE . (y C - C_w), less stay_penalty y[anchor].
 __global__ void __launch_bounds__(kThreads)
     row_terms(Field field, Optimiser optimiser, const float* codebook, const float* upstream, const float* kept,
               Row* rows, Numbers* numbers_out) {
@@ -92,20 +92,20 @@ __global__ void __launch_bounds__(kThreads)
   Row out{of_row[0], of_row[1], highest, term, selected, -1, 0, 0};
   out.item = static_cast<std::uint32_t>(field.item_ids[row / field.rows]);
   out.place = static_cast<std::uint32_t>(row % field.rows);
-  if (optimiser.own != nullptr) {
-    out.own = static_cast<int>(optimiser.own[row]);
-    const std::int64_t at = row * field.codes + out.own;
+  if (optimiser.anchor != nullptr) {
+    out.anchor = static_cast<int>(optimiser.anchor[row]);
+    const std::int64_t at = row * field.codes + out.anchor;
     float noise;
     if (field.gumbel != nullptr) {
       noise = field.gumbel[at];
     } else {
-      const auto words = words_of(field, draw_of(field), out.item, out.place, out.own);
-      const std::uint32_t even = out.own % 4 < 2 ? words.words[0] : words.words[2];
-      const std::uint32_t odd = out.own % 4 < 2 ? words.words[1] : words.words[3];
-      noise = gumbel_of(out.own % 2 == 0 ? even : odd);
+      const auto words = words_of(field, draw_of(field), out.item, out.place, out.anchor);
+      const std::uint32_t even = out.anchor % 4 < 2 ? words.words[0] : words.words[2];
+      const std::uint32_t odd = out.anchor % 4 < 2 ? words.words[1] : words.words[3];
+      noise = gumbel_of(out.anchor % 2 == 0 ? even : odd);
     }
     const float y = exp_of((field.logits[at] + noise - out.score) * inverse_tau(field) - out.log_denominator);
-    out.term = multiply_add(-optimiser.stay, y, out.term);
+    out.term = multiply_add(-optimiser.stay_penalty, y, out.term);
   }
   rows[row] = out;
 }
@@ -126,7 +126,7 @@ __device__ __forceinline__ void follow(const Field& field, const Optimiser& opti
   for (int i = 0; i < 4; ++i) {
     const float y = exp_of((scores.of[i] - of_row.score) * numbers.inverse_tau - of_row.log_denominator);
     float relative = code + i == of_row.selected ? 0.0f : d.of[i] - of_row.highest;
-    if (code + i == of_row.own) relative -= optimiser.stay;
+    if (code + i == of_row.anchor) relative -= optimiser.stay_penalty;
     gradient.of[i] = y * (relative - of_row.term) * numbers.inverse_tau;
   }
   if (optimiser.rule == kGradient) {
@@ -383,8 +383,8 @@ Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, c
   optimiser.beta2 = static_cast<float>(update.beta2);
   optimiser.rest2 = static_cast<float>(1.0 - update.beta2);
   optimiser.eps = static_cast<float>(update.eps);
-  optimiser.own = update.own;
-  optimiser.stay = update.stay;
+  optimiser.anchor = update.anchor;
+  optimiser.stay_penalty = update.stay_penalty;
   optimiser.vector =
       args.codes % 4 == 0 && aligned(logits) && aligned(update.first_moment) && aligned(update.second_moment);
   return run(args, upstream, kept, optimiser, launching, nullptr);

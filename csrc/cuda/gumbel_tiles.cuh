@@ -23,7 +23,7 @@ struct Field {
   const float* logits;  // [count, codes]
   const float* gumbel;  // the same, or null
   const std::int64_t* item_ids;
-  const double* clock;  // or null
+  const double* schedule;  // or null
   std::int64_t count, rows, codes;
   int channels;
   float tau;
@@ -38,7 +38,7 @@ inline Field field_of(const GumbelCodebook& args, const Launch& launch) {
   return {args.logits,
           args.gumbel,
           args.item_ids,
-          launch.clock,
+          launch.schedule,
           args.problems * args.rows,
           args.rows,
           args.codes,
@@ -52,12 +52,13 @@ inline Field field_of(const GumbelCodebook& args, const Launch& launch) {
 // 1 / tau, of a temperature within the normal floats. The scan and the update multiply by the same number, so that the
 // selected code's own weight is 1 in both.
 __device__ __forceinline__ float inverse_tau(const Field& field) {
-  const double tau = field.clock == nullptr ? static_cast<double>(field.tau) : field.clock[0];
+  const double tau = field.schedule == nullptr ? static_cast<double>(field.tau) : field.schedule[0];
   return static_cast<float>(1.0 / (tau < kLeastTau ? kLeastTau : tau > kMostTau ? kMostTau : tau));
 }
 
 __device__ __forceinline__ std::uint32_t draw_of(const Field& field) {
-  return field.clock == nullptr ? field.draw : static_cast<std::uint32_t>(static_cast<std::int64_t>(field.clock[1]));
+  return field.schedule == nullptr ? field.draw
+                                   : static_cast<std::uint32_t>(static_cast<std::int64_t>(field.schedule[1]));
 }
 
 struct Quad {

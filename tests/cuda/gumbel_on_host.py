@@ -9,7 +9,7 @@ from torch import Tensor
 
 class Problem(ctypes.Structure):
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("logits", "codebook", "gumbel", "item_ids", "clock")],
+        *[(name, ctypes.c_void_p) for name in ("logits", "codebook", "gumbel", "item_ids", "schedule")],
         *[(name, ctypes.c_int64) for name in ("problems", "rows", "codes", "channels")],
         ("seed", ctypes.c_uint64),
         ("draw", ctypes.c_int64),
@@ -31,7 +31,7 @@ class Given:
     codebook: Tensor
     gumbel: Tensor | None = None
     item_ids: Tensor | None = None
-    clock: Tensor | None = None
+    schedule: Tensor | None = None
     tau: float = 1.0
     seed: int = 0
     draw: int = 0
@@ -52,7 +52,7 @@ class Kernels:
 
     def _problem(self, given: Given, ids: Tensor) -> Problem:
         sizes = (*given.logits.shape, given.codebook.shape[1])
-        addresses = map(_address, (given.logits, given.codebook, given.gumbel, ids, given.clock))
+        addresses = map(_address, (given.logits, given.codebook, given.gumbel, ids, given.schedule))
         numbers = (given.seed, given.draw, given.tau, 0 if given.exact else 1)
         return Problem(*addresses, *sizes, *numbers)
 
@@ -91,13 +91,13 @@ class Kernels:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         number: int = 1,
-        own: Tensor | None = None,
-        stay: float = 0.0,
+        anchor: Tensor | None = None,
+        stay_penalty: float = 0.0,
     ) -> None:
         """given.logits and the moments after one step, in place."""
         first, second = moments or (None, None)
         numbers = [ctypes.c_double(value) for value in (lr, *betas, eps)]
         self._call(
-            "gumbel_step", given, upstream, kept, given.logits, first, second, *numbers, ctypes.c_int64(number), own,
-            ctypes.c_float(stay),
+            "gumbel_step", given, upstream, kept, given.logits, first, second, *numbers, ctypes.c_int64(number), anchor,
+            ctypes.c_float(stay_penalty),
         )  # fmt: skip

@@ -86,7 +86,15 @@ def selection() -> None:
             upstream = random(*embedding.shape, seed=2, dtype=dtype)
             grads = torch.autograd.grad(embedding, (logits, codebook), upstream)
             stepped, moments = logits.detach().clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
-            options = {"own": index, "stay": 0.5, "lr": 0.1, "eps": 0.05, "seed": 5, "tau": 0.7, "impl": impl}
+            options = {
+                "anchor": index,
+                "stay_penalty": 0.5,
+                "lr": 0.1,
+                "eps": 0.05,
+                "seed": 5,
+                "tau": 0.7,
+                "impl": impl,
+            }
             ops.gumbel_codebook_step(stepped, codebook.detach(), upstream, moments=moments, **options)
             results.append([embedding.detach(), index, *grads, stepped, *moments])
         for got, expected in zip(*results, strict=True):

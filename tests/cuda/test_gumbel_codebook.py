@@ -58,15 +58,15 @@ def noise_of(given: Given) -> Tensor:
 
 
 def formula(
-    given: Given, upstream: Tensor, dtype: torch.dtype, own: Tensor | None = None, stay: float = 0.0
+    given: Given, upstream: Tensor, dtype: torch.dtype, anchor: Tensor | None = None, stay_penalty: float = 0.0
 ) -> list[Tensor]:
     """y C and the gradients of logits and codebook."""
     logits, codebook, g, dE = (x.to(dtype) for x in (given.logits, given.codebook, noise_of(given), upstream))
     scores = logits + g
     y = ((scores - scores.amax(-1, keepdim=True)) / given.tau).softmax(-1)
     D = dE @ codebook.T
-    if own is not None:
-        D.scatter_add_(2, own[..., None], torch.full_like(own[..., None], -stay, dtype=dtype))
+    if anchor is not None:
+        D.scatter_add_(2, anchor[..., None], torch.full_like(anchor[..., None], -stay_penalty, dtype=dtype))
     return [y @ codebook, y * (D - (y * D).sum(-1, keepdim=True)) / given.tau, torch.einsum("prk,prd->kd", y, dE)]
 
 
@@ -150,7 +150,7 @@ def test_every_way_gives_the_same_bits(once: Kernels) -> None:
 def test_a_step_is_torchs_along_the_gradient(kernels: Kernels, sizes: tuple[int, int, int, int], adam: bool) -> None:
     """Two of them; near 0 Adam divides a gradient by its own size, hence the large eps."""
     options = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 0.05}
-    own = torch.randint(sizes[2], sizes[:2], generator=torch.Generator().manual_seed(4))
+    anchor = torch.randint(sizes[2], sizes[:2], generator=torch.Generator().manual_seed(4))
     start, upstream = problem(*sizes, tau=0.8)
     expected = []
     for dtype in (torch.float64, torch.float32):
@@ -158,7 +158,7 @@ def test_a_step_is_torchs_along_the_gradient(kernels: Kernels, sizes: tuple[int,
         rule = torch.optim.Adam([leaf], **options) if adam else torch.optim.SGD([leaf], lr=0.05)
         for draw in (3, 4):
             now = Given(leaf.detach(), start.codebook, None, start.ids(), tau=0.8, seed=5, draw=draw)
-            leaf.grad = formula(now, upstream, dtype, own, 1.5)[1]
+            leaf.grad = formula(now, upstream, dtype, anchor, 1.5)[1]
             rule.step()
         state = rule.state[leaf]
         expected.append([leaf.detach(), *([state["exp_avg"], state["exp_avg_sq"]] if adam else [])])
@@ -168,21 +168,21 @@ def test_a_step_is_torchs_along_the_gradient(kernels: Kernels, sizes: tuple[int,
         now = Given(out, start.codebook, None, start.ids(), tau=0.8, seed=5, draw=draw)
         _, _, kept = kernels.forward(now, hard=True, keep=True)
         assert kept is not None
-        kernels.step(now, upstream, kept, moments, number=number, own=own, stay=1.5, **options)
+        kernels.step(now, upstream, kept, moments, number=number, anchor=anchor, stay_penalty=1.5, **options)
     assert_as_good([out, *(moments or ())], *expected, least=0)
 
 
-def test_a_clock_stands_for_the_numbers(once: Kernels) -> None:
+def test_a_schedule_stands_for_the_numbers(once: Kernels) -> None:
     results = []
-    for clock in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
+    for schedule in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
         base, upstream = problem(2, 3, 40, 6)
-        numbers = {"tau": 0.7, "draw": 2**32 - 1} if clock is None else {"tau": 3.0, "draw": 5}
-        given = Given(base.logits, base.codebook, None, base.ids(), clock, seed=5, **numbers)
+        numbers = {"tau": 0.7, "draw": 2**32 - 1} if schedule is None else {"tau": 3.0, "draw": 5}
+        given = Given(base.logits, base.codebook, None, base.ids(), schedule, seed=5, **numbers)
         soft, index, kept = once.forward(given, hard=False, keep=True)
         assert kept is not None
         _, alone, _ = once.forward(given, hard=True, keep=False)
         moments = (random(2, 3, 40, seed=8), random(2, 3, 40, seed=9).square())
-        rates = {"lr": 0.05, "number": 4} if clock is None else {"lr": 9.0, "number": 1}
+        rates = {"lr": 0.05, "number": 4} if schedule is None else {"lr": 9.0, "number": 1}
         once.step(given, upstream, kept, moments, **rates)
         results.append([soft, index, alone, kept, given.logits, *moments])
     assert same_bits(*results)

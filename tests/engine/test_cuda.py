@@ -52,7 +52,8 @@ def test_half_precision_keeps_the_top_tokens(precision):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"draws": 2, "stay": 0.1}, {"patience": 3}, {"optimizer": "sgd", "tau": Schedule(2.0, 0.5)}]
+    "settings",
+    [{}, {"draws": 2, "stay_penalty": 0.1}, {"patience": 3}, {"optimizer": "sgd", "tau": Schedule(2.0, 0.5)}],
 )
 def test_token_selection_on_the_gpu_is_the_cpus(settings):
     """Twelve steps: from the fifth on they are one CUDA graph, captured again where a problem stops."""

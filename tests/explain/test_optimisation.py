@@ -21,7 +21,7 @@ from cortex_fast.explain import TokenSelection
 from cortex_fast.explain.groups import by_extractor
 from cortex_fast.explain.problems import check_problems
 from cortex_fast.explain.selection import token_method
-from cortex_fast.explain.stepping import clocks_of, step_of
+from cortex_fast.explain.stepping import schedules_of, step_of
 from cortex_fast.ops.random_stream import gumbel, normal
 from tests.known_extractors import Convolutional, Linear, tiny
 
@@ -210,13 +210,20 @@ def test_regions_of_their_own_with_prices_and_bans():
     banned = torch.arange(CODES) < 9
     arguments = {"steps": 10, "lr": 0.5, "restarts": 2, "judge_every": 5}
     got = select_tokens(
-        tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, banned=banned, stay=0.01, **arguments
+        tiny("ce"),
+        codebook(),
+        targets(5),
+        tokens=grids(5),
+        region=REGIONS,
+        banned=banned,
+        stay_penalty=0.01,
+        **arguments,
     )
     assert (got.history[-1][masks()] >= 9).all() and not got.changed[~masks()].any()
     dear, free = (
-        select_tokens(tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, stay=stay, start="image",
-                      **arguments)
-        for stay in (50.0, 0.0)
+        select_tokens(tiny("ce"), codebook(), targets(5), tokens=grids(5), region=REGIONS, stay_penalty=stay_penalty,
+                      start="image", **arguments)
+        for stay_penalty in (50.0, 0.0)
     )  # fmt: skip
     assert not dear.changed.any() and free.changed.any()
     with pytest.raises(ValueError, match=r"^banned: expected shape \[12\], got \[9, 12\]"):
@@ -240,7 +247,7 @@ def test_bad_extractors_are_named():
         select_tokens(tiny("ce"), codebook().double(), targets(), tokens=grids(), steps=1)
 
 
-def test_a_whole_step_is_a_function_of_its_clock():
+def test_a_whole_step_is_a_function_of_its_schedule():
     """What a CUDA graph replays: the variables change in place, and nothing else is kept from step to step."""
     recipe = Recipe(steps=6, lr=Schedule(0.4, 0.0), tau=Schedule(2.0, 0.5, "geometric"))
     expected = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, recipe=recipe)
@@ -249,14 +256,14 @@ def test_a_whole_step_is_a_function_of_its_clock():
     variables = method.start(problems)
     moments = (torch.zeros_like(variables), torch.zeros_like(variables))
     places = [tensor.data_ptr() for tensor in (variables, *moments)]
-    step, clock = (
+    step, schedule = (
         step_of(prepared, problems, method, recipe, variables, moments),
         torch.zeros(1, 4, dtype=torch.float64),
     )
     losses = []
-    for now in clocks_of(recipe, clock.device):
-        clock.copy_(now)  # as a replay has it: one place, new values
-        losses.append(step(clock)[0].clone())
+    for now in schedules_of(recipe, schedule.device):
+        schedule.copy_(now)  # as a replay has it: one place, new values
+        losses.append(step(schedule)[0].clone())
     torch.testing.assert_close(torch.stack(losses), expected.loss, rtol=1e-5, atol=1e-6)
     assert torch.equal(method.decide(variables, problems), expected.history[-1, :, 2:5, 2:5].flatten(1))
     assert [tensor.data_ptr() for tensor in (variables, *moments)] == places
@@ -302,7 +309,7 @@ def test_draws_follow_the_mean_gradient_by_hand():
     extractor, rate, tau, draws = Linear(CHANNELS, 1, CLASSES).eval(), 3.0, 0.8, 2
     items, own = torch.tensor([0]), 4
     for optimizer, price in (("adam", 0.0), ("sgd", 0.0), ("sgd", 1.0)):
-        settings = {"steps": 1, "lr": rate, "tau": tau, "optimizer": optimizer, "draws": draws, "stay": price}
+        settings = {"steps": 1, "lr": rate, "tau": tau, "optimizer": optimizer, "draws": draws, "stay_penalty": price}
         changed = 0
         for seed in range(8):
             got = select_tokens(extractor, codebook(), 1, tokens=torch.tensor([[[own]]]), seed=seed, **settings)
@@ -333,7 +340,7 @@ def test_the_regulariser_counts_each_position_once():
 
 
 def test_no_draw_serves_twice():
-    numbers = clocks_of(Recipe(steps=4, draws=3), torch.device("cpu"))[..., 1]
+    numbers = schedules_of(Recipe(steps=4, draws=3), torch.device("cpu"))[..., 1]
     assert numbers.flatten().tolist() == list(range(12))
 
 
@@ -427,7 +434,7 @@ def test_a_price_keeps_the_images_tokens(draws):
     arguments = {"tokens": grids(), "region": REGION, "steps": 60, "lr": 0.2, "judge_every": 60, "start": "image"}
     counts = []
     for price in (0.0, 0.5, 1e3):
-        got = select_tokens(tiny("ce"), codebook(), targets(), stay=price, draws=draws, **arguments)
+        got = select_tokens(tiny("ce"), codebook(), targets(), stay_penalty=price, draws=draws, **arguments)
         counts.append(int((got.history[-1] != got.initial).sum()))
     assert counts[0] > counts[1] >= counts[2] == 0
 
@@ -435,7 +442,7 @@ def test_a_price_keeps_the_images_tokens(draws):
 def test_a_start_from_the_image_is_the_image():
     got = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, lr=1e-6, start="image")
     assert torch.equal(got.history[1], grids())
-    for settings in ({"start": "image"}, {"stay": 1.0}):
+    for settings in ({"start": "image"}, {"stay_penalty": 1.0}):
         with pytest.raises(ValueError, match=r"^tokens:"):
             select_tokens(tiny("ce"), codebook(), 1, grid=GRID, steps=1, **settings)
 
@@ -468,7 +475,7 @@ def test_settings_that_are_none_are_named():
     for optimise in (*BOTH, draw_tokens):
         with pytest.raises(TypeError, match=r"^temperature:"):
             optimise(tiny("ce"), codebook(), targets(), tokens=grids(), temperature=2.0)
-    for name, value in {"tau": 0.5, "draws": 2, "restarts": 2, "start": "image", "stay": 1.0}.items():
+    for name, value in {"tau": 0.5, "draws": 2, "restarts": 2, "start": "image", "stay_penalty": 1.0}.items():
         with pytest.raises(ValueError, match=rf"^{name}:"):
             optimise_embedding(tiny("ce"), codebook(), targets(), tokens=grids(), **{name: value})
 
@@ -582,7 +589,9 @@ def test_drawn_tokens_take_no_settings_that_they_have_no_use_for(setting):
         draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, **setting)
 
 
-@pytest.mark.parametrize("setting", [{"restarts": 2}, {"draws": 3}, {"patience": 4}, {"start": "image"}, {"stay": 0.1}])
+@pytest.mark.parametrize(
+    "setting", [{"restarts": 2}, {"draws": 3}, {"patience": 4}, {"start": "image"}, {"stay_penalty": 0.1}]
+)
 def test_drawn_tokens_refuse_a_recipe_that_asks_for_more(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=rf"^{name}: expected .* for drawn tokens, got"):
@@ -681,7 +690,15 @@ def test_an_image_with_forbidden_tokens_where_it_is_fixed_is_a_candidate():
 
 def test_with_a_price_few_changes_are_kept():
     got = select_tokens(
-        tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, steps=60, lr=0.3, judge_every=5, stay=1e3
+        tiny("ce"),
+        codebook(),
+        targets(),
+        tokens=grids(),
+        region=REGION,
+        steps=60,
+        lr=0.3,
+        judge_every=5,
+        stay_penalty=1e3,
     )
     assert not got.changed.any()
 

@@ -40,7 +40,7 @@ def test_presets_are_the_published_and_the_papers():
         {"restarts": 0},
         {"patience": 0},
         {"start": "zero"},
-        {"stay": -1.0},
+        {"stay_penalty": -1.0},
         {"regularisation": float("inf")},
         {"optimizer": "lion"},
         {"judge_every": 0},

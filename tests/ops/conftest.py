@@ -8,7 +8,6 @@ and small sizes have to do. CUDA kernels run on the GPU, else on the tests' stan
 import functools
 import importlib
 import itertools
-import pkgutil
 from collections.abc import Container, Generator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from cortex_fast import ops
+from cortex_fast import kernels
 from cortex_fast.kernels import cuda, native, triton
-from cortex_fast.ops.backends import Reason
+from cortex_fast.ops.backends import REASONS, Reason
 from tests.cuda import stand_in
 from tests.ops.backends_under_test import CUDA, LEVELS, NATIVE, TRITON
 
@@ -30,8 +29,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`impl` is the reference, the native instruction sets, and of CUDA and Triton what the module's operator has."""
     own = any("impl" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
     if "impl" in metafunc.fixturenames and not own:
-        operator = importlib.import_module(f"cortex_fast.ops.{metafunc.module.__name__.split('.test_')[-1]}")
-        others = [param for param in (CUDA, TRITON) if param.values[0] in operator.BACKENDS]
+        backends = kernels.OPERATORS[metafunc.module.__name__.split(".test_")[-1]]
+        others = [param for param in (CUDA, TRITON) if param.values[0] in backends]
         params = ["reference", *NATIVE, *others]
         metafunc.parametrize("impl", params, indirect=True, scope="module")
 
@@ -75,12 +74,6 @@ def running(level: str | None) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def operators() -> Iterator[dict[str, Reason]]:
-    """Each operator's backends."""
-    for _, name, _ in pkgutil.iter_modules(ops.__path__):
-        yield getattr(importlib.import_module(f"cortex_fast.ops.{name}"), "BACKENDS", {})
-
-
 @contextmanager
 def as_if_there(backend: str) -> Iterator[pytest.MonkeyPatch]:
     """A backend answers for tensors on the CPU as for such on a GPU."""
@@ -89,7 +82,7 @@ def as_if_there(backend: str) -> Iterator[pytest.MonkeyPatch]:
         return lambda tensor: against(SimpleNamespace(device=torch.device("cuda"), dtype=tensor.dtype))
 
     with pytest.MonkeyPatch.context() as patch:
-        for backends in operators():
+        for backends in REASONS.values():
             if backend in backends:
                 patch.setitem(backends, backend, answers(backends[backend]))
         yield patch

@@ -12,7 +12,7 @@ import torch
 
 from cortex_fast.kernels import triton as triton_kernels
 from cortex_fast.kernels.triton import launching
-from cortex_fast.ops import gumbel_codebook, gumbel_codebook_kept, gumbel_codebook_step, random_stream
+from cortex_fast.ops import gumbel_codebook, gumbel_codebook_step, gumbel_codebook_with_row_stats, random_stream
 from cortex_fast.ops.backends import BackendUnavailableError
 from cortex_fast.tuning import fastest, tune
 from tests.ops.backends_under_test import WHY_NO_TRITON, random, same_bits
@@ -48,7 +48,7 @@ def table(tmp_path, monkeypatch) -> Iterator[dict[str, tiles.Block]]:
 def test_other_blocks_give_the_same(table, codes):
     """Rows and codes over the edges of small blocks, parts of a row put together, a price, many and few programs."""
     logits, codebook = random(2, 9, codes) * 3, random(codes, 40, seed=1)
-    upstream, own = random(2, 9, 40, seed=2), torch.arange(18).view(2, 9)
+    upstream, anchor = random(2, 9, 40, seed=2), torch.arange(18).view(2, 9)
     given = random(2, 9, codes, seed=3)
     select, scan, update = (
         forward_kernels.select_choice(18),
@@ -62,11 +62,11 @@ def test_other_blocks_give_the_same(table, codes):
         table[update.key] = update.default | {"CODES": size, "ROWS": 16 if size == 16 else 64}
         noise = {"tau": 0.7, "gumbel": given}
         _, hard = gumbel_codebook(logits, codebook, **noise, impl="triton")
-        soft, index, kept = gumbel_codebook_kept(logits, codebook, **noise, hard=False, impl="triton")
+        soft, index, kept = gumbel_codebook_with_row_stats(logits, codebook, **noise, hard=False, impl="triton")
         stepped, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
         gumbel_codebook_step(
-            stepped, codebook, upstream, lr=0.1, eps=0.05, moments=moments, own=own, stay=0.5, kept=kept, **noise,
-            impl="triton",
+            stepped, codebook, upstream, lr=0.1, eps=0.05, moments=moments, anchor=anchor, stay_penalty=0.5,
+            row_stats=kept, **noise, impl="triton",
         )  # fmt: skip
         assert torch.equal(hard, index)
         results.append([hard, soft, kept[..., :2], stepped, *moments])
@@ -84,20 +84,20 @@ def test_parts_cover_the_codes(codes, tile, programs):
 
 def test_what_is_kept_changes_no_step():
     logits, codebook, upstream = random(1, 3, 70), random(70, 5, seed=1), random(1, 3, 5, seed=2)
-    _, _, kept = gumbel_codebook_kept(logits, codebook, seed=4, impl="triton")
+    _, _, kept = gumbel_codebook_with_row_stats(logits, codebook, seed=4, impl="triton")
     results = []
     for given in (None, kept):
         stepped = logits.clone()
-        gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, kept=given, impl="triton")
+        gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=given, impl="triton")
         results.append([stepped])
     assert same_bits(*results)
     apart = torch.stack([kept, kept + 1], dim=1)[:, 0]
     stepped = logits.clone()
-    gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, kept=apart, impl="triton")
+    gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=apart, impl="triton")
     assert same_bits([stepped], results[0])
     for wrong in (kept[..., 1:], kept[:, :2], kept.long(), kept.double()):
-        with pytest.raises((TypeError, ValueError), match=r"^kept:"):
-            gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, kept=wrong, impl="triton")
+        with pytest.raises((TypeError, ValueError), match=r"^row_stats:"):
+            gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=wrong, impl="triton")
 
 
 def test_a_row_that_has_settled_keeps_still():
@@ -157,19 +157,19 @@ def test_numbers_of_adam_are_rounded_once():
 @pytest.mark.parametrize(("hard", "keep"), [(True, False), (True, True), (False, False)])
 def test_opcheck(hard, keep):
     logits, codebook = random(1, 3, 5).requires_grad_(), random(5, 4, seed=1).requires_grad_()
-    clock, checks = (
+    schedule, checks = (
         torch.tensor([0.7, 3, 0.1, 2]).double(),
         ("test_schema", "test_faketensor", "test_autograd_registration"),
     )
-    forward = (logits, codebook, None, None, clock, 1.0, 3, 1, hard, keep, "triton")
+    forward = (logits, codebook, None, None, schedule, 1.0, 3, 1, hard, keep, "triton")
     torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook.default, forward, test_utils=checks)
 
 
 def test_opcheck_of_the_step():
     logits, codebook, upstream = random(1, 3, 5), random(5, 4, seed=1), random(1, 3, 4, seed=2)
-    own, kept = torch.tensor([[0, 4, 1]]), torch.rand(1, 3, 7)
+    anchor, kept = torch.tensor([[0, 4, 1]]), torch.rand(1, 3, 7)
     kept[..., 2] = torch.tensor([0, 1, 2], dtype=torch.int32).view(torch.float32)
-    given = (codebook, upstream, None, None, None, kept, own, 0.5, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "triton")
+    given = (codebook, upstream, None, None, None, kept, anchor, 0.5, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "triton")
     arguments = (logits, torch.zeros_like(logits), torch.zeros_like(logits), *given)
     torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook_step.default, arguments)
 

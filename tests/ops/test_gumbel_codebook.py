@@ -319,13 +319,13 @@ def test_chunks_of_codes_that_are_banned_as_a_whole(impl: str, banned: tuple[int
     logits, codebook, upstream = random(2, 3, 2000), random(2000, 5, seed=1), random(2, 3, 5, seed=2)
     logits[..., slice(*banned)] = -torch.inf
     g = random(2, 3, 2000, seed=3)
-    for own in (g, None):
-        noise = g if own is not None else gumbel_noise(4, torch.arange(2), 0, 3, 2000)
+    for given_noise in (g, None):
+        noise = g if given_noise is not None else gumbel_noise(4, torch.arange(2), 0, 3, 2000)
         exact, rough = (
             formula(logits, codebook, noise, upstream, tau, False, kind) for kind in (np.float64, np.float32)
         )
         embedding, index, grad = embedding_index_and_gradient(
-            logits, codebook, upstream, tau=tau, seed=4, gumbel=own, hard=False, impl=impl
+            logits, codebook, upstream, tau=tau, seed=4, gumbel=given_noise, hard=False, impl=impl
         )
         assert_as_good(embedding, exact[0], rough[0])
         assert_as_good(grad, exact[2], rough[2])
@@ -603,14 +603,14 @@ LOGITS, CODEBOOK = torch.zeros(2, 3, 5), torch.zeros(5, 4)
         ({"codebook": torch.zeros(5, 4, device="meta")}, ValueError, "codebook"),
         ({"gumbel": torch.zeros(2, 3, 5, device="meta")}, ValueError, "gumbel"),
         ({"item_ids": torch.arange(2, device="meta")}, ValueError, "item_ids"),
-        ({"clock": torch.zeros(4)}, ValueError, "clock"),
-        ({"clock": [1.0, 0.0, 0.1, 1.0]}, TypeError, "clock"),
-        ({"clock": torch.tensor([0.0, 0.0, 0.1, 1.0]).double()}, ValueError, "clock"),
-        ({"clock": torch.tensor([1.0, 2.0**32, 0.1, 1.0]).double()}, ValueError, "clock"),
-        ({"clock": torch.tensor([1.0, 0.0, -0.1, 1.0]).double()}, ValueError, "clock"),
-        ({"clock": torch.tensor([1.0, 0.0, 0.1, 0.0]).double()}, ValueError, "clock"),
-        ({"clock": torch.tensor([1.0, math.nan, 0.1, 1.0]).double()}, ValueError, "clock"),
-        ({"clock": torch.zeros(3, dtype=torch.float64)}, ValueError, "clock"),
+        ({"schedule": torch.zeros(4)}, ValueError, "schedule"),
+        ({"schedule": [1.0, 0.0, 0.1, 1.0]}, TypeError, "schedule"),
+        ({"schedule": torch.tensor([0.0, 0.0, 0.1, 1.0]).double()}, ValueError, "schedule"),
+        ({"schedule": torch.tensor([1.0, 2.0**32, 0.1, 1.0]).double()}, ValueError, "schedule"),
+        ({"schedule": torch.tensor([1.0, 0.0, -0.1, 1.0]).double()}, ValueError, "schedule"),
+        ({"schedule": torch.tensor([1.0, 0.0, 0.1, 0.0]).double()}, ValueError, "schedule"),
+        ({"schedule": torch.tensor([1.0, math.nan, 0.1, 1.0]).double()}, ValueError, "schedule"),
+        ({"schedule": torch.zeros(3, dtype=torch.float64)}, ValueError, "schedule"),
         ({"impl": "fast"}, ValueError, "impl"),
     ],
 )

@@ -98,7 +98,7 @@ def test_is_torchs_step_along_the_gradient(
     out, moments = logits.clone(), zeros(logits) if adam else None
     for step, g in enumerate(noises, 1):
         gumbel_codebook_step(
-            out, codebook, upstream, tau=tau, gumbel=g, moments=moments, step=step, impl=impl, **options
+            out, codebook, upstream, tau=tau, gumbel=g, moments=moments, step_count=step, impl=impl, **options
         )
     exact, rough = (
         by_torch(dtype, (logits, codebook, upstream), noises, tau, adam, **options)
@@ -128,7 +128,7 @@ def test_odd_sizes_with_the_streams_noise(impl: str, sizes: tuple[int, int, int,
     out, moments = logits.clone(), zeros(logits) if adam else None
     for step in (1, 2, 3):
         gumbel_codebook_step(out, codebook, upstream, tau=tau, seed=4, draw=step, item_ids=ids, moments=moments,
-                             step=step, impl=impl, **STEADY)  # fmt: skip
+                             step_count=step, impl=impl, **STEADY)  # fmt: skip
     noises = [torch.from_numpy(gumbel_noise(4, ids, draw, rows, codes)) for draw in (1, 2, 3)]
     exact, rough = (
         by_torch(dtype, (logits, codebook, upstream), noises, tau, adam, **STEADY)
@@ -138,22 +138,22 @@ def test_odd_sizes_with_the_streams_noise(impl: str, sizes: tuple[int, int, int,
 
 
 @every_optimiser
-def test_a_clock_stands_for_the_numbers(impl: str, adam: bool) -> None:
+def test_a_schedule_stands_for_the_numbers(impl: str, adam: bool) -> None:
     logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
     results = []
-    for clock in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
-        numbers = {"tau": 0.7, "draw": 2**32 - 1} if clock is None else {"tau": 3.0, "draw": 5}
-        rates = {"lr": 0.05, "step": 4} if clock is None else {"lr": 9.0, "step": 1}
+    for schedule in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
+        numbers = {"tau": 0.7, "draw": 2**32 - 1} if schedule is None else {"tau": 3.0, "draw": 5}
+        rates = {"lr": 0.05, "step_count": 4} if schedule is None else {"lr": 9.0, "step_count": 1}
         out, moments = logits.clone(), zeros(logits) if adam else None
-        embedding, index = gumbel_codebook(logits, codebook, hard=False, clock=clock, impl=impl, **numbers)
-        gumbel_codebook_step(out, codebook, upstream, moments=moments, clock=clock, impl=impl, **numbers, **rates)
+        embedding, index = gumbel_codebook(logits, codebook, hard=False, schedule=schedule, impl=impl, **numbers)
+        gumbel_codebook_step(out, codebook, upstream, moments=moments, schedule=schedule, impl=impl, **numbers, **rates)
         results.append([embedding, index, out, *(moments or ())])
     assert same_bits(*results)
 
 
 @every_optimiser
 def test_the_reference_takes_scalar_tensors(adam: bool) -> None:
-    """What a clock on a GPU is to it."""
+    """What a schedule on a GPU is to it."""
     logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
     ids, numbers, results = torch.arange(2), (0.7, 2**32 - 1, 0.05, 4), []
     scalars = torch.tensor(numbers, dtype=torch.float64)
@@ -191,7 +191,7 @@ def test_later_steps_are_torchs(impl: str) -> None:
             expected.append([p.detach(), optimiser.state[p]["exp_avg"], optimiser.state[p]["exp_avg_sq"]])
         out, moments = logits.clone(), (state["exp_avg"].clone(), state["exp_avg_sq"].clone())
         gumbel_codebook_step(
-            out, codebook, upstream, lr=0.05, betas=betas, gumbel=g, moments=moments, step=count, impl=impl
+            out, codebook, upstream, lr=0.05, betas=betas, gumbel=g, moments=moments, step_count=count, impl=impl
         )
         assert_as_good([out, *moments], *expected)
 
@@ -211,7 +211,7 @@ def test_is_the_backward_pass_then_torchs_step(impl: str, adam: bool, hard: bool
         optimiser.zero_grad()
         embedding.backward(upstream)
         optimiser.step()
-        gumbel_codebook_step(fused, codebook, upstream, moments=moments, step=draw + 1, **noise, **ADAM)
+        gumbel_codebook_step(fused, codebook, upstream, moments=moments, step_count=draw + 1, **noise, **ADAM)
     torch.testing.assert_close(fused, logits.detach(), rtol=1e-5, atol=2e-5)
 
 
@@ -303,7 +303,7 @@ def test_native_gives_the_same_bits_for_any_threads_and_any_company(level: str, 
         moments = zeros(out) if adam else None
         for step in (1, 2):
             gumbel_codebook_step(out, codebook, upstream[part], tau=tau, seed=6, draw=step, item_ids=ids[part[0]],
-                                 moments=moments, step=step, impl="native", **ADAM)  # fmt: skip
+                                 moments=moments, step_count=step, impl="native", **ADAM)  # fmt: skip
         return [out, *(moments or ())]
 
     everything = (slice(None), slice(None))
@@ -350,8 +350,8 @@ WHOLE, STRIDED = torch.zeros(2, 3, 5), torch.zeros(5, 3, 2).transpose(0, 2)
         ({"moments": (WHOLE,)}, TypeError, "moments"),
         ({"betas": 0.9}, TypeError, "betas"),
         ({"betas": ("0.9", 0.9)}, TypeError, "betas"),
-        ({"kept": 3}, TypeError, "kept"),
-        ({"step": 2**64}, ValueError, "step"),
+        ({"row_stats": 3}, TypeError, "row_stats"),
+        ({"step_count": 2**64}, ValueError, "step_count"),
         ({"lr": -0.1}, ValueError, "lr"),
         ({"lr": math.nan}, ValueError, "lr"),
         ({"lr": "fast"}, TypeError, "lr"),
@@ -360,9 +360,9 @@ WHOLE, STRIDED = torch.zeros(2, 3, 5), torch.zeros(5, 3, 2).transpose(0, 2)
         ({"betas": (1.0, 0.9)}, ValueError, "betas"),
         ({"betas": (0.9, -0.1)}, ValueError, "betas"),
         ({"betas": (0.9, math.nan)}, ValueError, "betas"),
-        ({"step": 0}, ValueError, "step"),
-        ({"step": 1.0}, TypeError, "step"),
-        ({"step": True}, TypeError, "step"),
+        ({"step_count": 0}, ValueError, "step_count"),
+        ({"step_count": 1.0}, TypeError, "step_count"),
+        ({"step_count": True}, TypeError, "step_count"),
         ({"tau": 0.0}, ValueError, "tau"),
         ({"seed": -1}, ValueError, "seed"),
         ({"draw": 2**32}, ValueError, "draw"),
@@ -393,11 +393,11 @@ def test_a_price_for_leaving_a_code(impl: str, adam: bool) -> None:
     for codes, tau in ((5, 0.7), (700, 1.0), (1500, 2.0)):
         rows = few(impl, 35, 6)
         logits, codebook, upstream = random(2, rows, codes), random(codes, 4, seed=1), random(2, rows, 4, seed=2)
-        own = torch.randint(codes, (2, rows), generator=torch.Generator().manual_seed(5))
+        anchor = torch.randint(codes, (2, rows), generator=torch.Generator().manual_seed(5))
         g = random(2, rows, codes, seed=3)
         leaf = logits.double().requires_grad_()
         y = ((leaf + g) / tau).softmax(dim=-1)
-        loss = (y @ codebook.double() * upstream).sum() + 1.5 * (1 - y.gather(2, own[..., None])).sum()
+        loss = (y @ codebook.double() * upstream).sum() + 1.5 * (1 - y.gather(2, anchor[..., None])).sum()
         loss.backward()
         rule = torch.optim.Adam([leaf], **STEADY) if adam else torch.optim.SGD([leaf], lr=STEADY["lr"])
         rule.step()
@@ -405,22 +405,31 @@ def test_a_price_for_leaving_a_code(impl: str, adam: bool) -> None:
         options = STEADY if adam else {"lr": STEADY["lr"]}
         moments = zeros(got) if adam else None
         gumbel_codebook_step(
-            got, codebook, upstream, tau=tau, gumbel=g, moments=moments, own=own, stay=1.5, impl=impl, **options
+            got,
+            codebook,
+            upstream,
+            tau=tau,
+            gumbel=g,
+            moments=moments,
+            anchor=anchor,
+            stay_penalty=1.5,
+            impl=impl,
+            **options,
         )
         torch.testing.assert_close(got.double(), leaf.detach(), rtol=1e-5, atol=2e-6)
         without = logits.clone()
         gumbel_codebook_step(
             without, codebook, upstream, tau=tau, gumbel=g, moments=zeros(got) if adam else None, impl=impl, **options
         )
-        assert (got.gather(2, own[..., None]) > without.gather(2, own[..., None])).all()
+        assert (got.gather(2, anchor[..., None]) > without.gather(2, anchor[..., None])).all()
 
 
 @pytest.mark.parametrize(
-    "own", [torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3), torch.full((2, 3), 5), torch.full((2, 3), -1)]
+    "anchor", [torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3), torch.full((2, 3), 5), torch.full((2, 3), -1)]
 )
-def test_bad_own_is_named(own: Tensor) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"^own:"):
-        gumbel_codebook_step(random(2, 3, 5), random(5, 4), random(2, 3, 4), lr=0.1, own=own, stay=1.0)
+def test_bad_anchor_is_named(anchor: Tensor) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^anchor:"):
+        gumbel_codebook_step(random(2, 3, 5), random(5, 4), random(2, 3, 4), lr=0.1, anchor=anchor, stay_penalty=1.0)
 
 
 @every_optimiser
@@ -428,7 +437,7 @@ def test_opcheck(adam: bool) -> None:
     logits, codebook, upstream = random(2, 3, 5), random(5, 4, seed=1), random(2, 3, 4, seed=2)
     moments = zeros(logits) if adam else (None, None)
     noise = (torch.tensor([0, 4]), None) if adam else (None, random(2, 3, 5, seed=3))
-    own = torch.tensor([[0, 4, 1], [2, 2, 3]]) if adam else None
+    anchor = torch.tensor([[0, 4, 1], [2, 2, 3]]) if adam else None
     torch.library.opcheck(
         torch.ops.cortex_fast.gumbel_codebook_step.default,
         (
@@ -439,7 +448,7 @@ def test_opcheck(adam: bool) -> None:
             *noise,
             None,
             None,
-            own,
+            anchor,
             0.5,
             0.7,
             3,

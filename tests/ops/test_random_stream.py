@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cortex_fast import kernels
 from cortex_fast.kernels import native
 from cortex_fast.ops import gumbel_codebook, random_stream, smoothgrad_noise
-from cortex_fast.ops.gumbel_codebook import BACKENDS as GUMBEL_BACKENDS
 from tests.ops.backends_under_test import assert_same_for_any_threads, few, random, same_bits, skip_in_interpreter
 from tests.ops.exact_stream import STREAMS, UNIT, gumbel, normal, words
 
@@ -132,7 +132,7 @@ def test_smoothgrad_noise_draws_these_very_numbers(impl: str) -> None:
 
 def test_gumbel_codebook_draws_these_very_numbers(impl: str) -> None:
     skip_in_interpreter(impl)
-    if impl not in GUMBEL_BACKENDS:
+    if impl not in kernels.OPERATORS["gumbel_codebook"]:
         pytest.skip(f"gumbel_codebook has no {impl} kernel")
     ids, seed, number = vector(9, 2**32 - 1), 5, 2**32 - 1
     g = random_stream.gumbel(seed, ids, vector(number), 150, 2001, impl=impl)[:, 0]

@@ -76,7 +76,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
         lambda g: ops.gumbel_codebook(LOGITS, CODEBOOK, gumbel=g, hard=False)[0],
         rand(2, 4, 5),
     ),
-    "gumbel_codebook_kept": (lambda x: ops.gumbel_codebook_kept(x, CODEBOOK)[0], rand(2, 4, 5)),
+    "gumbel_codebook_with_row_stats": (lambda x: ops.gumbel_codebook_with_row_stats(x, CODEBOOK)[0], rand(2, 4, 5)),
     "gumbel_codebook_step": (lambda x: step(logits=x), rand(2, 4, 5)),
     "gumbel_codebook_step upstream": (lambda u: step(upstream=u), rand(2, 4, 3)),
     "gather_error": (lambda e: ops.gather_error(e, TOKENS, CODEBOOK), rand(2, 3, 4, 4)),
@@ -168,8 +168,13 @@ def test_numbers_may_come_from_numpy_and_torch() -> None:
     noisy = ops.smoothgrad_noise(ZEROS, ONES, 4, seed=3, first_sample=2, antithetic=True)
     numbers = {"num_samples": np.uint8(4), "seed": np.array(3), "first_sample": np.int32(2), "antithetic": np.True_}
     assert same_bits([ops.smoothgrad_noise(ZEROS, ONES, **numbers)], [noisy])
-    stepped = step(lr=0.1, step=3, eps=1e-3, moments=(LOGITS + 1, LOGITS + 2), betas=(0.5, 0.75))
-    numbers = {"lr": np.float64(0.1), "step": np.int16(3), "eps": torch.tensor(1e-3).double(), "betas": [0.5, 0.75]}
+    stepped = step(lr=0.1, step_count=3, eps=1e-3, moments=(LOGITS + 1, LOGITS + 2), betas=(0.5, 0.75))
+    numbers = {
+        "lr": np.float64(0.1),
+        "step_count": np.int16(3),
+        "eps": torch.tensor(1e-3).double(),
+        "betas": [0.5, 0.75],
+    }
     assert same_bits([step(moments=(LOGITS + 1, LOGITS + 2), **numbers)], [stepped])
     counted = ops.concept_counts(ZEROS[:, 0], TOKENS, torch.arange(2), **COUNTS)
     numbers = {name: np.int64(number) for name, number in COUNTS.items()}

@@ -9,8 +9,8 @@ from torch import Tensor
 from cortex_fast.ops import (
     concept_counts,
     gumbel_codebook,
-    gumbel_codebook_kept,
     gumbel_codebook_step,
+    gumbel_codebook_with_row_stats,
     nearest_code,
     random_stream,
     smoothgrad_noise,
@@ -79,7 +79,7 @@ def test_runs_in_a_cuda_graph_on_any_stream() -> None:
 
 def gumbel_results(device: str, impl: str) -> list[Tensor]:
     logits, codebook = random(2, 40, 3000).to(device), random(3000, 70, seed=1).to(device).requires_grad_()
-    upstream, own = random(2, 40, 70, seed=2).to(device), torch.arange(80, device=device).view(2, 40)
+    upstream, anchor = random(2, 40, 70, seed=2).to(device), torch.arange(80, device=device).view(2, 40)
     ids, moments = torch.tensor([3, 2**32 - 1], device=device), (torch.zeros_like(logits), torch.zeros_like(logits))
     noise = {"tau": 0.7, "seed": 5, "draw": 2**32 - 1, "item_ids": ids, "impl": impl}
     leaf = logits.clone().requires_grad_()
@@ -88,7 +88,7 @@ def gumbel_results(device: str, impl: str) -> list[Tensor]:
         embedding, index = gumbel_codebook(leaf, codebook, hard=hard, **noise)
         found += [embedding.detach(), index, *torch.autograd.grad(embedding, (leaf, codebook), upstream)]
     gumbel_codebook_step(
-        logits, codebook.detach(), upstream, lr=0.1, eps=0.05, moments=moments, own=own, stay=0.5, **noise
+        logits, codebook.detach(), upstream, lr=0.1, eps=0.05, moments=moments, anchor=anchor, stay_penalty=0.5, **noise
     )
     return [*found, logits, *moments]
 
@@ -100,28 +100,30 @@ def test_gumbel_agrees_with_the_reference_on_the_cpu() -> None:
 
 
 @needs_gpu
-def test_a_graph_of_selection_steps_reads_its_clock() -> None:
+def test_a_graph_of_selection_steps_reads_its_schedule() -> None:
     """Every replay has a temperature, a draw, a rate and a number of its own, and steps as calls with numbers do."""
     logits, codebook = random(1, 16, 3000).cuda(), random(3000, 64, seed=1).cuda()
     upstream = random(1, 16, 64, seed=2).cuda()
-    clocks = torch.tensor([[2.0 / step, 7 * step, 0.1 / step, step] for step in range(1, 7)], dtype=torch.float64)
+    schedules = torch.tensor([[2.0 / step, 7 * step, 0.1 / step, step] for step in range(1, 7)], dtype=torch.float64)
 
-    def stepped(clock: Tensor | None, numbers: dict[str, float], now: Tensor, moments: tuple[Tensor, Tensor]) -> None:
+    def stepped(
+        schedule: Tensor | None, numbers: dict[str, float], now: Tensor, moments: tuple[Tensor, Tensor]
+    ) -> None:
         options = {name: numbers[name] for name in ("tau", "draw") if name in numbers}
-        _, _, kept = gumbel_codebook_kept(now, codebook, clock=clock, **options)
-        gumbel_codebook_step(now, codebook, upstream, clock=clock, kept=kept, moments=moments, **numbers)
+        _, _, kept = gumbel_codebook_with_row_stats(now, codebook, schedule=schedule, **options)
+        gumbel_codebook_step(now, codebook, upstream, schedule=schedule, row_stats=kept, moments=moments, **numbers)
 
     one, other = logits.clone(), logits.clone()
     one_moments, other_moments = ((torch.zeros_like(logits), torch.zeros_like(logits)) for _ in range(2))
-    clock = clocks[0].cuda()
-    stepped(clock, {}, one, one_moments)  # compiles
+    schedule = schedules[0].cuda()
+    stepped(schedule, {}, one, one_moments)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        stepped(clock, {}, one, one_moments)
-    for row in clocks[1:]:
-        clock.copy_(row)
+        stepped(schedule, {}, one, one_moments)
+    for row in schedules[1:]:
+        schedule.copy_(row)
         graph.replay()
-    for tau, draw, lr, step in clocks.tolist():
-        stepped(None, {"tau": tau, "draw": int(draw), "lr": lr, "step": int(step)}, other, other_moments)
+    for tau, draw, lr, step in schedules.tolist():
+        stepped(None, {"tau": tau, "draw": int(draw), "lr": lr, "step_count": int(step)}, other, other_moments)
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(one_moments, other_moments)

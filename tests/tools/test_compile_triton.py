@@ -1,8 +1,6 @@
 """Every Triton kernel compiles for GPUs that are not here, without spills and within their shared memory."""
 
-import importlib
 import os
-import pkgutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex_fast import ops
+from cortex_fast import kernels
 from cortex_fast.kernels import triton
 
 ROOT = Path(__file__).parents[2]
@@ -44,10 +42,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def operators() -> list[str]:
-    modules = {
-        name: importlib.import_module(f"cortex_fast.ops.{name}") for _, name, _ in pkgutil.iter_modules(ops.__path__)
-    }
-    return [name for name, module in modules.items() if "triton" in getattr(module, "BACKENDS", {})]
+    return [name for name, backends in kernels.OPERATORS.items() if "triton" in backends]
 
 
 def compile_all(dtypes: dict[str, str]) -> None:

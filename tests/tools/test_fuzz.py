@@ -16,8 +16,8 @@ FAULTS = f"""\
 import ctypes, runpy
 from cortex_fast.kernels.native import nearest_code, token_saliency
 right = nearest_code.nearest_code
-nearest_code.nearest_code = lambda z, codebook: right(z, codebook) // 2
-token_saliency.token_saliency = lambda *_: ctypes.string_at(0)
+nearest_code.nearest_code = lambda *arguments, **named: right(*arguments, **named) // 2
+token_saliency.token_saliency = lambda **_: ctypes.string_at(0)
 runpy.run_path({str(TOOL)!r}, run_name="__main__")
 """
 

@@ -321,7 +321,7 @@ def gumbel_codebook(draw: Draw) -> None:
     if draw.chance(0.5):
         logits, codebook = logits.detach().requires_grad_(), draw.laid_out(plain(codebook)).requires_grad_()
     kept = Unchanged(logits=logits, codebook=codebook, gumbel=settings["gumbel"], item_ids=settings["item_ids"])
-    call: Callable[..., Any] = draw.among((ops.gumbel_codebook, ops.gumbel_codebook_kept))
+    call: Callable[..., Any] = draw.among((ops.gumbel_codebook, ops.gumbel_codebook_with_row_stats))
     embedding, index = call(logits, codebook, hard=hard, impl=_impl(draw), **settings)[:2]
     _check_index(index, logits, noise, settings["gumbel"] is None)
     if hard:
@@ -350,21 +350,22 @@ def gumbel_codebook_step(draw: Draw) -> None:
     upstream = draw.tensor(*shape[:2], codebook.shape[1])
     moments = (draw.normal(*shape).float(), draw.normal(*shape).square().float()) if adam else None
     moments64 = None if moments is None else tuple(map(wide, moments))
-    own = draw.laid_out(draw.integers(shape[2], *shape[:2])) if draw.chance(0.4) else None
-    stay = draw.among((0.0, 0.5, 3.0)) if own is not None else 0.0
+    anchor = draw.laid_out(draw.integers(shape[2], *shape[:2])) if draw.chance(0.4) else None
+    stay_penalty = draw.among((0.0, 0.5, 3.0)) if anchor is not None else 0.0
     lr, eps, betas = draw.among((0.0, 0.1, 10.0)), draw.among((1e-8, 1e-2)), draw.among(((0.9, 0.999), (0.0, 0.5)))
-    kept = Unchanged(codebook=codebook, upstream=upstream, own=own, item_ids=settings["item_ids"])
+    kept = Unchanged(codebook=codebook, upstream=upstream, anchor=anchor, item_ids=settings["item_ids"])
     ops.gumbel_codebook_step(
-        logits, codebook, upstream, lr=lr, moments=moments, step=number, betas=betas, eps=eps, own=own, stay=stay,
+        logits, codebook, upstream, lr=lr, moments=moments, step_count=number, betas=betas, eps=eps, anchor=anchor,
+        stay_penalty=stay_penalty,
         impl=_impl(draw), **settings,
     )  # fmt: skip
     kept.check()
     scores = (before.float() + noise).double()
     gradient, _ = reference_gumbel.backward(
         wide(upstream), scores, wide(codebook), torch.zeros_like(scores), torch.empty(0), tau, True, False,
-        None if own is None or stay == 0 else plain(own), stay,
+        None if anchor is None or stay_penalty == 0 else plain(anchor), stay_penalty,
     )  # fmt: skip
-    off = 128 * UNIT * (_terms(upstream, codebook) + stay) / tau + TINY
+    off = 128 * UNIT * (_terms(upstream, codebook) + stay_penalty) / tau + TINY
     banned = before == -torch.inf
     expect(bool((logits[banned] == -torch.inf).all()), "logits: a banned token is no longer")
     if moments is None or moments64 is None:

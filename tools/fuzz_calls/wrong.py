@@ -26,7 +26,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         ops.gather_error,
         ops.gather_error_of_files,
         ops.gumbel_codebook,
-        ops.gumbel_codebook_kept,
+        ops.gumbel_codebook_with_row_stats,
         ops.gumbel_codebook_step,
         random_stream.normal,
         random_stream.gumbel,
@@ -42,9 +42,20 @@ def _right(name: str) -> dict[str, Any]:
     counting = {"tokens": tokens, "labels": torch.arange(2), "top_n": 3, "num_concepts": 2, "codebook_size": 5}
     counting["per"] = "image"
     selection = {"logits": torch.zeros(2, 3, 5), "codebook": codebook, "gumbel": torch.zeros(2, 3, 5), "tau": 0.5}
-    selection |= {"seed": 1, "draw": 2, "item_ids": torch.arange(2), "clock": None}
-    step = {"upstream": torch.ones(2, 3, 4), "lr": 0.1, "step": 2, "betas": (0.9, 0.99), "eps": 1e-8, "stay": 0.5}
-    step |= {"moments": (torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)), "own": torch.zeros(2, 3).long(), "kept": None}
+    selection |= {"seed": 1, "draw": 2, "item_ids": torch.arange(2), "schedule": None}
+    step = {
+        "upstream": torch.ones(2, 3, 4),
+        "lr": 0.1,
+        "step_count": 2,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+        "stay_penalty": 0.5,
+    }
+    step |= {
+        "moments": (torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)),
+        "anchor": torch.zeros(2, 3).long(),
+        "row_stats": None,
+    }
     noise = {"x": torch.ones(2, 3, 4, 4), "sigma": torch.ones(2), "num_samples": 4, "seed": 0, "first_sample": 2}
     noise |= {"item_ids": torch.arange(2), "antithetic": True, "noise": None}
     stream = {"seed": 3, "items": torch.arange(2), "draws": torch.arange(3), "length": 5}
@@ -58,7 +69,7 @@ def _right(name: str) -> dict[str, Any]:
         "gather_error": {"embedding": torch.ones(2, 4, 4, 4), "tokens": tokens, "codebook": codebook},
         "gather_error_of_files": {"paths": ["a.npy", "b.npy"], "tokens": tokens, "codebook": codebook},
         "gumbel_codebook": selection | {"hard": True},
-        "gumbel_codebook_kept": selection | {"hard": True},
+        "gumbel_codebook_with_row_stats": selection | {"hard": True},
         "gumbel_codebook_step": selection | step,
         "normal": stream | {"rows": 2},
         "gumbel": stream | {"rows": 2},

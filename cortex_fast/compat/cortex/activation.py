@@ -88,7 +88,7 @@ def generate_max_activation_image_token(
         upstream = gradient.flatten(2)[0].T[free].contiguous()
         ops.gumbel_codebook_step(
             start, codebook, upstream, lr=lr, tau=float(temperature), seed=seed, draw=step, moments=moments,
-            step=step + 1,
+            step_count=step + 1,
         )  # fmt: skip
         if step % _JUDGED_EVERY == 0 or step == num_steps - 1:
             judges.look(step, x)

@@ -35,7 +35,7 @@ def _arguments(
     return args, [tensor for tensor in (logits, codebook, item_ids, gumbel) if tensor is not None]
 
 
-def _call(kind: str, logits: Tensor, codebook: Tensor, clock: Tensor | None, /, **arguments: Any) -> None:
+def _call(kind: str, logits: Tensor, codebook: Tensor, schedule: Tensor | None, /, **arguments: Any) -> None:
     """gumbel_codebook<kind> with its scratch memory; its products as exact as torch is set to make its own."""
     problems, rows, codes = logits.shape
     sizes = {"problems": problems, "rows": rows, "codes": codes, "channels": codebook.shape[1]}
@@ -47,7 +47,7 @@ def _call(kind: str, logits: Tensor, codebook: Tensor, clock: Tensor | None, /, 
     cuda.call(
         f"gumbel_codebook{kind}",
         logits,
-        clock=_address(clock),
+        schedule=_address(schedule),
         exact=torch.get_float32_matmul_precision() == "highest",
         scratch=scratch.data_ptr(),
         **arguments,
@@ -59,7 +59,7 @@ def forward(
     codebook: Tensor,
     item_ids: Tensor,
     gumbel: Tensor | None,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     tau: float,
     seed: int,
     draw: int,
@@ -74,7 +74,7 @@ def forward(
         "",
         logits,
         codebook,
-        clock,
+        schedule,
         args=args,
         hard=hard,
         embedding=embedding.data_ptr(),
@@ -91,7 +91,7 @@ def backward(
     codebook: Tensor,
     item_ids: Tensor,
     gumbel: Tensor | None,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     index: Tensor,
     kept: Tensor,
     tau: float,
@@ -112,7 +112,7 @@ def backward(
         "_backward",
         logits,
         codebook,
-        clock,
+        schedule,
         args=args,
         upstream=upstream.data_ptr(),
         kept=kept.data_ptr(),
@@ -131,7 +131,7 @@ def step(
     upstream: Tensor,
     item_ids: Tensor,
     gumbel: Tensor | None,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     kept: Tensor | None,
     tau: float,
     seed: int,
@@ -141,20 +141,20 @@ def step(
     betas: tuple[float, float],
     eps: float,
     number: int,
-    own: Tensor | None,
-    stay: float,
+    anchor: Tensor | None,
+    stay_penalty: float,
 ) -> None:
     """One step of Adam (moments) or gradient descent (None) on contiguous logits [P,R,K], in place."""
     if kept is None or not kept.numel():
-        _, _, kept = forward(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard=True, keep=True)
+        _, _, kept = forward(logits, codebook, item_ids, gumbel, schedule, tau, seed, draw, hard=True, keep=True)
     args, alive = _arguments(logits, codebook, item_ids, gumbel, tau, seed, draw)
     upstream, kept = upstream.float().contiguous(), kept.contiguous()
-    own = None if own is None else own.contiguous()
+    anchor = None if anchor is None else anchor.contiguous()
     _call(
         "_step",
         logits,
         codebook,
-        clock,
+        schedule,
         args=args,
         upstream=upstream.data_ptr(),
         kept=kept.data_ptr(),
@@ -164,7 +164,7 @@ def step(
         betas=betas,
         eps=eps,
         step=number,
-        own=_address(own),
-        stay=stay,
+        anchor=_address(anchor),
+        stay_penalty=stay_penalty,
     )
     del alive

@@ -94,13 +94,13 @@ def step(
     betas: tuple[float, float],
     eps: float,
     count: int,
-    own: Tensor | None = None,
-    stay: float = 0.0,
+    anchor: Tensor | None = None,
+    stay_penalty: float = 0.0,
 ) -> None:
     """One step of Adam (moments) or gradient descent (None) on contiguous logits [P,R,K], in place."""
     args, alive = _arguments(logits, codebook, item_ids, gumbel, tau, seed, draw)
     upstream = upstream.float().contiguous()
-    own = None if own is None else own.contiguous()
+    anchor = None if anchor is None else anchor.contiguous()
     _native.gumbel_codebook_step(
         args,
         upstream=upstream.data_ptr(),
@@ -110,8 +110,8 @@ def step(
         betas=betas,
         eps=eps,
         step=count,
-        own=0 if own is None else own.data_ptr(),
-        stay=stay,
+        anchor=0 if anchor is None else anchor.data_ptr(),
+        stay_penalty=stay_penalty,
         **native.run(),
     )
     del alive

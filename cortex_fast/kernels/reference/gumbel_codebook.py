@@ -76,8 +76,8 @@ def backward(
     tau: float | Tensor,
     hard: bool,
     codebook_needed: bool,
-    own: Tensor | None = None,
-    stay: float = 0.0,
+    anchor: Tensor | None = None,
+    stay_penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the logits [P,R,K] and the codebook [K,d] ([0,d] where it is not needed) from dE [P,R,d].
 
@@ -87,8 +87,8 @@ def backward(
     y = _soften(_scores(logits, gumbel), tau, codebook)
     wide = upstream.to(y.dtype)
     d = wide @ codebook.to(y.dtype).T
-    if own is not None:
-        d.scatter_add_(2, own[..., None], d.new_full((*own.shape, 1), -stay))
+    if anchor is not None:
+        d.scatter_add_(2, anchor[..., None], d.new_full((*anchor.shape, 1), -stay_penalty))
     grad_logits = y * (d - (y * d).sum(dim=-1, keepdim=True)) / _within(tau, y.dtype)
     if not codebook_needed:
         grad_codebook = codebook.new_empty((0, codebook.shape[1]))
@@ -110,10 +110,10 @@ def step(
     betas: tuple[float, float],
     eps: float,
     count: int | Tensor,
-    own: Tensor | None = None,
-    stay: float = 0.0,
+    anchor: Tensor | None = None,
+    stay_penalty: float = 0.0,
 ) -> None:
     """One step along dP, in place: number `count` (from 1) of Adam (Kingma and Ba 2015), or of gradient descent."""
     index = gumbel.new_empty(0, dtype=torch.int64)  # only the codebook's gradient needs it
-    gradient, _ = backward(upstream, logits, codebook, gumbel, index, tau, True, False, own, stay)
+    gradient, _ = backward(upstream, logits, codebook, gumbel, index, tau, True, False, anchor, stay_penalty)
     descend(logits, moments, gradient, lr, betas, eps, count)

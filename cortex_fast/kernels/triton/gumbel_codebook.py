@@ -36,7 +36,7 @@ def select(
     logits,
     gumbel,
     item_ids,
-    clock,
+    schedule,
     best_out,
     index_out,
     key_low: tl.uint32,
@@ -50,11 +50,11 @@ def select(
     by_code,
     part,
     GIVEN: tl.constexpr,
-    CLOCK: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     CODES: tl.constexpr,
 ):
     """Of a row and a part of the codes: the largest score and its code."""
-    draw = draw_of(clock, draw, CLOCK)
+    draw = draw_of(schedule, draw, SCHEDULED)
     row, parts = tl.program_id(0).to(tl.int64), tl.program_id(1)
     problem, place = row // rows, row % rows
     item = tl.load(item_ids + problem)
@@ -93,7 +93,7 @@ def scan(
     gumbel,
     item_ids,
     codebook,
-    clock,
+    schedule,
     best_out,
     index_out,
     denominator_out,
@@ -111,14 +111,14 @@ def scan(
     by_code,
     part,
     GIVEN: tl.constexpr,
-    CLOCK: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     CODES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Of a block of rows, a part of the codes and a block of channels: largest score and its code, denominator, y C."""
-    tau, draw = tau_of(clock, tau, CLOCK), draw_of(clock, draw, CLOCK)
+    tau, draw = tau_of(schedule, tau, SCHEDULED), draw_of(schedule, draw, SCHEDULED)
     block, parts, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     channel = column * CHANNELS + tl.arange(0, CHANNELS)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -158,7 +158,7 @@ def scan(
 @triton.jit(do_not_specialize=["count", "parts"])
 def combine(
     codebook,
-    clock,
+    schedule,
     best_in,
     index_in,
     denominator_in,
@@ -170,14 +170,14 @@ def combine(
     count,
     channels,
     parts,
-    CLOCK: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     SOFT: tl.constexpr,
     HARD: tl.constexpr,
     PARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """A row's parts, put together: its index, a block of its embedding, and what the backward pass makes use of."""
-    tau = tau_of(clock, tau, CLOCK)
+    tau = tau_of(schedule, tau, SCHEDULED)
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = column * CHANNELS + tl.arange(0, CHANNELS)
     best = tl.full((), float("-inf"), tl.float32)
@@ -258,7 +258,7 @@ def forward(
     codebook: Tensor,
     item_ids: Tensor,
     gumbel: Tensor | None,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     tau: float,
     seed: int,
     draw: int,
@@ -286,9 +286,9 @@ def forward(
         denominator, sums = fresh(parts, count), fresh(parts, count, channels)
         launching.launch(
             scan, [blocks, parts, columns], logits,
-            logits, gumbel, item_ids, codebook, clock, best, index, denominator, sums, tau, *stream, count, rows, codes,
-            channels, *logits.stride(), each,
-            GIVEN=gumbel is not None, CLOCK=clock is not None, PRECISION=precision(), **block,
+            logits, gumbel, item_ids, codebook, schedule, best, index, denominator, sums, tau, *stream, count, rows,
+            codes, channels, *logits.stride(), each,
+            GIVEN=gumbel is not None, SCHEDULED=schedule is not None, PRECISION=precision(), **block,
         )  # fmt: skip
     else:
         block = block_of(logits.device, select_choice(count))
@@ -297,13 +297,13 @@ def forward(
         denominator, sums = None, None
         launching.launch(
             select, [count, parts], logits,
-            logits, gumbel, item_ids, clock, best, index, *stream, count, rows, codes, *logits.stride(), each,
-            GIVEN=gumbel is not None, CLOCK=clock is not None, **block,
+            logits, gumbel, item_ids, schedule, best, index, *stream, count, rows, codes, *logits.stride(), each,
+            GIVEN=gumbel is not None, SCHEDULED=schedule is not None, **block,
         )  # fmt: skip
     width = power_of_two(channels, 16, 128)
     launching.launch(
         combine, [count, max(1, ceil_div(channels, width))], logits,
-        codebook, clock, best, index, denominator, sums, embedding, selected, kept, tau, count, channels, parts,
-        CLOCK=clock is not None, SOFT=soft, HARD=hard, PARTS=_PARTS, CHANNELS=width,
+        codebook, schedule, best, index, denominator, sums, embedding, selected, kept, tau, count, channels, parts,
+        SCHEDULED=schedule is not None, SOFT=soft, HARD=hard, PARTS=_PARTS, CHANNELS=width,
     )  # fmt: skip
     return embedding, selected, kept

@@ -47,11 +47,11 @@ def row_terms(
     codebook,
     upstream,
     kept,
-    own,
-    clock,
+    anchor,
+    schedule,
     terms_out,
     tau,
-    stay,
+    stay_penalty,
     key_low: tl.uint32,
     key_high: tl.uint32,
     draw: tl.uint32,
@@ -62,12 +62,12 @@ def row_terms(
     by_row,
     by_code,
     GIVEN: tl.constexpr,
-    CLOCK: tl.constexpr,
-    OWN: tl.constexpr,
+    SCHEDULED: tl.constexpr,
+    ANCHOR: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Of a row D_w = dE . C_w, and <y, D> - D_w = dE . (y C - C_w), less stay y[own]."""
-    tau, draw = tau_of(clock, tau, CLOCK), draw_of(clock, draw, CLOCK)
+    tau, draw = tau_of(schedule, tau, SCHEDULED), draw_of(schedule, draw, SCHEDULED)
     row = tl.program_id(0).to(tl.int64)
     kept += row * (3 + channels)
     selected = codebook + tl.load(kept + 2).to(tl.int32, bitcast=True).to(tl.int64) * channels
@@ -81,12 +81,12 @@ def row_terms(
         highest += left * code
         total += left * (tl.load(kept + 3 + channel, mask=inside, other=0.0) - code)
     term = tl.sum(total, axis=0)
-    if OWN:
+    if ANCHOR:
         score = score_of(
-            logits, gumbel, item_ids, row, tl.load(own + row), rows, codes, by_problem, by_row, by_code,
+            logits, gumbel, item_ids, row, tl.load(anchor + row), rows, codes, by_problem, by_row, by_code,
             key_low, key_high, draw, GIVEN,
         )  # fmt: skip
-        term -= stay * exp_of((score - tl.load(kept)) / tau - tl.load(kept + 1))
+        term -= stay_penalty * exp_of((score - tl.load(kept)) / tau - tl.load(kept + 1))
     tl.store(terms_out + 2 * row, tl.sum(highest, axis=0))
     tl.store(terms_out + 2 * row + 1, term)
 
@@ -100,13 +100,13 @@ def update(
     upstream,
     kept,
     terms,
-    own,
-    clock,
+    anchor,
+    schedule,
     out,
     first_moment,
     second_moment,
     tau,
-    stay,
+    stay_penalty,
     lr,
     number,
     beta2,
@@ -126,8 +126,8 @@ def update(
     by_row,
     by_code,
     GIVEN: tl.constexpr,
-    CLOCK: tl.constexpr,
-    OWN: tl.constexpr,
+    SCHEDULED: tl.constexpr,
+    ANCHOR: tl.constexpr,
     RULE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -136,7 +136,7 @@ def update(
 ):
     """A tile of dP, written (RULE "gradient") or followed: by "sgd" or "adam". out: dP, or P itself. rest1, rest2:
     1 - beta, which a float32 beta would not give."""
-    tau, draw = tau_of(clock, tau, CLOCK), draw_of(clock, draw, CLOCK)
+    tau, draw = tau_of(schedule, tau, SCHEDULED), draw_of(schedule, draw, SCHEDULED)
     blocks = tl.cdiv(count, ROWS)  # of rows, which come first, so that programs side by side share the codes
     block, first = tl.program_id(0) % blocks, tl.program_id(0) // blocks * CODES
     row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -163,15 +163,15 @@ def update(
     y = softened(scores, kept, row, there, channels, tau)
     selected = tl.load(kept + row * (3 + channels) + 2, mask=there, other=0.0).to(tl.int32, bitcast=True)
     d = tl.where(code == selected, 0.0, d - tl.load(terms + 2 * row, mask=there, other=0.0))
-    if OWN:
-        d -= tl.where(code == tl.load(own + row, mask=there, other=0), stay, 0.0)
+    if ANCHOR:
+        d -= tl.where(code == tl.load(anchor + row, mask=there, other=0), stay_penalty, 0.0)
     gradient = y * (d - tl.load(terms + 2 * row + 1, mask=there, other=0.0)) / tau
     if RULE == "gradient":
         tl.store(out + at, gradient.to(out.dtype.element_ty), mask=inside)
     else:
-        if CLOCK:
-            lr = tl.load(clock + 2).to(tl.float32)
-            steps = tl.load(clock + 3)
+        if SCHEDULED:
+            lr = tl.load(schedule + 2).to(tl.float32)
+            steps = tl.load(schedule + 3)
         else:
             steps = number.to(tl.float64)
         before = tl.load(out + at, mask=inside)
@@ -196,7 +196,7 @@ def outer(
     item_ids,
     upstream,
     kept,
-    clock,
+    schedule,
     out,
     tau,
     key_low: tl.uint32,
@@ -210,14 +210,14 @@ def outer(
     by_row,
     by_code,
     GIVEN: tl.constexpr,
-    CLOCK: tl.constexpr,
+    SCHEDULED: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     CODES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """A tile of dC = y^T dE, the codebook's gradient of a soft selection; the rows in their order."""
-    tau, draw = tau_of(clock, tau, CLOCK), draw_of(clock, draw, CLOCK)
+    tau, draw = tau_of(schedule, tau, SCHEDULED), draw_of(schedule, draw, SCHEDULED)
     first, column = tl.program_id(0) * CODES, tl.program_id(1)
     channel = column * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.zeros((CODES, CHANNELS), tl.float32)
@@ -264,9 +264,9 @@ def _terms(
     codebook: Tensor,
     upstream: Tensor,
     kept: Tensor,
-    own: Tensor | None,
-    stay: float,
-    clock: Tensor | None,
+    anchor: Tensor | None,
+    stay_penalty: float,
+    schedule: Tensor | None,
     tau: float,
     seed: int,
     draw: int,
@@ -276,9 +276,9 @@ def _terms(
     terms = torch.empty((*upstream.shape[:2], 2), dtype=torch.float32, device=logits.device)
     launching.launch(
         row_terms, [terms.numel() // 2], logits,
-        logits, gumbel, item_ids, codebook, upstream, kept, own, clock, terms, tau, stay,
+        logits, gumbel, item_ids, codebook, upstream, kept, anchor, schedule, terms, tau, stay_penalty,
         *philox.stream_key(seed, philox.GUMBEL), draw, rows, codes, channels, *logits.stride(),
-        GIVEN=gumbel is not None, CLOCK=clock is not None, OWN=own is not None,
+        GIVEN=gumbel is not None, SCHEDULED=schedule is not None, ANCHOR=anchor is not None,
         CHANNELS=power_of_two(channels, 16, 512),
     )  # fmt: skip
     return terms
@@ -292,7 +292,7 @@ def _update(
     item_ids: Tensor,
     gumbel: Tensor | None,
     kept: Tensor,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     tau: float,
     seed: int,
     draw: int,
@@ -302,22 +302,22 @@ def _update(
     betas: tuple[float, float] = (0.0, 0.0),
     eps: float = 0.0,
     number: int = 1,
-    own: Tensor | None = None,
-    stay: float = 0.0,
+    anchor: Tensor | None = None,
+    stay_penalty: float = 0.0,
 ) -> None:
     problems, rows, codes = logits.shape
     channels, count = codebook.shape[1], problems * rows
-    terms = _terms(logits, gumbel, item_ids, codebook, upstream, kept, own, stay, clock, tau, seed, draw)
+    terms = _terms(logits, gumbel, item_ids, codebook, upstream, kept, anchor, stay_penalty, schedule, tau, seed, draw)
     block = block_of(logits.device, update_choice(count, channels))
     first, second = moments or (out, out)
     launching.launch(
         update, [ceil_div(count, block["ROWS"]) * ceil_div(codes, block["CODES"])], logits,
-        logits, gumbel, item_ids, codebook, upstream, kept, terms, own, clock, out, first,
-        second, tau, stay, lr, number, betas[1], *(1 - beta for beta in betas),
+        logits, gumbel, item_ids, codebook, upstream, kept, terms, anchor, schedule, out, first,
+        second, tau, stay_penalty, lr, number, betas[1], *(1 - beta for beta in betas),
         *(math.log(beta) if beta else -math.inf for beta in betas), eps,
         *philox.stream_key(seed, philox.GUMBEL), draw, count, rows, codes, channels, *logits.stride(),
-        GIVEN=gumbel is not None, CLOCK=clock is not None, OWN=own is not None, RULE=rule, PRECISION=precision(),
-        **block,
+        GIVEN=gumbel is not None, SCHEDULED=schedule is not None, ANCHOR=anchor is not None, RULE=rule,
+        PRECISION=precision(), **block,
     )  # fmt: skip
 
 
@@ -327,7 +327,7 @@ def backward(
     codebook: Tensor,
     item_ids: Tensor,
     gumbel: Tensor | None,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     index: Tensor,
     kept: Tensor,
     tau: float,
@@ -344,7 +344,7 @@ def backward(
     codes, channels = codebook.shape
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     grad_codebook = torch.empty((codes if codebook_needed else 0, channels), dtype=codebook.dtype, device=logits.device)
-    common = (upstream, item_ids, gumbel, kept, clock, tau, seed, draw)
+    common = (upstream, item_ids, gumbel, kept, schedule, tau, seed, draw)
     _update("gradient", logits, codebook, *common, grad_logits)
     if codebook_needed and hard:
         # sorted by code and added in order: torch has that, and codes are few beside the elements of P
@@ -355,9 +355,9 @@ def backward(
         block = block_of(logits.device, outer_choice(channels))
         launching.launch(
             outer, [ceil_div(codes, block["CODES"]), ceil_div(channels, block["CHANNELS"])], logits,
-            logits, gumbel, item_ids, upstream, kept, clock, grad_codebook, tau,
+            logits, gumbel, item_ids, upstream, kept, schedule, grad_codebook, tau,
             *philox.stream_key(seed, philox.GUMBEL), draw, count, rows, codes, channels, *logits.stride(),
-            GIVEN=gumbel is not None, CLOCK=clock is not None, PRECISION=precision(), **block,
+            GIVEN=gumbel is not None, SCHEDULED=schedule is not None, PRECISION=precision(), **block,
         )  # fmt: skip
     return grad_logits, grad_codebook
 
@@ -368,7 +368,7 @@ def step(
     upstream: Tensor,
     item_ids: Tensor,
     gumbel: Tensor | None,
-    clock: Tensor | None,
+    schedule: Tensor | None,
     kept: Tensor | None,
     tau: float,
     seed: int,
@@ -378,16 +378,17 @@ def step(
     betas: tuple[float, float],
     eps: float,
     number: int,
-    own: Tensor | None,
-    stay: float,
+    anchor: Tensor | None,
+    stay_penalty: float,
 ) -> None:
     """One step of Adam (moments) or gradient descent (None) on contiguous logits [P,R,K], in place."""
     upstream, codebook = upstream.float().contiguous(), codebook.contiguous()
     item_ids, gumbel = item_ids.contiguous(), None if gumbel is None else gumbel.contiguous()
     tau = as_float32(tau)
     if kept is None or not kept.numel():
-        _, _, kept = forward(logits, codebook, item_ids, gumbel, clock, tau, seed, draw, hard=True, keep=True)
+        _, _, kept = forward(logits, codebook, item_ids, gumbel, schedule, tau, seed, draw, hard=True, keep=True)
     _update(
-        "sgd" if moments is None else "adam", logits, codebook, upstream, item_ids, gumbel, kept.contiguous(), clock,
-        tau, seed, draw, logits, moments, lr, betas, eps, number, None if own is None else own.contiguous(), stay,
+        "sgd" if moments is None else "adam", logits, codebook, upstream, item_ids, gumbel, kept.contiguous(), schedule,
+        tau, seed, draw, logits, moments, lr, betas, eps, number, None if anchor is None else anchor.contiguous(),
+        stay_penalty,
     )  # fmt: skip

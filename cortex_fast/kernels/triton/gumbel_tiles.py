@@ -1,4 +1,4 @@
-"""What the Gumbel-Softmax kernels share: a tile of scores, the clock's numbers, and how exact their products are."""
+"""What the Gumbel-Softmax kernels share: a tile of scores, the schedule's numbers, and how exact their products are."""
 
 import torch
 import triton
@@ -33,19 +33,19 @@ def as_float32(tau: float) -> float:
 
 
 @triton.jit
-def tau_of(clock, tau, CLOCK: tl.constexpr):
-    """The temperature given, or a clock's."""
-    if CLOCK:
-        return tl.minimum(tl.maximum(tl.load(clock), _LEAST_TAU), _MOST_TAU).to(tl.float32)
+def tau_of(schedule, tau, SCHEDULED: tl.constexpr):
+    """The temperature given, or a schedule's."""
+    if SCHEDULED:
+        return tl.minimum(tl.maximum(tl.load(schedule), _LEAST_TAU), _MOST_TAU).to(tl.float32)
     else:
         return tau
 
 
 @triton.jit
-def draw_of(clock, draw, CLOCK: tl.constexpr):
-    """The draw's number given, or a clock's."""
-    if CLOCK:
-        return tl.load(clock + 1).to(tl.int64)
+def draw_of(schedule, draw, SCHEDULED: tl.constexpr):
+    """The draw's number given, or a schedule's."""
+    if SCHEDULED:
+        return tl.load(schedule + 1).to(tl.int64)
     else:
         return draw.to(tl.int64)
 

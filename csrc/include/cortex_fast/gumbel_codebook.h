@@ -36,9 +36,9 @@ struct Update {
   float* second_moment;  // [problems rows, codes]
   double lr, beta1, beta2, eps;
   std::int64_t step;  // from 1
-  // The loss also has stay (1 - y[own]) for each row, straight through y: [problems rows], or null.
-  const std::int64_t* own;
-  float stay;
+  // The loss also has stay_penalty (1 - y[anchor]) for each row, straight through y: [problems rows], or null.
+  const std::int64_t* anchor;
+  float stay_penalty;
 };
 
 // logits, which args.logits points to as well, after one step along dP; dP is never written.

@@ -18,7 +18,7 @@ namespace cuda {
 enum class Products { kExact = 0, kHigh = 1 };
 
 struct Launch {
-  const double* clock;  // [4] on the device: tau, draw, lr, step, which then stand for the numbers; or null
+  const double* schedule;  // [4] on the device: tau, draw, lr, step, which then stand for the numbers; or null
   Products products;
   void* scratch;  // of as many bytes as the ..._scratch function says, aligned to 256; written anew by each call
   void* stream;   // cudaStream_t

@@ -23,7 +23,7 @@ struct Memory {
 struct Problem {
   const float *logits, *codebook, *gumbel;
   const std::int64_t* item_ids;
-  const double* clock;
+  const double* schedule;
   std::int64_t problems, rows, codes, channels;
   std::uint64_t seed;
   std::int64_t draw;
@@ -34,7 +34,7 @@ struct Problem {
     return {logits, codebook, gumbel, item_ids, problems, rows, codes, channels, tau, seed, draw};
   }
   cc::Launch launch(const Memory& scratch) const {
-    return {clock, static_cast<cc::Products>(products), scratch.bytes, nullptr};
+    return {schedule, static_cast<cc::Products>(products), scratch.bytes, nullptr};
   }
 };
 
@@ -61,8 +61,8 @@ EXPORTED int gumbel_backward(const Problem* of, const float* upstream, const flo
 
 EXPORTED int gumbel_step(const Problem* of, const float* upstream, const float* kept, float* logits, float* first,
                          float* second, double lr, double beta1, double beta2, double eps, std::int64_t number,
-                         const std::int64_t* own, float stay) {
+                         const std::int64_t* anchor, float stay_penalty) {
   const Memory scratch(cc::gumbel_codebook_backward_scratch(of->problems, of->rows, of->codes, of->channels));
-  const cortex_fast::Update update{first, second, lr, beta1, beta2, eps, number, own, stay};
+  const cortex_fast::Update update{first, second, lr, beta1, beta2, eps, number, anchor, stay_penalty};
   return cc::gumbel_codebook_step(of->args(), upstream, kept, update, of->launch(scratch), logits).code;
 }
