@@ -70,6 +70,24 @@ def kind_of(path: Path) -> str | None:
     return _read(path, tensors=False)[1].get("kind")
 
 
+def digest_of_contents(path: Path) -> str:
+    """16 hex digits of a result file's contents, by its header alone, which holds its tensors' checksums.
+
+    Raises FileNotFoundError, or ResultFileError for a truncated or foreign file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such result file: {path}")
+    refuse_foreign(path, ResultFileError)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
+    if FORMAT not in metadata:  # a file from before there were checksums
+        return digests.of_files([path])
+    return digests.short(digests.of_text(metadata[FORMAT]))
+
+
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds. Raises ValueError, also for one that is nested deeper than Python can follow."""
     try:

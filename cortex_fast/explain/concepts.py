@@ -116,8 +116,8 @@ def explain_concepts(
         tsv, tokens, labels, top_n=top_n, num_concepts=num_concepts, codebook_size=codebook_size, per=per
     )
     frequency = token_frequency(tokens, labels, num_concepts, codebook_size)
-    best, best_counts = _most_frequent(counts, top_k)
-    frequent, frequent_counts = _most_frequent(frequency, top_k)
+    best, best_counts = most_frequent(counts, top_k)
+    frequent, frequent_counts = most_frequent(frequency, top_k)
     return ConceptExplanations(
         names=tuple(dataset.names),
         tokens=best,
@@ -147,7 +147,7 @@ def _fingerprint(dataset: TokenStore, tsv: Tensor) -> dict[str, Any]:
     return {"dataset": dataset.fingerprint, "images": images, "saliency": made}
 
 
-def _most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """counts [C,K] -> token ids and counts [C,k], most frequent first, ties to the lower id; -1 and 0 for the rest."""
     ordered = counts.sort(dim=1, descending=True, stable=True)
     ids, values = ordered.indices[:, :k], ordered.values[:, :k]
