@@ -12,16 +12,16 @@ KIND = "TokenSelection"
 _RECIPE = ("steps", "lr", "tau", "optimizer", "regularisation", "judge_every", "restarts", "start")
 
 
-def recipe_of(settings: OptimisationSettings, **more: float) -> Recipe:
+def recipe_of(settings: OptimisationSettings, stay_penalty: float = 0.0) -> Recipe:
     """The recipe that a table of settings describes.
 
     Args:
         settings: [selection] or [edits].
-        more: settings of the recipe that only one of them has.
+        stay_penalty: price of a changed position, in logits. Default 0.
     Returns:
         The recipe.
     """
-    return Recipe(**{name: getattr(settings, name) for name in _RECIPE}, **more)
+    return Recipe(**{name: getattr(settings, name) for name in _RECIPE}, stay_penalty=stay_penalty)
 
 
 def save(selection: TokenSelection, path: Path, inputs: dict[str, Any]) -> None:

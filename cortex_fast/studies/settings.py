@@ -82,15 +82,23 @@ class SampleSettings:
     test: int = setting(50, "images a class that edits start from and that judge explanations")
     seed: int = setting(0, "each split has a stream of its own from it")
     files: dict[str, str] = setting({}, 'token stores instead of samples: { train = "train.safetensors", ... }')
+    labels: dict[str, str] = setting(
+        {}, 'of such a store, other labels: { train = "labels.csv" }, lines of image,label'
+    )
 
     def __post_init__(self) -> None:
         for split in SPLITS:
             _whole(self, split, 0)
         _seed(self)
-        _table("files", self.files)
-        for split, path in self.files.items():
-            checks.one_of("files", split, SPLITS)
-            _text(f"files.{split}", path)
+        for name in ("files", "labels"):
+            paths = getattr(self, name)
+            _table(name, paths)
+            for split, path in paths.items():
+                checks.one_of(name, split, SPLITS)
+                _text(f"{name}.{split}", path)
+        for split in self.labels:
+            if split not in self.files:
+                raise ValueError(f"labels: expected a store for {split} in files, got none")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from cortex_fast import vqgm
 from cortex_fast.data.classes import class_numbers
 from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.studies.settings import ClassSettings, ModelSettings
+from cortex_fast.vqgm.loading import LOADERS
 from cortex_fast.vqgm.model import VQGM, Model
 
 BUNDLED = "bundled"
@@ -70,11 +71,11 @@ def open_source(model: ModelSettings, classes: ClassSettings, folder: Path, devi
         }
     elif kind == "python":
         loaded = _from_function(rest)
-    elif kind in vqgm.LOADERS:
+    elif kind in LOADERS:
         options: dict[str, Any] = {"sampling": model.sampling} if model.sampling else {}
         loaded = vqgm.load(kind, (folder / Path(rest).expanduser()).resolve(), device=device, **options)
     else:
-        known = ", ".join([*(f"{name}:PATH" for name in vqgm.LOADERS), BUNDLED, "python:module:function"])
+        known = ", ".join([*(f"{name}:PATH" for name in LOADERS), BUNDLED, "python:module:function"])
         raise ValueError(f"model.source: expected one of {known}, got {model.source!r}")
     if classes.names:
         names = _names_in(folder / Path(classes.names).expanduser())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cortex_fast.data.results import ResultFileError
 from cortex_fast.studies.stages import STAGES
 from cortex_fast.studies.study import Study
-from cortex_fast.studies.tasks import State, state_of
+from cortex_fast.studies.tasks import Phase, State, state_of
 
 SHOWN = 3  # reasons of a phase
 
@@ -37,7 +37,7 @@ def status_of(study: Study) -> list[PhaseStatus]:
     return [_status(stage, phase) for stage, phases in STAGES.items() for phase in phases(study)]
 
 
-def _status(stage, phase):
+def _status(stage: str, phase: Phase) -> PhaseStatus:
     try:
         tasks = phase.plan()
     except (FileNotFoundError, ResultFileError) as error:

@@ -20,7 +20,7 @@ _TABLE = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
 _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 Table = TypeVar("Table")
-Path_ = tuple[str, ...]
+Where = tuple[str, ...]  # a key by its tables
 
 
 class SettingsError(ValueError):
@@ -59,7 +59,7 @@ def read_settings(path: Path) -> StudySettings:
     return StudySettings(**tables)
 
 
-def _table(path: Path, lines: Mapping[Path_, int], where: Path_, kind: type[Table], content: Any) -> Table:
+def _table(path: Path, lines: Mapping[Where, int], where: Where, kind: type[Table], content: Any) -> Table:
     """One table as its dataclass."""
     if not isinstance(content, dict):
         raise SettingsError(f"{_place(path, lines, where)}: expected a table, got {content!r}")
@@ -74,22 +74,22 @@ def _table(path: Path, lines: Mapping[Path_, int], where: Path_, kind: type[Tabl
         raise SettingsError(f"{path}:{_line(lines, (*where, key))}: {'.'.join(where)}.{error}") from error
 
 
-def _unknown(path: Path, lines: Mapping[Path_, int], where: Path_, names: Any) -> SettingsError:
+def _unknown(path: Path, lines: Mapping[Where, int], where: Where, names: Any) -> SettingsError:
     return SettingsError(f"{_place(path, lines, where)}: expected one of {', '.join(names)}, got an unknown setting")
 
 
-def _place(path: Path, lines: Mapping[Path_, int], where: Path_) -> str:
+def _place(path: Path, lines: Mapping[Where, int], where: Where) -> str:
     return f"{path}:{_line(lines, where)}: {'.'.join(where)}"
 
 
-def _line(lines: Mapping[Path_, int], where: Path_) -> int:
+def _line(lines: Mapping[Where, int], where: Where) -> int:
     """The line of a key, or of the innermost table around it."""
     return next((lines[where[:length]] for length in range(len(where), 0, -1) if where[:length] in lines), 1)
 
 
-def _lines_of_keys(text: str) -> Iterator[tuple[Path_, int]]:
+def _lines_of_keys(text: str) -> Iterator[tuple[Where, int]]:
     """Keys and tables of a valid TOML text by their dotted path, with the line each stands in."""
-    table: Path_ = ()
+    table: Where = ()
     for number, line in enumerate(text.splitlines(), start=1):
         if heading := _TABLE.match(line):
             table = _parts(heading[1])
@@ -98,7 +98,7 @@ def _lines_of_keys(text: str) -> Iterator[tuple[Path_, int]]:
             yield (*table, *_parts(key[1])), number
 
 
-def _parts(dotted: str) -> Path_:
+def _parts(dotted: str) -> Where:
     return tuple(part.strip("\"'") for part in _PART.findall(dotted))
 
 
