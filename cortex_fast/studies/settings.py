@@ -1,5 +1,6 @@
 """A study's settings: what study.toml holds, one frozen dataclass a table."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,9 +83,7 @@ class SampleSettings:
     test: int = setting(50, "images a class that edits start from and that judge explanations")
     seed: int = setting(0, "each split has a stream of its own from it")
     files: dict[str, str] = setting({}, 'token stores instead of samples: { train = "train.safetensors", ... }')
-    labels: dict[str, str] = setting(
-        {}, 'of such a store, other labels: { train = "labels.csv" }, lines of image,label'
-    )
+    labels: dict[str, str] = setting({}, 'other labels of such a store: { train = "labels.csv" }, with image,label')
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -122,6 +121,8 @@ class ExtractorSettings:
         _text("file", self.file)
         for name, least in (("width", 1), ("epochs", 1), ("batch_size", 2), ("step_epochs", 1)):
             _whole(self, name, least)
+        if self.width % 16:
+            raise ValueError(f"width: expected a multiple of 16, got {self.width}")
         for name in ("lr", "gamma"):
             _set(self, name, checks.positive(name, getattr(self, name)))
         _set(self, "weight_decay", checks.non_negative("weight_decay", self.weight_decay))
@@ -261,3 +262,10 @@ class StudySettings:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     edits: EditSettings = field(default_factory=EditSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if not self.extractors:
+            raise ValueError("extractors: expected at least one table [extractors.NAME], got none")
+        for name in self.extractors:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"extractors: expected names of letters, digits, _ and -, got {name!r}")

@@ -56,7 +56,10 @@ def read_settings(path: Path) -> StudySettings:
         else:
             default: Any = names[name].default_factory
             tables[name] = _table(path, lines, (name,), default, value)
-    return StudySettings(**tables)
+    try:
+        return StudySettings(**tables)
+    except ValueError as error:
+        raise SettingsError(f"{path}:{_line(lines, (str(error).partition(':')[0],))}: {error}") from error
 
 
 def _table(path: Path, lines: Mapping[Where, int], where: Where, kind: type[Table], content: Any) -> Table:
