@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cortex_fast.commands import extractors, published, studies
+from cortex_fast.commands import edit, extractors, init, published, run, sample, score, select, status
 from cortex_fast.version import __version__
 
 
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tune.add_argument("--channels", type=int, default=256, help="d (default 256)")
     published.add(commands)
     extractors.add(commands)
-    studies.add(commands)
+    for command in (init, run, status, sample, score, select, edit):
+        command.add(commands)
     parsed = parser.parse_args(arguments)
     try:
         if hasattr(parsed, "run"):

@@ -32,12 +32,13 @@ class Source:
     """A study's model.
 
     model: what samples, embeds and decodes. conditions: the model's condition of each explained class. names: of the
-    explained classes, as many. extractors: those that come with the model, by name.
+    explained classes, as many. all_names: of all the model's conditions. extractors: those that come with the model, by name.
     """
 
     model: VQGM
     conditions: tuple[int, ...]
     names: tuple[str, ...]
+    all_names: tuple[str, ...]
     extractors: Mapping[str, BundledExtractor] = field(default_factory=dict)
 
 
@@ -98,7 +99,7 @@ def _with_classes(
             raise ValueError(f"classes.chosen: expected classes below {count}, got {condition}")
     if len(set(conditions)) < len(conditions):
         raise ValueError("classes.chosen: expected each class once, got one of them twice")
-    return Source(model, conditions, tuple(names[condition] for condition in conditions), extractors)
+    return Source(model, conditions, tuple(names[condition] for condition in conditions), names, extractors)
 
 
 def _from_function(name: str) -> VQGM:
