@@ -2,8 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_RECIPE = (("steps", int), ("lr", float), ("tau", float), ("judge-every", int), ("seed", int))
+if TYPE_CHECKING:
+    from cortex_fast.explain import Recipe
+
+_RECIPE = (("steps", int), ("lr", float), ("tau", float), ("judge-every", int))
 
 
 def labels(text: str) -> list[int | str]:
@@ -30,12 +34,15 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     for name, kind in _RECIPE:
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--optimizer", choices=("adam", "sgd"))
+    parser.add_argument("--seed", type=int, default=0)
 
 
-def recipe_settings(parsed: argparse.Namespace) -> dict[str, int | float | str]:
-    """The settings of token selection that were given."""
+def recipe_of(parsed: argparse.Namespace) -> "Recipe":
+    """The recipe of token selection that was given."""
+    from cortex_fast.explain import Recipe
+
     names = (*(name.replace("-", "_") for name, _ in _RECIPE), "optimizer")
-    return {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    return Recipe(**{name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None})
 
 
 def new_file(path: Path) -> Path:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cortex_fast.commands.arguments import add_recipe, box, label, new_file, recipe_settings
+from cortex_fast.commands.arguments import add_recipe, box, label, new_file, recipe_of
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,9 +33,7 @@ def _edit(parsed: argparse.Namespace) -> int:
     source, target = (class_number(f"--{name}", getattr(parsed, name), store.names) for name in ("source", "target"))
     rows = torch.nonzero(store.labels == source).flatten()[: checks.whole("--images", parsed.images, 1)]
     if not len(rows):
-        raise ValueError(
-            f"--source: expected a class of {parsed.store}, got {parsed.source!r}, which has no image there"
-        )
+        raise ValueError(f"--source: expected a class with images in {parsed.store}, got {parsed.source!r}")
     edits = select_tokens(
         load_extractor(parsed.extractor),
         store.codebook.float(),
@@ -45,7 +43,8 @@ def _edit(parsed: argparse.Namespace) -> int:
         item_ids=rows,
         checkpoint=out.with_name(f"{out.name}.unfinished"),
         progress="editing images",
-        **recipe_settings(parsed),
+        recipe=recipe_of(parsed),
+        seed=parsed.seed,
     )
     edits.save(out)
     print(f"{out}: {len(edits.tokens)} edits")

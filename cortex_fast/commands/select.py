@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cortex_fast.commands.arguments import add_recipe, labels, recipe_settings
+from cortex_fast.commands.arguments import add_recipe, labels, recipe_of
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,7 +30,8 @@ def _select(parsed: argparse.Namespace) -> int:
         classes=parsed.classes,
         grid=store.grid,
         progress="selecting tokens",
-        **recipe_settings(parsed),
+        recipe=recipe_of(parsed),
+        seed=parsed.seed,
     )
     print(f"{parsed.out}: selections of {len(paths)} classes")
     return 0

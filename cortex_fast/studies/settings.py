@@ -78,10 +78,10 @@ class ClassSettings:
 class SampleSettings:
     """[samples]: images a class, drawn from the model or taken from files."""
 
-    train: int = setting(1000, "images a class that extractors learn from and that are explained")
+    train: int = setting(1000, "images a class that extractors learn from and that are explained, below 2^30 in all")
     validation: int = setting(300, "images a class that choose an extractor's epoch")
     test: int = setting(50, "images a class that edits start from and that judge explanations")
-    seed: int = setting(0, "each split has a stream of its own from it")
+    seed: int = setting(0, "of all splits, whose images differ")
     files: dict[str, str] = setting({}, 'token stores instead of samples: { train = "train.safetensors", ... }')
     labels: dict[str, str] = setting({}, 'other labels of such a store: { train = "labels.csv" }, with image,label')
 

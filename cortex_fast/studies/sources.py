@@ -31,8 +31,12 @@ class BundledExtractor:
 class Source:
     """A study's model.
 
-    model: what samples, embeds and decodes. conditions: the model's condition of each explained class. names: of the
-    explained classes, as many. all_names: of all the model's conditions. extractors: those that come with the model, by name.
+    Args:
+        model: what samples, embeds and decodes.
+        conditions: the model's condition of each explained class.
+        names: of the explained classes, as many.
+        all_names: of all conditions of the model.
+        extractors: those that come with the model, by name.
     """
 
     model: VQGM

@@ -17,6 +17,7 @@ from cortex_fast.studies.study import Study
 from cortex_fast.studies.tasks import ENTRY, Phase, Task
 
 _KIND, _STORE = "SampleShard", "TokenStore"
+_FIRST_ITEM = {"train": 0, "validation": 2**30, "test": 2**31}  # of the model's random stream: splits never meet
 
 
 def phases(study: Study) -> list[Phase]:
@@ -35,12 +36,11 @@ def _sampled(study: Study) -> list[str]:
 
 
 def _inputs(study: Study, split: str) -> dict[str, Any]:
-    samples, images = study.settings.samples, getattr(study.settings.samples, split)
-    return {**study.about_model, "split": split, "images_per_class": images, "seed": samples.seed}
+    return {**study.about_model, "split": split, "seed": study.settings.samples.seed}
 
 
 def _shards(study: Study, split: str) -> list[Task]:
-    """The classes take turns: image i is of class i mod C, and item i of the split's own stream."""
+    """The classes take turns: image i is of class i mod C. More images a class leave whole shards as they are."""
     images = getattr(study.settings.samples, split) * len(study.source.names)
     tasks = []
     for shard in shards_of(study.folder / "samples" / split, images, study.settings.run.shard_images):
@@ -51,18 +51,19 @@ def _shards(study: Study, split: str) -> list[Task]:
 
 def _sample(study: Study, split: str, shard: Shard, inputs: dict[str, Any]) -> None:
     model, conditions = study.source.model, torch.tensor(study.source.conditions)
-    seed = digests.seed_of(study.settings.samples.seed, "samples", split)
-    parts = []
-    for items in torch.arange(shard.first, shard.stop).split(study.settings.run.sampling_batch_size):
-        labels = conditions[items % len(conditions)].to(model.codebook.device)
-        parts.append(model.sample(labels, seed=seed, item_ids=items.to(labels.device)).cpu())
+    seed, parts = study.settings.samples.seed, []
+    for images in torch.arange(shard.first, shard.stop).split(study.settings.run.sampling_batch_size):
+        labels = conditions[images % len(conditions)].to(model.codebook.device)
+        items = (images + _FIRST_ITEM[split]).to(labels.device)
+        parts.append(model.sample(labels, seed=seed, item_ids=items).cpu())
     small = torch.uint16 if len(model.codebook) <= 2**16 else torch.int32
     tokens = torch.cat(parts).to(small)
     save_result(shard.path, _KIND, {"tokens": tokens}, {"fingerprint": {ENTRY: inputs}})
 
 
 def _store(study: Study, split: str) -> Task:
-    path, inputs = study.path_of_split(split), _inputs(study, split)
+    path, images = study.path_of_split(split), getattr(study.settings.samples, split)
+    inputs = {**_inputs(study, split), "images_per_class": images}
     return Task((path,), _STORE, inputs, partial(_merge, study, split, path, inputs))
 
 
