@@ -27,9 +27,12 @@ SETTINGS = StudySettings(
 )
 
 
-def changed(**tables: dict[str, object]) -> StudySettings:
-    """The small study's settings with some of a table's replaced."""
-    return replace(SETTINGS, **{name: replace(getattr(SETTINGS, name), **values) for name, values in tables.items()})
+def changed(
+    extractors: dict[str, ExtractorSettings] = SETTINGS.extractors, **tables: dict[str, object]
+) -> StudySettings:
+    """The small study's settings with other extractors, or with some of a table's settings replaced."""
+    others = {name: replace(getattr(SETTINGS, name), **values) for name, values in tables.items()}
+    return replace(SETTINGS, extractors=extractors, **others)
 
 
 def begin(folder: Path, settings: StudySettings = SETTINGS) -> Path:

@@ -10,18 +10,42 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from cortex_fast.extractors import build
+from cortex_fast.extractors.files import save_extractor
 from cortex_fast.studies import Study, run
-from tests.studies.small import begin, results
+from cortex_fast.studies.settings import ExtractorSettings
+from tests.studies.small import begin, changed, results
+from tests.studies.tiny_model import CHANNELS, CLASSES, SIDE
 
 ROOT = Path(__file__).parents[2]
 MOST_SECONDS = 240
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The results of one process, and a folder to begin others from."""
-    folder = begin(tmp_path_factory.mktemp("alone") / "tiny")
+def settings(tmp_path_factory):
+    """The small study with an untrained extractor from a file: importing torch's optimisers takes seconds a process."""
+    path = tmp_path_factory.mktemp("extractor") / "ce.safetensors"
+    sizes = {"num_classes": CLASSES, "in_channels": CHANNELS, "width": 16, "grid": SIDE}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_extractor(path, build("ce", **sizes), "ce", sizes, {})
+    return changed(extractors={"ce": ExtractorSettings(file=str(path))})
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+    """The results of one process."""
+    folder = begin(tmp_path_factory.mktemp("alone") / "tiny", settings)
+    run(Study.open(folder), progress=False)
+    return results(folder)
+
+
+@pytest.fixture(scope="module")
+def trained_alone(tmp_path_factory):
+    """The results of one process that trains the extractor, too."""
+    folder = begin(tmp_path_factory.mktemp("trained") / "tiny")
     run(Study.open(folder), progress=False)
     return results(folder)
 
@@ -38,20 +62,20 @@ def finish(*processes: subprocess.Popen[str]) -> None:
         assert process.returncode == 0, errors
 
 
-def test_two_processes_write_what_one_writes(alone, tmp_path):
-    folder = begin(tmp_path / "tiny")
+def test_two_processes_write_what_one_writes(alone, settings, tmp_path):
+    folder = begin(tmp_path / "tiny", settings)
     finish(start(folder, "--shard", "1/2"), start(folder, "--shard", "2/2"))
     assert results(folder) == alone
 
 
-def test_a_process_of_a_job_array_does_the_others_work_in_the_end(alone, tmp_path):
-    folder = begin(tmp_path / "tiny")
+def test_a_process_of_a_job_array_does_the_others_work_in_the_end(alone, settings, tmp_path):
+    folder = begin(tmp_path / "tiny", settings)
     finish(start(folder, SLURM_PROCID="3", SLURM_NTASKS="5"))
     assert results(folder) == alone
 
 
 @pytest.mark.slow
-def test_torchrun_with_a_process_killed_goes_on_with_three(alone, tmp_path):
+def test_torchrun_with_a_process_killed_goes_on_with_three(trained_alone, tmp_path):
     folder = begin(tmp_path / "tiny")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -62,12 +86,12 @@ def test_torchrun_with_a_process_killed_goes_on_with_three(alone, tmp_path):
     process.wait()
     command[3] = "--nproc_per_node=3"
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=MOST_SECONDS)
-    assert results(folder) == alone
+    assert results(folder) == trained_alone
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["samples", "extractors", "scores", "concepts", "selections", "edits"])
-def test_a_stage_killed_ten_times_goes_on_to_the_same_bytes(alone, tmp_path, stage):
+def test_a_stage_killed_ten_times_goes_on_to_the_same_bytes(trained_alone, tmp_path, stage):
     """Killed at some moment after the stage's folder appears, or before it does."""
     folder, moments = begin(tmp_path / "tiny"), random.Random(stage)
     for _ in range(10):
@@ -80,7 +104,7 @@ def test_a_stage_killed_ten_times_goes_on_to_the_same_bytes(alone, tmp_path, sta
             for path in moments.sample(sorted((folder / stage).rglob("*.safetensors")), k=1):
                 path.unlink()  # so that there is something of it left to do
     finish(start(folder))
-    assert results(folder) == alone
+    assert results(folder) == trained_alone
     assert not [path for path in folder.rglob("*") if "partial" in path.name or path.name.endswith(".lock")]
 
 
@@ -91,7 +115,7 @@ def wait_for(path: Path, process: subprocess.Popen[str] | None = None) -> None:
         time.sleep(0.01)
 
 
-def test_a_folder_that_cannot_be_written_is_named(alone, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     folder = begin(tmp_path / "tiny")
     (folder / "samples").write_text("in the way")
     process = start(folder)
