@@ -46,7 +46,7 @@ def selecting(count: int, width: int, codes: int, device: torch.device) -> Selec
     tokens = torch.randint(codes, (count, 16, 16), generator=generator)
     target = torch.arange(count) * 7 % 1000
     codebook, tokens, target = (tensor.to(device) for tensor in (codebook, tokens, target))
-    return Selecting(extractor, check_problems(extractor, codebook, target, tokens, REGION, None, None))
+    return Selecting(extractor, check_problems(extractor, codebook, target, tokens=tokens, region=REGION))
 
 
 def error(data: Selecting, result: Step) -> float:

@@ -18,7 +18,7 @@ from cortex_fast import (
 from cortex_fast.data.results import save_result
 from cortex_fast.engine import prepare
 from cortex_fast.explain import TokenSelection
-from cortex_fast.explain.groups import by_extractor
+from cortex_fast.explain.groups import extractor_judge
 from cortex_fast.explain.problems import check_problems
 from cortex_fast.explain.selection import token_method
 from cortex_fast.explain.stepping import schedules_of, step_of
@@ -118,7 +118,7 @@ def test_goes_on_with_everything_of_its_own(tmp_path):
     own = torch.stack([grid[top:bottom, left:right].flatten() for grid, (top, left, bottom, right)
                        in zip(straight.history[-1], boxes, strict=True)])  # fmt: skip
     assert allowed.gather(2, own[..., None]).all()
-    judges, looks = [by_extractor(extractor, codebook()) for extractor in extractors], []
+    judges, looks = [extractor_judge(extractor, codebook()) for extractor in extractors], []
 
     def judge(tokens, target):  # of problem 1's extractor, say, for all; what each has itself is tested elsewhere
         looks.append(None)
@@ -156,9 +156,9 @@ def test_each_problem_is_judged_by_its_extractor_after_going_on(tmp_path, monkey
             raise StoppedError
         return look(*arguments)
 
-    look = optimisation._look
+    look = optimisation._judge
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(optimisation, "_look", stopping)
+        patch.setattr(optimisation, "_judge", stopping)
         select_tokens(each, codebook(), targets(4), checkpoint=path, memory=1, **arguments)
     got = select_tokens(each, codebook(), targets(4), checkpoint=path, **arguments)
     torch.testing.assert_close(got.probability, expected.probability, rtol=1e-4, atol=1e-6)
@@ -251,7 +251,7 @@ def test_a_whole_step_is_a_function_of_its_schedule():
     """What a CUDA graph replays: the variables change in place, and nothing else is kept from step to step."""
     recipe = Recipe(steps=6, lr=Schedule(0.4, 0.0), tau=Schedule(2.0, 0.5, "geometric"))
     expected = select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, recipe=recipe)
-    problems = check_problems(tiny("ce"), codebook(), targets(), grids(), REGION, None, None)
+    problems = check_problems(tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION)
     method, prepared = token_method(recipe, 0, None), prepare(tiny("ce"), embed(grids(), codebook()))
     variables = method.start(problems)
     moments = (torch.zeros_like(variables), torch.zeros_like(variables))
@@ -539,7 +539,7 @@ def test_a_disk_that_fills_up_costs_no_work(there, tmp_path, monkeypatch):
 
     def judge(tokens, target):
         asked.append(target)
-        return by_extractor(extractor, codebook())(tokens, target)
+        return extractor_judge(extractor, codebook())(tokens, target)
 
     select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=there, **settings)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):

@@ -8,7 +8,7 @@ import torch
 from cortex_fast import ResultFileError, select_concepts, select_tokens
 from cortex_fast.data.results import load_result, save_result
 from cortex_fast.explain import ConceptExplanations
-from cortex_fast.explain.groups import by_extractor
+from cortex_fast.explain.groups import extractor_judge
 from tests.explain.test_optimisation import CHANNELS, CLASSES, CODES, assert_same, codebook, grids, targets
 from tests.known_extractors import Convolutional
 
@@ -35,7 +35,7 @@ def state(extractor, tmp_path_factory):
         looks.append(None)
         if len(looks) == 3:
             raise StoppedError
-        return by_extractor(extractor, codebook())(tokens, target)
+        return extractor_judge(extractor, codebook())(tokens, target)
 
     with pytest.raises(StoppedError):
         select_tokens(extractor, codebook(), targets(), tokens=grids(), judge=judge, checkpoint=path, **SETTINGS)
@@ -43,7 +43,7 @@ def state(extractor, tmp_path_factory):
 
 
 def go_on(extractor, path):
-    judge = by_extractor(extractor, codebook())
+    judge = extractor_judge(extractor, codebook())
     return select_tokens(extractor, codebook(), targets(), tokens=grids(), judge=judge, checkpoint=path, **SETTINGS)
 
 
@@ -99,7 +99,7 @@ def test_a_folder_with_a_state_of_another_form_is_refused_by_name(targets, extra
 
 def test_a_second_run_at_the_same_concepts_is_refused(extractor, tmp_path):
     settings = {"grid": 4, "steps": 4, "lr": 0.3, "judge_every": 2, "together": 2}
-    own, told = by_extractor(extractor, codebook()), []
+    own, told = extractor_judge(extractor, codebook()), []
     alone = select_concepts(extractor, codebook(), tmp_path / "alone", judge=own, **settings)
 
     def judge(tokens, target):
