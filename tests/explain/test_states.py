@@ -1,4 +1,4 @@
-"""The files of token selections that go on: damaged ones are told, and two runs never share one."""
+"""The checkpoints of token selections: damaged ones are refused, and two runs never share one."""
 
 import threading
 
@@ -42,7 +42,7 @@ def state(extractor, tmp_path_factory):
     return load_result(path, KIND)
 
 
-def go_on(extractor, path):
+def resume(extractor, path):
     judge = extractor_judge(extractor, codebook())
     return select_tokens(extractor, codebook(), targets(), tokens=grids(), judge=judge, checkpoint=path, **SETTINGS)
 
@@ -60,10 +60,10 @@ BAD = {
     "no problem of the group": ({"active": torch.tensor([0, 1, 3])}, {}),
     "active of another type": ({"active": torch.tensor([0.0, 1.0, 2.0])}, {}),
     "fewer variables": ({"variables": torch.zeros(2, 9, CODES)}, {}),
-    "history of one": ({"history": torch.zeros(1, dtype=torch.int64)}, {}),
+    "history of one dimension": ({"history": torch.zeros(1, dtype=torch.int64)}, {}),
     "loss of other steps": ({"loss": torch.zeros(5, 3)}, {}),
     "moments of another shape": ({"first": torch.zeros(3, 9, 1)}, {}),
-    "same of another": ({"same": torch.zeros(2, dtype=torch.int64)}, {}),
+    "same of other problems": ({"same": torch.zeros(2, dtype=torch.int64)}, {}),
     "no variables": ({"variables": None}, {}),
     "no history": ({"history": None}, {}),
     "no second moments": ({"second": None}, {}),
@@ -71,27 +71,27 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_state_of_another_form_is_refused_by_name(what, extractor, state, tmp_path):
+def test_a_malformed_state_is_refused_by_name(what, extractor, state, tmp_path):
     tensors, header = BAD[what]
     changed = {name: value for name, value in (state[0] | tensors).items() if value is not None}
     save_result(tmp_path / "state", KIND, changed, state[1] | header)
     with pytest.raises(ResultFileError, match="/state: "):
-        go_on(extractor, tmp_path / "state")
+        resume(extractor, tmp_path / "state")
 
 
-def test_the_state_as_it_was_goes_on_to_the_same_bits(extractor, state, tmp_path):
+def test_an_intact_state_is_resumed_to_the_same_bits(extractor, state, tmp_path):
     save_result(tmp_path / "state", KIND, *state)
-    assert_same(go_on(extractor, tmp_path / "state"), go_on(extractor, tmp_path / "none"))
+    assert_same(resume(extractor, tmp_path / "state"), resume(extractor, tmp_path / "none"))
     save_result(tmp_path / "state", KIND, *state)
     whole = (tmp_path / "state").read_bytes()
     at = whole.index(state[0]["variables"].numpy().tobytes())
     (tmp_path / "state").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(ResultFileError, match="/state: damaged: its tensors are not as they were written"):
-        go_on(extractor, tmp_path / "state")
+        resume(extractor, tmp_path / "state")
 
 
 @pytest.mark.parametrize("targets", [None, 5, ["a"], [[1]]])
-def test_a_folder_with_a_state_of_another_form_is_refused_by_name(targets, extractor, state, tmp_path):
+def test_a_folder_with_a_malformed_state_is_refused_by_name(targets, extractor, state, tmp_path):
     save_result(tmp_path / "unfinished-0000-0003-4.safetensors", KIND, state[0], state[1] | {"targets": targets})
     with pytest.raises(ResultFileError, match=r"unfinished-0000-0003-4\.safetensors: not the state"):
         select_concepts(extractor, codebook(), tmp_path, grid=4, steps=2)
@@ -99,28 +99,30 @@ def test_a_folder_with_a_state_of_another_form_is_refused_by_name(targets, extra
 
 def test_a_second_run_at_the_same_concepts_is_refused(extractor, tmp_path):
     settings = {"grid": 4, "steps": 4, "lr": 0.3, "judge_every": 2, "together": 2}
-    own, told = extractor_judge(extractor, codebook()), []
-    alone = select_concepts(extractor, codebook(), tmp_path / "alone", judge=own, **settings)
+    plain, errors = extractor_judge(extractor, codebook()), []
+    alone = select_concepts(extractor, codebook(), tmp_path / "alone", judge=plain, **settings)
 
     def judge(tokens, target):
         def second():
             try:
-                select_concepts(extractor, codebook(), tmp_path / "both", judge=own, **settings)
+                select_concepts(extractor, codebook(), tmp_path / "both", judge=plain, **settings)
             except BlockingIOError as error:
-                told.append(str(error))
+                errors.append(str(error))
 
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-        return own(tokens, target)
+        return plain(tokens, target)
 
     both = select_concepts(extractor, codebook(), tmp_path / "both", judge=judge, **settings)
-    assert len(told) == 6 and all("concepts-0000-0003-4: another run is writing it" in text for text in told)
+    assert len(errors) == 6 and all("concepts-0000-0003-4: another run is writing it" in error for error in errors)
     assert [path.read_bytes() for path in both] == [path.read_bytes() for path in alone]
     assert sorted((tmp_path / "both").iterdir()) == both
 
 
 def test_names_of_concepts_are_texts():
-    one = torch.zeros(1, 1, dtype=torch.int64)
+    zeros = torch.zeros(1, 1, dtype=torch.int64)
+    counts = dict.fromkeys(("tokens", "counts", "frequent_tokens", "frequent_counts"), zeros)
+    examples = zeros[None, :, :, None]
     with pytest.raises(TypeError, match=r"^names: expected texts, got None"):
-        ConceptExplanations((None,), one, one, one, one, one[0], one[None, :, :, None], 1, "image")
+        ConceptExplanations((None,), **counts, num_images=zeros[0], examples=examples, top_n=1, per="image")
