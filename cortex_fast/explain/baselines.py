@@ -30,7 +30,7 @@ from cortex_fast.explain.results import TokenSelection
 from cortex_fast.explain.selection import recipe_of
 from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.kernels.reference.descent import descend
-from cortex_fast.ops.gumbel_codebook import numbers
+from cortex_fast.ops.gumbel_codebook import scheduled_values
 from cortex_fast.ops.random_stream import gumbel
 
 # settings of token selection alone, at what they are for others
@@ -81,8 +81,9 @@ def optimise_embedding(
         kept: Sequence[Tensor],
         gradient: Tensor,
     ) -> None:
-        _, _, lr, number = numbers(schedule[0])
-        descend(embedding, moments, gradient.to(embedding.dtype), lr, BETAS, EPS, number)
+        _, _, lr, step_count = scheduled_values(schedule[0])
+        gradient = gradient.to(embedding.dtype)
+        descend(embedding, moments, gradient, lr=lr, betas=BETAS, eps=EPS, step_count=step_count)
 
     method = Method(
         start,

@@ -28,7 +28,7 @@ from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.results import TokenSelection
 from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.kernels.reference.descent import descend
-from cortex_fast.ops.gumbel_codebook import numbers
+from cortex_fast.ops.gumbel_codebook import RowStats, scheduled_values
 from cortex_fast.ops.random_stream import gumbel, normal
 
 Mask = Tensor | np.ndarray
@@ -215,32 +215,39 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
 
     def propose(logits: Tensor, problems: Problems, schedule: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         noise: dict[str, Any] = {"seed": seed, "item_ids": problems.item_ids}
-        if draws > 1:  # what would be kept of each is of no use to their mean gradient
-            each = [ops.gumbel_codebook(logits, problems.codebook, schedule=now, **noise)[0] for now in schedule]
-            return torch.cat(each), ()
-        embedding, _, kept = ops.gumbel_codebook_with_row_stats(
+        if draws > 1:  # row statistics of one draw are of no use to the mean gradient of all
+            embeddings = [ops.gumbel_codebook(logits, problems.codebook, schedule=now, **noise)[0] for now in schedule]
+            return torch.cat(embeddings), ()
+        embedding, _, row_stats = ops.gumbel_codebook_with_row_stats(
             logits, problems.codebook, schedule=schedule[0], **noise
         )
-        return embedding, (kept,)
+        return embedding, row_stats or ()
 
     def learn(
         logits: Tensor,
         moments: Moments | None,
         problems: Problems,
         schedule: Tensor,
-        kept: Sequence[Tensor],
+        row_stats: Sequence[Tensor],
         gradient: Tensor,
     ) -> None:
         if draws > 1:
             mean = _mean_gradient(logits, problems, schedule, gradient)
-            _, _, lr, number = numbers(schedule[0])
-            descend(logits, moments, mean, lr, BETAS, EPS, number)
+            _, _, lr, step_count = scheduled_values(schedule[0])
+            descend(logits, moments, mean, lr=lr, betas=BETAS, eps=EPS, step_count=step_count)
             return
-        anchor = problems.anchor if recipe.stay_penalty else None
         ops.gumbel_codebook_step(
-            logits, problems.codebook, gradient, schedule=schedule[0], row_stats=kept[0], moments=moments, seed=seed,
-            item_ids=problems.item_ids, anchor=anchor, stay_penalty=recipe.stay_penalty,
-        )  # fmt: skip
+            logits,
+            problems.codebook,
+            gradient,
+            seed=seed,
+            item_ids=problems.item_ids,
+            moments=moments,
+            anchor=problems.anchor if recipe.stay_penalty else None,
+            stay_penalty=recipe.stay_penalty,
+            schedule=schedule[0],
+            row_stats=RowStats(*row_stats) if row_stats else None,
+        )
 
     def _mean_gradient(logits: Tensor, problems: Problems, schedule: Tensor, gradient: Tensor) -> Tensor:
         """dP over all draws, whose losses' mean the gradient is of."""
@@ -252,9 +259,9 @@ def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
                 )
                 selected.backward(part)
                 if recipe.stay_penalty:
-                    tau, number, _, _ = numbers(now)
-                    item = torch.as_tensor(number, device=leaf.device).view(1)
-                    g = gumbel(seed, problems.item_ids, item, *logits.shape[1:])[:, 0]
+                    tau, draw, _, _ = scheduled_values(now)
+                    draw = torch.as_tensor(draw, device=leaf.device).view(1)
+                    g = gumbel(seed, problems.item_ids, draw, *logits.shape[1:])[:, 0]
                     taken = ((leaf + g) / tau).softmax(dim=2).gather(2, problems.anchor[..., None])
                     (-recipe.stay_penalty / draws * taken.sum()).backward()
         assert leaf.grad is not None
