@@ -22,8 +22,8 @@ from cortex_fast.data.token_store import gather
 from cortex_fast.engine import prepare
 from cortex_fast.explain.problems import Problems, check_problems
 from cortex_fast.explain.recipes import Recipe
-from cortex_fast.explain.selection import token_method
 from cortex_fast.explain.stepping import schedules_of, step_of
+from cortex_fast.explain.token_method import token_method
 
 REGION, ROWS = (7, 7, 11, 11), 16
 RECIPE = Recipe()

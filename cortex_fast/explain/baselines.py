@@ -24,7 +24,7 @@ from cortex_fast.explain.recipes import BETAS, EPS, DrawSettings, EmbeddingSetti
 from cortex_fast.explain.results import TokenSelection
 from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.explain.trajectories import Trajectory, best_selection, empty_trajectory, judged_steps
-from cortex_fast.ops.gumbel_codebook import numbers
+from cortex_fast.ops.gumbel_codebook import RowStats, scheduled_values
 from cortex_fast.ops.random_stream import gumbel
 
 Frequency = checks.Integers | Sequence[float]
@@ -122,11 +122,11 @@ def _step_embedding(
     moments: Moments | None,
     problems: Problems,
     schedule: Tensor,
-    row_stats: Tensor | None,
+    row_stats: RowStats | None,
     gradient: Tensor,
 ) -> None:
     """One step of the optimiser along the gradient."""
-    _, _, lr, step_count = numbers(schedule[0])
+    _, _, lr, step_count = scheduled_values(schedule[0])
     gradient = gradient.to(embedding.dtype)
     ops.descent_step(embedding, gradient, lr=lr, moments=moments, step_count=step_count, betas=BETAS, eps=EPS)
 

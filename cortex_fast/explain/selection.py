@@ -1,7 +1,6 @@
 """The optimisation-based explanation: a token selection over the whole codebook (eq. 7-9)."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cortex_fast import checks, ops
+from cortex_fast import checks
 from cortex_fast.data import digests
 from cortex_fast.data.classes import Target
 from cortex_fast.data.grids import Grid
@@ -19,16 +18,12 @@ from cortex_fast.explain.fingerprints import about_optimisation
 from cortex_fast.explain.groups import Judge
 from cortex_fast.explain.optimisation import optimise
 from cortex_fast.explain.problems import Extractor, Problems, Regions, check_problems
-from cortex_fast.explain.recipes import BETAS, EPS, Recipe, RecipeSettings, recipe_with
+from cortex_fast.explain.recipes import Recipe, RecipeSettings, recipe_with
 from cortex_fast.explain.results import TokenSelection
-from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.explain.token_limits import Mask, allowed_mask, startable
-from cortex_fast.ops.gumbel_codebook import numbers
-from cortex_fast.ops.random_stream import gumbel, normal
+from cortex_fast.explain.token_method import token_method
 
-_START_DRAW = 2**32 - 1  # the draw of the first logits; steps use 0, 1, 2, ...
 _RESTART_ITEMS = 2**26  # between the item ids of a problem's restarts
-_LIKELY = 1.0  # above the logarithm of the number of codes: the first logit of an image's token
 
 
 @torch.inference_mode(False)
@@ -174,69 +169,3 @@ def repeated(problems: Problems, recipe: Recipe) -> Problems:
         item_ids=repeats.item_ids + restart * _RESTART_ITEMS,
         places=torch.arange(len(repeats), device=device),
     )
-
-
-def token_method(recipe: Recipe, seed: int, mask: Tensor | None) -> Method:
-    """Gumbel-Softmax over logits [P,rows,K], float32. mask as `allowed_mask` returns it."""
-    draws = recipe.draws
-
-    def start(problems: Problems) -> Tensor:
-        rows, codes = len(problems.free), len(problems.codebook)
-        if recipe.start == "image":
-            logits = torch.zeros(len(problems), rows, codes, dtype=torch.float32, device=problems.codebook.device)
-            logits.scatter_(2, problems.anchor[..., None], math.log(codes) + _LIKELY)
-        else:
-            draw = torch.tensor([_START_DRAW], device=problems.codebook.device)
-            logits = normal(seed, problems.item_ids, draw, rows, codes)[:, 0].contiguous()
-        if mask is not None:
-            logits.masked_fill_(~(mask[problems.places] if mask.ndim == 3 else mask), -math.inf)
-        return logits
-
-    def propose(logits: Tensor, problems: Problems, schedule: Tensor) -> tuple[Tensor, Tensor | None]:
-        noise: dict[str, Any] = {"seed": seed, "item_ids": problems.item_ids}
-        if draws > 1:  # what would be kept of each is of no use to their mean gradient
-            each = [ops.gumbel_codebook(logits, problems.codebook, schedule=now, **noise)[0] for now in schedule]
-            return torch.cat(each), None
-        embedding, _, kept = ops.gumbel_codebook_with_row_stats(
-            logits, problems.codebook, schedule=schedule[0], **noise
-        )
-        return embedding, kept
-
-    def learn(
-        logits: Tensor,
-        moments: Moments | None,
-        problems: Problems,
-        schedule: Tensor,
-        kept: Tensor | None,
-        gradient: Tensor,
-    ) -> None:
-        if draws > 1:
-            mean = _mean_gradient(logits, problems, schedule, gradient)
-            _, _, lr, step_count = numbers(schedule[0])
-            ops.descent_step(logits, mean, lr=lr, moments=moments, step_count=step_count, betas=BETAS, eps=EPS)
-            return
-        anchor = problems.anchor if recipe.stay_penalty else None
-        ops.gumbel_codebook_step(
-            logits, problems.codebook, gradient, schedule=schedule[0], row_stats=kept, moments=moments, seed=seed,
-            item_ids=problems.item_ids, anchor=anchor, stay_penalty=recipe.stay_penalty,
-        )  # fmt: skip
-
-    def _mean_gradient(logits: Tensor, problems: Problems, schedule: Tensor, gradient: Tensor) -> Tensor:
-        """dP over all draws, whose losses' mean the gradient is of."""
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_(True)
-            for now, part in zip(schedule, gradient.unflatten(0, (draws, -1)), strict=True):
-                selected, _ = ops.gumbel_codebook(
-                    leaf, problems.codebook, schedule=now, seed=seed, item_ids=problems.item_ids
-                )
-                selected.backward(part)
-                if recipe.stay_penalty:
-                    tau, number, _, _ = numbers(now)
-                    item = torch.as_tensor(number, device=leaf.device).view(1)
-                    g = gumbel(seed, problems.item_ids, item, *logits.shape[1:])[:, 0]
-                    taken = ((leaf + g) / tau).softmax(dim=2).gather(2, problems.anchor[..., None])
-                    (-recipe.stay_penalty / draws * taken.sum()).backward()
-        assert leaf.grad is not None
-        return leaf.grad
-
-    return Method(start, propose, learn, lambda logits, problems: logits.argmax(dim=2))

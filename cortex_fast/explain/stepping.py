@@ -15,6 +15,7 @@ from cortex_fast.engine.regional import Box, regional
 from cortex_fast.engine.replay import Graphs, replayed
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe, value_at
+from cortex_fast.ops.gumbel_codebook import RowStats
 
 Moments = tuple[Tensor, Tensor]
 
@@ -36,8 +37,8 @@ class Method:
     """
 
     start: Callable[[Problems], Tensor]
-    propose: Callable[[Tensor, Problems, Tensor], tuple[Tensor, Tensor | None]]
-    learn: Callable[[Tensor, Moments | None, Problems, Tensor, Tensor | None, Tensor], None]
+    propose: Callable[[Tensor, Problems, Tensor], tuple[Tensor, RowStats | None]]
+    learn: Callable[[Tensor, Moments | None, Problems, Tensor, RowStats | None, Tensor], None]
     decide: Callable[[Tensor, Problems], Tensor]
 
 

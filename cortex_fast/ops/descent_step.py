@@ -45,4 +45,4 @@ def descent_step(
         checks.same_shape(name, tensor, "variables", variables.shape)
     checks.same_device(**tensors)
     with torch.no_grad():
-        descend(variables, moments, gradient, lr, betas=betas, eps=eps, count=step_count)
+        descend(variables, moments, gradient, lr=lr, betas=betas, eps=eps, step_count=step_count)

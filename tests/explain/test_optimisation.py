@@ -20,8 +20,8 @@ from cortex_fast.engine import prepare
 from cortex_fast.explain import TokenSelection
 from cortex_fast.explain.groups import extractor_judge
 from cortex_fast.explain.problems import check_problems
-from cortex_fast.explain.selection import token_method
 from cortex_fast.explain.stepping import schedules_of, step_of
+from cortex_fast.explain.token_method import token_method
 from cortex_fast.ops.random_stream import gumbel, normal
 from tests.known_extractors import Convolutional, Linear, tiny
 
