@@ -54,10 +54,10 @@ def optimise_embedding(
 ) -> TokenSelection:
     """The baseline of eq. 10: gradient steps on E in the region, then each position's nearest code.
 
-    It starts from the tokens' own embedding, so that nothing is random.
+    It starts from the tokens' embedding, and nothing is random.
 
     Args:
-        extractor: eval-mode module, E [P,d,h,w] -> logits [P,classes], or what `prepare` made of one; or a list of P.
+        extractor: eval-mode module, E [P,d,h,w] -> logits [P,classes], prepared by `prepare` or not; or a list of P.
         codebook: C, finite float [K,d].
         target: a class for all problems, or int [P], one for each; by number, or by name where the extractor has names.
         tokens: int [P,h,w] in [0, K), the image to start from. Default None: token 0 everywhere.
@@ -171,7 +171,7 @@ def draw_tokens(
     A step's draw replaces the best one so far where its logit of the target is larger.
 
     Args:
-        extractor: eval-mode module, E [P,d,h,w] -> logits [P,classes], or what `prepare` made of one; or a list of P.
+        extractor: eval-mode module, E [P,d,h,w] -> logits [P,classes], prepared by `prepare` or not; or a list of P.
         codebook: C, finite float [K,d].
         target: a class for all problems, or int [P], one for each; by number, or by name where the extractor has names.
         tokens: int [P,h,w] in [0, K), the image outside the region. Default None: every position is drawn.

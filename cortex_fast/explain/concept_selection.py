@@ -54,13 +54,13 @@ def select_concepts(
     Concepts whose file exists are skipped, and an interrupted run is resumed where it stopped.
 
     Args:
-        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or what `prepare` made of one.
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
         codebook: C, finite float [K,d].
         folder: where the files are written.
         classes: a class or several, by number, or by name where the extractor has names. Default None: all classes.
         grid: m or (h, w). Default 16.
-        together: number of concepts that step together. Results depend on it within rounding only, since a class is
-            its own item in the random stream. Default 16.
+        together: number of concepts that step together. Results depend on it within rounding only, since a class's
+            number is its item in the random stream. Default 16.
         recipe: the settings. Default None: Recipe(). Any of its fields can be given by name here.
         seed: seed of the random stream, in [0, 2^63). Default 0.
         allowed: bool [K] or [rows,K], the tokens that a position may take. Default None: all tokens.

@@ -39,7 +39,7 @@ class ConceptExplanations:
         examples: int64 [C,k,e,2], (image, flat position) of each token's occurrences of largest TSV; -1 where it has
             fewer.
         top_n: number of top tokens of an image.
-        per: what is counted, "occurrence" or "image".
+        per: "occurrence" (counts are positions) or "image" (counts are images).
         fingerprint: what the explanations were computed from, in plain values. Default {}.
 
     Raises:
@@ -113,7 +113,7 @@ def explain_concepts(
     """T*_concept of every class: the top_k tokens most often among the top_n of an image of the class (eq. 6).
 
     Args:
-        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or what `prepare` made of one.
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
         dataset: n images as tokens, with labels, class names and codebook.
         top_n: number of top tokens of an image, from 1 to h * w; also what num_samples="auto" compares. Default 20.
         top_k: number of tokens of a concept. Default 100.

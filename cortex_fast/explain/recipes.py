@@ -8,7 +8,7 @@ from typing import TypedDict
 from cortex_fast import checks
 
 OPTIMIZERS = ("adam", "sgd")
-BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam: torch's own
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as in torch
 KINDS = ("linear", "geometric", "cosine")
 STARTS = ("random", "image")
 
@@ -70,7 +70,7 @@ class Recipe:
             never.
         start: "random" (standard normal logits) or "image" (an image's tokens have about even odds with all others
             together). Default "random".
-        stay_penalty: price of a changed position, in logits: fewer positions change, those that are worth it.
+        stay_penalty: price of a changed position, in logits: the higher, the fewer positions change.
             Default 0.0.
 
     Raises:
@@ -147,7 +147,7 @@ def recipe_with(recipe: Recipe | None, settings: DrawSettings) -> Recipe:
 
 
 def _set(settings: "Schedule | Recipe", **values: float) -> None:
-    """Store Python's own numbers in place of numpy's or torch's: fingerprints hold them as JSON."""
+    """Replace numbers of numpy or torch by Python's: fingerprints hold them as JSON."""
     for name, value in values.items():
         object.__setattr__(settings, name, value)
 

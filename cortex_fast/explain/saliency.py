@@ -35,7 +35,7 @@ def smoothgrad(
     The noise is N(0, sigma^2) with sigma = alpha (max E - min E).
 
     Args:
-        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or what `prepare` made of one for many calls.
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
         embedding: E, finite float [B,d,h,w].
         target: a class for all images, or int [B], one for each; by number, or by name where the extractor has names
             (as `names`, or in a configuration of transformers).
@@ -97,7 +97,7 @@ def token_saliency(
     The noise is N(0, sigma^2) with sigma = alpha (max E - min E).
 
     Args:
-        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or what `prepare` made of one for many calls.
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
         embedding: E, finite float [B,d,h,w].
         target: a class for all images, or int [B], one for each; by number, or by name where the extractor has names
             (as `names`, or in a configuration of transformers).

@@ -39,7 +39,7 @@ class ConceptSettings(SaliencySettings, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """`token_saliency`'s settings, checked, as Python's own numbers.
+    """`token_saliency`'s settings, checked, as numbers of Python.
 
     Raises:
         TypeError, ValueError: a value that the setting does not take, naming the setting.
@@ -73,5 +73,5 @@ class Settings:
 
     @property
     def auto(self) -> bool:
-        """Whether the number of samples is found for each image."""
+        """Whether each image gets as many samples as its top positions need to settle."""
         return isinstance(self.num_samples, str) and self.num_samples == AUTO

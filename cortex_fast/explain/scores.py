@@ -79,13 +79,13 @@ def score_tokens(
     description: str = "scoring tokens",
     **settings: Unpack[ScoreSettings],
 ) -> Scores:
-    """TSV of every image of a data set for its own label (eq. 5).
+    """TSV of every image of a data set for its label (eq. 5).
 
     An image's noise is fixed by its index in the data set, so the result does not depend on batch_size, unless
     sigma_range is "batch".
 
     Args:
-        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or what `prepare` made of one.
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
         dataset: n images as tokens, with labels and codebook.
         batch_size: number of images at once. Default 64.
         progress: whether a progress bar is shown. Default True.

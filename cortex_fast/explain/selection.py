@@ -54,7 +54,7 @@ def select_tokens(
     (the given tokens are a candidate too), or with a stay_penalty the one of largest log probability less the price.
 
     Args:
-        extractor: eval-mode module, E [P,d,h,w] -> logits [P,classes], or what `prepare` made of one; or a list of P.
+        extractor: eval-mode module, E [P,d,h,w] -> logits [P,classes], prepared by `prepare` or not; or a list of P.
             Problems of one extractor and one region step together.
         codebook: C, finite float [K,d].
         target: a class for all problems, or int [P], one for each; by number, or by name where the extractor has names.
@@ -155,7 +155,7 @@ def selection_fingerprint(problems: Problems, recipe: Recipe, seed: int, mask: T
 
 
 def repeated(problems: Problems, recipe: Recipe) -> Problems:
-    """Each problem repeated for its restarts, each with its own item in the random stream."""
+    """Each problem repeated for its restarts, each restart with a separate item in the random stream."""
     if recipe.restarts == 1:
         return problems
     if len(problems):

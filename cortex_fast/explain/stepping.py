@@ -68,7 +68,7 @@ def step_of(
     Args:
         prepared: the problems' extractor.
         problems: P problems that are alike.
-        method: what is optimised, and how.
+        method: the variables and their update.
         recipe: the settings.
         variables: float [P,rows,...], changed in place by each step.
         moments: Adam's, changed in place by each step; None for SGD.

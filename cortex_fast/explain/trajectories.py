@@ -101,7 +101,7 @@ def best_selection(
 
 
 def _scores(problems: Problems, trajectory: Trajectory, recipe: Recipe, startable: Tensor | None) -> Tensor:
-    """By what the best selection is chosen, [T,P]; -inf for one that may not be the best."""
+    """The score whose largest value is the best selection, [T,P]; -inf excludes a selection."""
     score = trajectory.probability
     if recipe.stay_penalty:
         changes = (trajectory.history != problems.start).flatten(2).sum(dim=2)

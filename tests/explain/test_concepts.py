@@ -145,3 +145,11 @@ def test_bad_arguments_are_named(change, named):
 def test_more_classes_than_the_extractor_has():
     with pytest.raises(ValueError, match=r"^target:"):
         explain_concepts(Convolutional(5, 1).eval(), store(), top_n=4, progress=False)
+
+
+def test_names_of_concepts_are_texts():
+    zeros = torch.zeros(1, 1, dtype=torch.int64)
+    counts = dict.fromkeys(("tokens", "counts", "frequent_tokens", "frequent_counts"), zeros)
+    examples = zeros[None, :, :, None]
+    with pytest.raises(TypeError, match=r"^names: expected texts, got None"):
+        ConceptExplanations((None,), **counts, num_images=zeros[0], examples=examples, top_n=1, per="image")

@@ -1,6 +1,4 @@
-"""Optimisations of many problems: groups, draws, restarts, early stops, resumed runs, forbidden tokens."""
-
-import math
+"""Optimisations of many problems: groups, regions, draws, restarts, early stops, prices."""
 
 import pytest
 import torch
@@ -12,40 +10,17 @@ from cortex_fast import (
     draw_tokens,
     embed,
     optimise_embedding,
-    select_concepts,
     select_tokens,
 )
 from cortex_fast.data.results import save_result
 from cortex_fast.engine import prepare
 from cortex_fast.explain import TokenSelection
-from cortex_fast.explain.groups import extractor_judge
 from cortex_fast.explain.problems import check_problems
 from cortex_fast.explain.stepping import schedules_of, step_of
 from cortex_fast.explain.token_method import token_method
 from cortex_fast.ops.random_stream import gumbel, normal
+from tests.explain.problems import BOTH, CHANNELS, CLASSES, CODES, GRID, REGION, assert_same, codebook, grids, targets
 from tests.known_extractors import Convolutional, Linear, tiny
-
-CODES, CHANNELS, GRID, CLASSES = 12, 5, 8, 4
-BOTH = [select_tokens, optimise_embedding]
-REGION = (2, 2, 5, 5)
-
-
-def codebook():
-    return torch.randn(CODES, CHANNELS, generator=torch.Generator().manual_seed(3))
-
-
-def grids(count=3):
-    return torch.randint(CODES, (count, GRID, GRID), generator=torch.Generator().manual_seed(4))
-
-
-def targets(count=3):
-    return torch.arange(count) % CLASSES
-
-
-def assert_same(result: TokenSelection, expected: TokenSelection):
-    for name, value in vars(result).items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value.nan_to_num(nan=-9), getattr(expected, name).nan_to_num(nan=-9)), name
 
 
 @pytest.mark.parametrize("optimise", BOTH)
@@ -106,63 +81,6 @@ def test_each_problem_can_have_its_region_and_its_extractor(optimise, memory):
         assert torch.equal(beside.history, alone.history) and torch.equal(beside.region, alone.region)
         torch.testing.assert_close(beside.loss, alone.loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(beside.probability, alone.probability, rtol=1e-4, atol=1e-6)
-
-
-def test_a_resumed_run_has_each_problems_region_extractor_and_limits(tmp_path):
-    """Stopped in the middle, then resumed in groups of another size."""
-    extractors, boxes = [tiny("ce"), tiny("re")], [(2, 2, 5, 5), (0, 0, 3, 3), (2, 2, 5, 5), (2, 2, 5, 5), (5, 5, 8, 8)]
-    extractor_of = [extractors[index] for index in (0, 1, 1, 0, 1)]
-    allowed = torch.rand(5, 9, CODES, generator=torch.Generator().manual_seed(8)) < 0.6
-    arguments = {"tokens": grids(5), "region": boxes, "allowed": allowed, "steps": 8, "lr": 0.4, "judge_every": 4}
-    straight = select_tokens(extractor_of, codebook(), targets(5), **arguments)
-    selected = torch.stack([grid[top:bottom, left:right].flatten() for grid, (top, left, bottom, right)
-                            in zip(straight.history[-1], boxes, strict=True)])  # fmt: skip
-    assert allowed.gather(2, selected[..., None]).all()
-    judges, looks = [extractor_judge(extractor, codebook()) for extractor in extractors], []
-
-    def judge(tokens, target):  # problem 1's for all: each problem's judge has a test below
-        looks.append(None)
-        if len(looks) == 6:
-            raise StoppedError
-        return judges[1](tokens, target)
-
-    expected = select_tokens(extractor_of, codebook(), targets(5), judge=judges[1], **arguments)
-    path = tmp_path / "state"
-    with pytest.raises(StoppedError):
-        select_tokens(extractor_of, codebook(), targets(5), judge=judge, checkpoint=path, memory=1, **arguments)
-    other = [extractors[index] for index in (0, 1, 0, 0, 1)]
-    with pytest.raises(ResultFileError):
-        select_tokens(other, codebook(), targets(5), judge=judge, checkpoint=path, **arguments)
-    got = select_tokens(extractor_of, codebook(), targets(5), judge=judge, checkpoint=path, **arguments)
-    assert torch.equal(got.history, expected.history) and got.fingerprint == expected.fingerprint
-    torch.testing.assert_close(got.loss, expected.loss, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(got.probability, expected.probability, rtol=1e-4, atol=1e-6)
-    swapped = select_tokens(other, codebook(), targets(5), judge=judges[1], **arguments)
-    assert swapped.fingerprint != got.fingerprint
-
-
-def test_a_resumed_run_judges_each_problem_by_its_extractor(tmp_path, monkeypatch):
-    from cortex_fast.explain import optimisation
-
-    extractors = [tiny("ce"), tiny("re")]
-    extractor_of = [extractors[index] for index in (0, 1, 0, 1)]
-    arguments = {"tokens": grids(4), "region": REGION, "steps": 6, "lr": 0.4, "judge_every": 3}
-    expected = select_tokens(extractor_of, codebook(), targets(4), **arguments)
-    path, calls = tmp_path / "state", []
-
-    def stopping(*arguments):
-        calls.append(None)
-        if len(calls) == 5:
-            raise StoppedError
-        return judge(*arguments)
-
-    judge = optimisation._judge
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(optimisation, "_judge", stopping)
-        select_tokens(extractor_of, codebook(), targets(4), checkpoint=path, memory=1, **arguments)
-    got = select_tokens(extractor_of, codebook(), targets(4), checkpoint=path, **arguments)
-    torch.testing.assert_close(got.probability, expected.probability, rtol=1e-4, atol=1e-6)
-    assert torch.equal(got.history, expected.history)
 
 
 def test_an_extractor_is_prepared_once(monkeypatch):
@@ -268,41 +186,6 @@ def test_a_whole_step_is_a_function_of_its_schedule():
     assert [tensor.data_ptr() for tensor in (variables, *moments)] == places
 
 
-class StoppedError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("optimise", BOTH)
-@pytest.mark.parametrize("memory", [1, 1 << 30])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_run_gives_the_same_bits(optimise, memory, optimizer, tmp_path):
-    extractor = tiny("ce")
-    arguments = {"tokens": grids(), "region": REGION, "steps": 20, "lr": 0.2, "judge_every": 4, "patience": 9}
-    arguments |= {"memory": memory, "optimizer": optimizer}
-    straight = optimise(extractor, codebook(), targets(), **arguments)
-    looks = []
-
-    def judge(tokens, target):
-        looks.append(None)
-        if len(looks) == 3:
-            raise StoppedError
-        with torch.no_grad():
-            return extractor(embed(tokens, codebook()).contiguous()).softmax(dim=1).gather(1, target[:, None])[:, 0]
-
-    path = tmp_path / "state"
-    with pytest.raises(StoppedError):
-        optimise(extractor, codebook(), targets(), judge=judge, checkpoint=path, **arguments)
-    assert path.exists()
-    before = path.read_bytes()
-    with pytest.raises(ResultFileError, match="state"):
-        optimise(extractor, codebook(), targets(), checkpoint=path, **(arguments | {"lr": 0.1}))
-    assert path.read_bytes() == before
-    assert_same(optimise(extractor, codebook(), targets(), judge=judge, checkpoint=path, **arguments), straight)
-    assert not path.exists()
-    if memory > 1:  # no judgement is repeated
-        assert len(looks) <= len(straight.steps) + 2
-
-
 def test_draws_follow_the_mean_gradient_by_hand():
     """One step of one position from two draws, written out in float64."""
     extractor, rate, tau, draws = Linear(CHANNELS, 1, CLASSES).eval(), 3.0, 0.8, 2
@@ -385,49 +268,6 @@ def test_a_problem_stops_alone(optimise):
         torch.testing.assert_close(moving.loss[:taken, problem], free.loss[:taken, problem], rtol=1e-3, atol=1e-4)
 
 
-def test_only_allowed_tokens_are_taken():
-    rows = 9
-    allowed = torch.zeros(3, rows, CODES, dtype=torch.bool)
-    allowed[0, :, :3] = True
-    allowed[1, :, 5:] = True
-    allowed[2, range(rows), [position % CODES for position in range(rows)]] = True
-    arguments = {"tokens": grids(), "region": REGION, "steps": 20, "lr": 0.5, "judge_every": 20}
-    for optimizer in ("adam", "sgd"):
-        got = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed, optimizer=optimizer, **arguments)
-        last = got.history[-1, :, 2:5, 2:5].flatten(1)
-        assert (last[0] < 3).all() and (last[1] >= 5).all() and last[2].tolist() == list(range(rows))
-        assert got.loss.isfinite().all()
-    many = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed, restarts=2, **arguments)
-    last = many.history[-1, :, 2:5, 2:5].flatten(1)
-    assert (last[0] < 3).all() and (last[1] >= 5).all() and last[2].tolist() == list(range(rows))
-    drawn = select_tokens(tiny("ce"), codebook(), targets(), allowed=allowed[0, 0], restarts=2, draws=2, **arguments)
-    assert (drawn.history[-1, :, 2:5, 2:5] < 3).all()
-
-
-def test_banned_is_the_complement_of_allowed():
-    banned = torch.rand(9, CODES, generator=torch.Generator().manual_seed(5)) < 0.4
-    some = torch.arange(CODES) % 4 > 0
-    arguments = {"tokens": grids(), "region": REGION, "steps": 8, "lr": 0.5}
-    got = select_tokens(tiny("ce"), codebook(), targets(), banned=banned, **arguments)
-    other = select_tokens(tiny("ce"), codebook(), targets(), allowed=~banned, **arguments)
-    assert_same(got, other)
-    assert got.fingerprint == other.fingerprint
-    both = select_tokens(tiny("ce"), codebook(), targets(), banned=banned, allowed=some, **arguments)
-    taken = both.history[-1, :, 2:5, 2:5].flatten(1)
-    assert some[taken].all() and not banned.expand(3, -1, -1).gather(2, taken[..., None]).any()
-    with pytest.raises(ValueError, match=r"^banned:"):
-        select_tokens(tiny("ce"), codebook(), targets(), banned=torch.ones(CODES, dtype=torch.bool), **arguments)
-
-
-@pytest.mark.parametrize(
-    "allowed",
-    [torch.ones(CODES + 1, dtype=torch.bool), torch.ones(CODES), torch.zeros(CODES, dtype=torch.bool), [True] * CODES],
-)
-def test_bad_allowed_is_named(allowed):
-    with pytest.raises((ValueError, TypeError), match=r"^allowed:"):
-        select_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), allowed=allowed, steps=1)
-
-
 @pytest.mark.parametrize("draws", [1, 2])
 def test_a_price_keeps_the_images_tokens(draws):
     arguments = {"tokens": grids(), "region": REGION, "steps": 60, "lr": 0.2, "judge_every": 60, "start": "image"}
@@ -494,199 +334,6 @@ def test_an_edit_position_by_position():
     assert torch.equal(alone.tokens[0], got.tokens[2]) and alone.changes() == got.changes(2)
     with pytest.raises(ValueError, match=r"^problem:"):
         got.changes(3)
-
-
-def test_every_concept_is_written_once(tmp_path):
-    extractor = Convolutional(CHANNELS, CLASSES).eval()
-    settings = {"grid": 4, "steps": 6, "lr": 0.3, "judge_every": 3}
-    paths = select_concepts(extractor, codebook(), tmp_path, together=3, **settings)
-    assert sorted(tmp_path.iterdir()) == paths and len(paths) == CLASSES
-    selections = [TokenSelection.load(path) for path in paths]
-    assert [int(selection.target) for selection in selections] == list(range(CLASSES))
-    for label in range(CLASSES):  # independent of what stepped beside it
-        (alone,) = select_concepts(extractor, codebook(), tmp_path / "alone", classes=[label], together=1, **settings)
-        assert torch.equal(TokenSelection.load(alone).history, selections[label].history)
-    written = {path: path.stat().st_mtime_ns for path in paths}
-    paths[1].unlink()
-    select_concepts(extractor, codebook(), tmp_path, together=3, **settings)
-    assert [path for path in paths if path.stat().st_mtime_ns != written[path]] == [paths[1]]
-    assert torch.equal(TokenSelection.load(paths[1]).history, selections[1].history)
-    for other in ({"lr": 0.1}, {"seed": 3}, {"tau": 0.5}):
-        with pytest.raises(ResultFileError, match="concept-0000"):
-            select_concepts(extractor, codebook(), tmp_path, together=3, **(settings | other))
-    with pytest.raises(ResultFileError, match="concept-0000"):
-        select_concepts(extractor, codebook() + 1, tmp_path, together=3, **settings)
-    with pytest.raises(ResultFileError, match="concept-0000"):
-        select_concepts(extractor, codebook(), tmp_path, together=3, **(settings | {"grid": 5}))
-    with pytest.raises(TypeError, match=r"^allowed:"):
-        select_concepts(extractor, codebook(), tmp_path, allowed=[True] * CODES, **settings)
-    with pytest.raises(TypeError, match=r"^region:"):
-        select_concepts(extractor, codebook(), tmp_path, region=(0, 0, 1, 1), **settings)
-
-
-@pytest.mark.parametrize("written", [[], [1]])
-def test_a_full_disk_costs_no_work(written, tmp_path, monkeypatch):
-    """A group's state exists until its concepts do, also where some were written before."""
-    extractor, asked = Convolutional(CHANNELS, CLASSES).eval(), []
-    settings = {"grid": 4, "steps": 6, "lr": 0.3, "judge_every": 3, "together": 4, "restarts": 2}
-    save = TokenSelection.save
-
-    def full(self, path):
-        if int(self.target) == 2:
-            raise OSError("no space left on device")
-        save(self, path)
-
-    def judge(tokens, target):
-        asked.append(target)
-        return extractor_judge(extractor, codebook())(tokens, target)
-
-    select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=written, **settings)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
-        patch.setattr(TokenSelection, "save", full)
-        select_concepts(extractor, codebook(), tmp_path, judge=judge, **settings)
-    looks = len(asked)
-    assert select_concepts(extractor, codebook(), tmp_path, judge=judge, classes=[0], **settings)
-    with pytest.raises(ResultFileError):
-        select_concepts(extractor, codebook(), tmp_path, judge=judge, **(settings | {"lr": 0.4}))
-    paths = select_concepts(extractor, codebook(), tmp_path, judge=judge, **settings)
-    assert len(asked) == looks and sorted(tmp_path.iterdir()) == paths
-    whole = select_concepts(extractor, codebook(), tmp_path / "whole", **settings)
-    for path, expected in zip(paths, whole, strict=True):
-        assert torch.equal(TokenSelection.load(path).history, TokenSelection.load(expected).history)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_drawn_tokens_are_the_best_draw(weighted):
-    frequency = torch.zeros(3, CODES)
-    frequency[:, 2], frequency[:, 9] = 3.0, 1.0
-    weights = {"frequency": frequency} if weighted else {}
-    extractor = Linear(CHANNELS, GRID, CLASSES).eval()
-    got = draw_tokens(
-        extractor, codebook(), targets(), tokens=grids(), region=REGION, steps=30, judge_every=10, **weights
-    )
-    logits = -got.loss
-    for row, step in enumerate(got.steps.tolist()[1:], start=1):
-        logit = extractor(embed(got.history[row], codebook())).detach().gather(1, targets()[:, None])[:, 0]
-        torch.testing.assert_close(logit, logits[:step].amax(dim=0), rtol=1e-4, atol=1e-4)
-    inside = got.history[1:, :, 2:5, 2:5]
-    if weighted:
-        assert set(inside.unique().tolist()) == {2, 9} and 0.5 < float((inside == 2).float().mean()) < 0.95
-    else:
-        assert len(inside.unique()) == CODES
-    assert not got.changed[~got.region].any()
-
-
-def test_only_a_better_draw_replaces_the_best():
-    extractor = Linear(CHANNELS, GRID, CLASSES).eval()
-    extractor.weight.data.zero_()
-    got = draw_tokens(extractor, codebook(), targets(), tokens=grids(), steps=4, judge_every=1)
-    assert (got.history[1:] == got.history[1]).all()
-
-
-@pytest.mark.parametrize("setting", [{"lr": 0.01}, {"tau": 2.0}, {"restarts": 2}, {"draws": 3}, {"patience": 4}])
-def test_drawn_tokens_refuse_settings_without_effect(setting):
-    (name,) = setting
-    with pytest.raises(TypeError, match=rf"^{name}: expected steps or judge_every for drawn tokens"):
-        draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), steps=1, **setting)
-
-
-@pytest.mark.parametrize(
-    "setting", [{"restarts": 2}, {"draws": 3}, {"patience": 4}, {"start": "image"}, {"stay_penalty": 0.1}]
-)
-def test_drawn_tokens_refuse_a_recipe_for_other_methods(setting):
-    (name,) = setting
-    with pytest.raises(ValueError, match=rf"^{name}: expected .* for drawn tokens, got"):
-        draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), recipe=Recipe(steps=1, **setting))
-    recipe = Recipe(steps=2, lr=0.3, tau=2.0, optimizer="sgd")  # settings of other methods, without effect here
-    assert len(draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), recipe=recipe).loss) == 2
-
-
-@pytest.mark.parametrize(
-    "frequency", [torch.ones(CODES + 1), -torch.ones(CODES), torch.zeros(CODES), torch.full((CODES,), math.inf), [1.0]]
-)
-def test_bad_frequencies_are_named(frequency):
-    with pytest.raises((ValueError, TypeError), match=r"^frequency:"):
-        draw_tokens(tiny("ce"), codebook(), targets(), tokens=grids(), frequency=frequency, steps=1)
-
-
-def test_infinite_logits_of_forbidden_tokens_stay_out_of_the_moments():
-    allowed = torch.ones(CODES, dtype=torch.bool)
-    allowed[3] = False
-    got = select_tokens(
-        Linear(CHANNELS, GRID, CLASSES).eval(),
-        codebook(),
-        1,
-        tokens=grids(1),
-        allowed=allowed,
-        steps=50,
-        lr=0.3,
-        tau=0.1,
-    )
-    assert not math.isnan(float(got.loss.sum())) and not (got.history[1:] == 3).any()
-
-
-@pytest.mark.parametrize(("memory", "later"), [(1, 1 << 30), (40_000, 5), (40_000, 1 << 30), (1 << 30, 1)])
-def test_a_run_resumed_with_another_memory(memory, later, tmp_path):
-    """The groups stay as they were, so that every problem is run once."""
-    extractor = tiny("ce")
-    arguments = {"tokens": grids(5), "region": REGION, "steps": 20, "lr": 0.2, "judge_every": 4}
-    straight = select_tokens(extractor, codebook(), targets(5), memory=memory, **arguments)
-    looks = []
-
-    def judge(tokens, target):
-        looks.append(None)
-        if len(looks) == 5:
-            raise StoppedError
-        return extractor(embed(tokens, codebook()).contiguous()).softmax(dim=1).gather(1, target[:, None])[:, 0]
-
-    path = tmp_path / "state"
-    with pytest.raises(StoppedError):
-        select_tokens(extractor, codebook(), targets(5), judge=judge, memory=memory, checkpoint=path, **arguments)
-    again = select_tokens(extractor, codebook(), targets(5), memory=later, checkpoint=path, **arguments)
-    assert_same(again, straight)
-    assert not again.probability.requires_grad and not path.exists()
-
-
-def test_finished_groups_are_saved_without_a_judgement_between(tmp_path):
-    extractor = tiny("ce")
-    arguments = {"tokens": grids(3), "region": REGION, "steps": 6, "lr": 0.2, "memory": 1}
-    looks = []
-
-    def judge(tokens, target):
-        looks.append(None)
-        if len(looks) == 4:
-            raise StoppedError
-        return extractor(embed(tokens, codebook()).contiguous()).softmax(dim=1).gather(1, target[:, None])[:, 0]
-
-    path = tmp_path / "state"
-    with pytest.raises(StoppedError):
-        select_tokens(extractor, codebook(), targets(3), judge=judge, checkpoint=path, **arguments)
-    got = select_tokens(extractor, codebook(), targets(3), judge=judge, checkpoint=path, **arguments)
-    assert len(looks) == 4 + 4  # two for each of the second and the third problem
-    assert_same(got, select_tokens(extractor, codebook(), targets(3), **arguments))
-
-
-def test_an_image_with_forbidden_tokens_is_no_candidate():
-    for token in range(CODES):
-        allowed = torch.zeros(CODES, dtype=torch.bool)
-        allowed[token] = True
-        got = select_tokens(
-            tiny("ce"), codebook(), targets(), tokens=grids(), region=REGION, steps=3, lr=0.2, allowed=allowed
-        )
-        assert (got.tokens[:, 2:5, 2:5] == token).all()
-
-
-def test_an_image_with_forbidden_tokens_at_fixed_positions_is_a_candidate():
-    tokens = torch.full((1, GRID, GRID), 7)
-    tokens[:, 2:5, 2:5] = 1
-
-    def judge(selected, _target):
-        return (selected == tokens).flatten(1).float().mean(dim=1)
-
-    got = select_tokens(
-        tiny("ce"), codebook(), 0, tokens=tokens, region=REGION, steps=3, allowed=torch.arange(CODES) < 7, judge=judge
-    )
-    assert int(got.best) == 0 and not got.changed.any()
 
 
 def test_a_high_price_prevents_changes():
