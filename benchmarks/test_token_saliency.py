@@ -82,9 +82,9 @@ def siblings() -> tuple[Sibling, ...]:
 
 def cases(quick: bool) -> list[Case]:
     grid = (16, 8, 8) if quick else (256, 16, 16)
-    shapes = {"2 images": (2, 3), "2 mean gradients": (2, 1)}
+    shapes = {"2 images": (2, 3), "2 means": (2, 1)}
     if not quick:
-        shapes = {"25 images": (25, 20), "4 images": (4, 20), "64 mean gradients": (64, 1)}
+        shapes = {"25 images": (25, 20), "4 images": (4, 20), "64 means": (64, 1)}
     return [
         Case(
             operator="token_saliency",
