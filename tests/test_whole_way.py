@@ -125,7 +125,7 @@ def test_training_and_its_file(store, tmp_path):
     fit(store, out, "te", Recipe(epochs=1, batch_size=6), **settings)
     lines = []
     fit(store, out, "te", Recipe(epochs=1, batch_size=6), **settings, report=lines.append)
-    assert lines == [f"{out}: is trained already"]
+    assert lines == [f"{out}: already trained"]
     trained = load_extractor(out)
     assert trained(store.embedding(slice(0, 2))).shape == (2, 3)
     turned = store.tokens.long().transpose(1, 2)

@@ -290,7 +290,7 @@ def test_fit_goes_on_only_when_asked_and_to_the_same_file(tmp_path):
     assert same_bits(state(load_extractor(out)), state(load_extractor(once)))
     lines = []
     fit(store(), out, "re", recipe, width=16, validation=store(30), resume=True, report=lines.append)
-    assert lines == [f"{out}: is trained already"]
+    assert lines == [f"{out}: already trained"]
 
 
 def test_fit_goes_on_only_from_the_same_run(tmp_path):
