@@ -26,7 +26,8 @@ from cortex_fast.extractors import Recipe, accuracy, load_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.report import ConceptPage, Edit, EditStep, ExampleImage, Report, Table, TokenCard, write_report
 from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.decoding import prepare_decoder
+from cortex_fast.vqgm.sampling import decode_tokens
 from tests.known_extractors import tiny
 from tests.vqgm.test_autoencoder import SMALL
 
@@ -74,7 +75,7 @@ def tsv(extractor, store):
 
 
 def test_sampling_saving_and_reading(prior, model, store, tmp_path):
-    flat = sample_tokens(prior, LABELS, CELLS, seed=3, item_ids=torch.arange(12))
+    flat = decode_tokens(prepare_decoder(prior), LABELS, CELLS, seed=3, item_ids=torch.arange(12))
     assert model.grid == store.grid == (ROWS, COLUMNS)
     assert torch.equal(store.tokens.long(), flat.view(12, ROWS, COLUMNS))  # row by row
     store.save(tmp_path / "again")

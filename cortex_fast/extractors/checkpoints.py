@@ -124,7 +124,7 @@ def _tensor_problem(name: str, got: Any, expected: Mapping[str, Tensor]) -> str 
 
 
 def _optimizer_problem(got: Any, optimizer: torch.optim.Optimizer) -> str | None:
-    """Why `got` is not a state of this optimizer, an Adam, or None. The learning rate may differ: every epoch sets it."""
+    """Why `got` is not a state of this Adam, or None. The learning rate may differ, because every epoch sets it."""
     if not isinstance(got, dict) or {name: type(part) for name, part in got.items()} != _OPTIMIZER:
         return "optimizer: expected its state"
     groups = optimizer.state_dict()["param_groups"]

@@ -1,4 +1,4 @@
-"""The autoregressive prior over token grids: a decoder-only transformer. `decoding` takes it token by token.
+"""The autoregressive prior over token grids: a decoder-only transformer. `decoding` runs it token by token.
 
 State-dict names are those of taming-transformers' GPT (itself minGPT's), without the constant `attn.mask` buffers.
 The class label is the sequence's first token and shares the vocabulary, as in the class-conditional ImageNet model.

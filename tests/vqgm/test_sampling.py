@@ -5,7 +5,7 @@ import torch
 
 from cortex_fast.vqgm import GPT, VQModel, taming_model
 from cortex_fast.vqgm.decoding import new_cache, prepare_decoder, step
-from cortex_fast.vqgm.sampling import _keep_top, sample_tokens
+from cortex_fast.vqgm.sampling import _keep_top, decode_tokens
 from tests.vqgm.test_autoencoder import SMALL
 
 CONFIG = {"vocab_size": 17, "block_size": 12, "n_layer": 3, "n_head": 2, "n_embd": 16}
@@ -53,16 +53,18 @@ def test_steps_equal_the_whole_pass(prior, fixed_shapes):
 
 def test_an_image_does_not_depend_on_its_batch(prior):
     labels, items = torch.tensor([1, 2, 3, 1]), torch.arange(4)
-    whole = sample_tokens(prior, labels, 12, seed=3, item_ids=items)
-    part = sample_tokens(prior, labels[2:], 12, seed=3, item_ids=items[2:])
+    decoder = prepare_decoder(prior)
+    whole = decode_tokens(decoder, labels, 12, seed=3, item_ids=items)
+    part = decode_tokens(decoder, labels[2:], 12, seed=3, item_ids=items[2:])
     assert torch.equal(whole[2:], part)
     assert not torch.equal(whole[0], whole[3])  # the same class, another item
-    assert not torch.equal(whole, sample_tokens(prior, labels, 12, seed=4, item_ids=items))
+    assert not torch.equal(whole, decode_tokens(decoder, labels, 12, seed=4, item_ids=items))
 
 
 def test_the_first_token_has_the_models_distribution(prior):
     count = 4000
-    tokens = sample_tokens(prior, torch.full((count,), 5), 1, seed=0, item_ids=torch.arange(count), temperature=1.3)
+    labels, items = torch.full((count,), 5), torch.arange(count)
+    tokens = decode_tokens(prepare_decoder(prior), labels, 1, seed=0, item_ids=items, temperature=1.3)
     wanted = (prior(torch.tensor([[5]]))[0, 0] / 1.3).softmax(dim=0) * count
     got = torch.bincount(tokens[:, 0], minlength=17)
     common = wanted > 5
@@ -82,9 +84,8 @@ def test_top_k_and_top_p_by_hand():
 
 
 def test_tokens_stay_below_the_codebook(prior):
-    tokens = sample_tokens(
-        prior, torch.arange(10), 12, seed=0, item_ids=torch.arange(10), codebook_size=4, temperature=5.0
-    )
+    decoder = prepare_decoder(prior, codebook_size=4)
+    tokens = decode_tokens(decoder, torch.arange(10), 12, seed=0, item_ids=torch.arange(10), temperature=5.0)
     assert tokens.max() < 4
 
 
@@ -110,7 +111,7 @@ def test_another_dtype_gives_float32_logits_near_its_own(prior):
 
 def test_no_images(prior):
     none = torch.zeros(0).long()
-    assert sample_tokens(prior, none, 12, seed=0, item_ids=none, top_k=3, top_p=0.5).shape == (0, 12)
+    assert decode_tokens(prepare_decoder(prior), none, 12, seed=0, item_ids=none, top_k=3, top_p=0.5).shape == (0, 12)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,6 @@ def test_settings_of_a_model_are_checked_when_it_is_made(prior, settings):
     [({"temperature": 0.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({}, "length")],
 )
 def test_settings_outside_their_range_are_named(prior, settings, named):
-    length = 12 if settings else 13
+    length, decoder = 12 if settings else 13, prepare_decoder(prior)
     with pytest.raises(ValueError, match=rf"^{named}:"):
-        sample_tokens(prior, torch.zeros(1).long(), length, seed=0, item_ids=torch.zeros(1).long(), **settings)
+        decode_tokens(decoder, torch.zeros(1).long(), length, seed=0, item_ids=torch.zeros(1).long(), **settings)

@@ -85,11 +85,11 @@ def test_grids_of_as_many_tokens_are_told_apart(tmp_path, model):
         path = tmp_path / f"{first.grid}{second.grid}"
         with pytest.raises(KeyboardInterrupt):
             sample_store(Stopping(first, 2), LABELS, path, names=NAMES, batch_size=4)
-        with pytest.raises(ValueError, match=r"\.done: made by other settings \(grid: expected .*, got "):
+        with pytest.raises(ValueError, match=r"\.done: written with other settings \(grid: expected .*, got "):
             sample_store(second, LABELS, path, names=NAMES)
         store = sample_store(first, LABELS, path, names=NAMES)
         assert store.grid == first.grid and ("grid" in store.fingerprint) == (first is wide)
-        with pytest.raises(ValueError, match=r"made by other settings \(grid: expected .*, got "):
+        with pytest.raises(ValueError, match=r"written with other settings \(grid: expected .*, got "):
             sample_store(second, LABELS, path, names=NAMES)
 
 
@@ -142,7 +142,7 @@ def test_items_that_the_noise_cannot_tell_apart_are_refused(model):
 def test_files_of_others_are_left_as_they_are(tmp_path, model):
     path, working, counter = (tmp_path / name for name in ("store", "store.tokens", "store.done"))
     working.write_text("a user's own")
-    with pytest.raises(FileExistsError, match=r"store\.tokens: is there already, without store\.done"):
+    with pytest.raises(FileExistsError, match=r"store\.tokens: already exists, without store\.done"):
         sample_store(model, LABELS, path, names=NAMES)
     counter.write_text('{"fing')
     with pytest.raises(ValueError, match=r"store\.done: not the state of a sampling run"):

@@ -9,7 +9,8 @@ import yaml
 
 from cortex_fast.vqgm import CheckpointError, UnsupportedError, load
 from cortex_fast.vqgm.autoencoder import F16_16384
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.decoding import prepare_decoder
+from cortex_fast.vqgm.sampling import decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 from tests.official.fill import fill_
 from tests.vqgm import real_taming
@@ -132,7 +133,8 @@ def test_a_class_conditional_transformer_is_tamings(tmp_path, transformer):
     assert torch.equal(greedy.sample(labels).flatten(1), chosen)
     assert len(chosen.unique()) > 2
     drawn = load("taming", folder).sample(labels, seed=5)
-    assert torch.equal(drawn.flatten(1), sample_tokens(prior, labels, 64, seed=5, item_ids=torch.arange(3)))
+    tokens = decode_tokens(prepare_decoder(prior, codebook_size=20), labels, 64, seed=5, item_ids=torch.arange(3))
+    assert torch.equal(drawn.flatten(1), tokens)
     with pytest.raises(ValueError, match=r"^condition: .*\[0, 7\)"):
         greedy.sample(7, 1)
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from cortex_fast.data.results import replace_whole
 from cortex_fast.ops import nearest_code
 from cortex_fast.vqgm.autoencoder import VQModel
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.decoding import prepare_decoder
+from cortex_fast.vqgm.sampling import decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 
 from . import tokenizer
@@ -86,12 +87,12 @@ def samples(work: Work) -> dict[str, tuple[Tensor, Tensor]]:
     path = work.folder / "samples.safetensors"
     sizes = {"train": work.size(TRAIN_SAMPLES), "test": work.size(TEST_SAMPLES)}
     if not path.exists():
-        prior = train(work)
+        decoder = prepare_decoder(train(work))
         total = sum(sizes.values())
         parts = []
         for start in range(0, total, SAMPLE_BATCH):
             items = torch.arange(start, min(start + SAMPLE_BATCH, total))
-            parts.append(sample_tokens(prior, items % 12, 256, seed=SAMPLE_SEED, item_ids=items, **SAMPLING))
+            parts.append(decode_tokens(decoder, items % 12, 256, seed=SAMPLE_SEED, item_ids=items, **SAMPLING))
             print(f"samples: {int(items[-1]) + 1}/{total}", flush=True)
         kept = {"tokens": torch.cat(parts).to(torch.int16)}
         replace_whole(path, lambda file: save_file(kept, file))
