@@ -68,7 +68,7 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
     assert run(capsys, "import-published", tmp_path / "best_model.pth", "--out", tmp_path / "e")[0] == 0
     assert run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")[0] == 0
     status, _, err = run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")
-    assert status == 1 and "back.pth is there already" in err
+    assert status == 1 and "back.pth already exists" in err
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     torch.save({"state_dict": extractor.state_dict(), "made_on": Path("/data")}, tmp_path / "objects.pth")
     command = ("import-published", tmp_path / "objects.pth", "--out", tmp_path / "e2")
@@ -100,7 +100,7 @@ def test_train_and_test_an_extractor(tmp_path, capsys):
     top1, top3, *_ = (float(line.split()[2].rstrip("%")) for line in out.splitlines()[1:])
     assert top1 > 70 and top3 == 100
     status, _, err = run(capsys, *command)
-    assert status == 1 and "is there already" in err
+    assert status == 1 and "already exists" in err
     assert run(capsys, *command, "--resume")[0] == 0
 
 
@@ -160,8 +160,8 @@ def test_what_nobody_foresaw_is_a_line_too(tmp_path, capsys, monkeypatch):
     store = _store(tmp_path / "s", 6, 0)
     command = ("test-extractor", store, tmp_path / "e")
     for error, told in (
-        (KeyError("sizes"), "cortex-fast: KeyError: 'sizes' (not foreseen; for a report, cortex-fast --traceback "),
-        (RuntimeError("a\nlong\nstory"), "cortex-fast: RuntimeError: a (not foreseen"),
+        (KeyError("sizes"), "cortex-fast: KeyError: 'sizes' (unexpected; for a bug report, cortex-fast --traceback "),
+        (RuntimeError("a\nlong\nstory"), "cortex-fast: RuntimeError: a (unexpected"),
         (MemoryError(), "cortex-fast: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "cortex-fast: out of memory"),
         (BackendUnavailableError("no GPU"), "cortex-fast: no GPU\n"),
@@ -222,7 +222,7 @@ def test_no_damaged_file_ends_in_a_traceback(kind, tmp_path, capsys):
         out = () if command[0] == "test-extractor" else ("--out", tmp_path / "out")
         status, _, err = run(capsys, *command, *out)
         (tmp_path / "out").unlink(missing_ok=True)
-        assert status in (0, 1) and "not foreseen" not in err and "out of memory" not in err
+        assert status in (0, 1) and "(unexpected; for a bug report" not in err and "out of memory" not in err
         if kind in ("s.st", "e.st", "m.pth") and damaged != good:  # formats with sums of their own
             assert status == 1 or _same_tensors(path, extractor if kind == "m.pth" else None)
 
