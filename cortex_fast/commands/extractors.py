@@ -15,7 +15,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add both commands; each sets `run`, the function that it calls."""
-    trained = commands.add_parser("train-extractor", help="train an extractor on a token store; torchrun for several")
+    trained = commands.add_parser(
+        "train-extractor", help="train an extractor on a token store; several GPUs by torchrun"
+    )
     trained.add_argument("store", type=Path, help="token store (.safetensors)")
     trained.add_argument("--extractor", default="ce", help="ce, ce_deep, re or te (default ce)")
     trained.add_argument("--out", type=Path, required=True, help="the extractor file to write (.safetensors)")

@@ -292,21 +292,3 @@ class GumbelVQ(VQModel):
         """Images [B,3,H,W] in [-1, 1] -> the chosen codes [B,d,h,w], so that the nearest code is the token."""
         logits = self.quantize.get_submodule("proj")(super().latents(images))
         return F.embedding(logits.argmax(dim=1), self.codebook).permute(0, 3, 1, 2)
-
-
-F16_16384 = {  # the published ImageNet VQGAN that CORTEX explains: 343 state-dict keys, 76.07 M parameters
-    "n_embed": 16384,
-    "embed_dim": 256,
-    "ddconfig": {
-        "double_z": False,
-        "z_channels": 256,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 128,
-        "ch_mult": [1, 1, 2, 2, 4],
-        "num_res_blocks": 2,
-        "attn_resolutions": [16],
-        "dropout": 0.0,
-    },
-}

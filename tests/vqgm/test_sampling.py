@@ -74,12 +74,12 @@ def test_the_first_token_has_the_models_distribution(prior):
 
 def test_top_k_and_top_p_by_hand():
     logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
-    kept = lambda **limits: (_keep_top(logits, **limits) > -torch.inf)[0].tolist()  # noqa: E731
-    assert kept(top_k=2, top_p=None) == [False, True, True, False]
-    assert kept(top_k=None, top_p=0.5) == [False, True, True, False]
-    assert kept(top_k=None, top_p=0.4) == [False, True, False, False]
-    assert kept(top_k=None, top_p=1e-9) == [False, True, False, False]
-    assert kept(top_k=9, top_p=1.0) == [True] * 4
+    remaining = lambda **limits: (_keep_top(logits, **limits) > -torch.inf)[0].tolist()  # noqa: E731
+    assert remaining(top_k=2, top_p=None) == [False, True, True, False]
+    assert remaining(top_k=None, top_p=0.5) == [False, True, True, False]
+    assert remaining(top_k=None, top_p=0.4) == [False, True, False, False]
+    assert remaining(top_k=None, top_p=1e-9) == [False, True, False, False]
+    assert remaining(top_k=9, top_p=1.0) == [True] * 4
     torch.testing.assert_close(_keep_top(logits, 2, None)[0, 1:3], logits[0, 1:3])
 
 
@@ -89,20 +89,20 @@ def test_tokens_stay_below_the_codebook(prior):
     assert tokens.max() < 4
 
 
-@pytest.mark.parametrize("scale", [0.1, 5.0])  # the set is beyond the first look, and within it
+@pytest.mark.parametrize("scale", [0.1, 5.0])  # the set is larger than the first look, and smaller
 @pytest.mark.parametrize("top_k", [None, 300])
 def test_top_p_is_the_smallest_set_that_suffices(scale, top_k):
     logits = scale * torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
-    for row, kept in zip(logits.double(), _keep_top(logits, top_k, 0.7) > -torch.inf, strict=True):
+    for row, remaining in zip(logits.double(), _keep_top(logits, top_k, 0.7) > -torch.inf, strict=True):
         order = row.argsort(descending=True)[: top_k or 1000]
         probability = row[order].softmax(dim=0)
         count = 1
         while probability[:count].sum() < 0.7:
             count += 1
-        assert set(order[:count].tolist()) == set(kept.nonzero()[:, 0].tolist())
+        assert set(order[:count].tolist()) == set(remaining.nonzero()[:, 0].tolist())
 
 
-def test_another_dtype_gives_float32_logits_near_its_own(prior):
+def test_another_dtype_gives_float32_logits_near_the_priors(prior):
     decoder = prepare_decoder(prior, dtype=torch.bfloat16)
     logits = step(decoder, new_cache(decoder, 2, 12), torch.tensor([3, 4]), torch.tensor([0]), 1)
     assert logits.dtype == torch.float32 and decoder.tokens.dtype == torch.bfloat16
@@ -117,10 +117,10 @@ def test_no_images(prior):
 @pytest.mark.parametrize(
     "settings", [{"topk": 3}, {"dtype": "float16"}, {"dtype": torch.int32}, {"top_k": 2.0}, {"temperature": -1}]
 )
-def test_settings_of_a_model_are_checked_when_it_is_made(prior, settings):
+def test_settings_of_a_model_are_checked_when_it_is_built(prior, settings):
     (name,) = settings
-    told = "sampling: expected one of .*'top_k'.*got 'topk'" if name == "topk" else f"^{name}: expected"
-    with pytest.raises((TypeError, ValueError), match=told):
+    message = "sampling: expected one of .*'top_k'.*got 'topk'" if name == "topk" else f"^{name}: expected"
+    with pytest.raises((TypeError, ValueError), match=message):
         taming_model(VQModel(**SMALL), prior, grid=8, fingerprint="x", num_classes=3, sampling=settings)
 
 

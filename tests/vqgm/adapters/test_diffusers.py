@@ -1,4 +1,4 @@
-"""diffusers' VQModel: what the adapter says is what the library computes; and an explanation on its embeddings."""
+"""The VQModel of diffusers: the adapter computes what the library does, and its embeddings can be explained."""
 
 import pytest
 import torch
