@@ -56,7 +56,7 @@ def fit(
 
     Args:
         store: the images.
-        out: the extractor file. The unfinished run keeps its state beside it.
+        out: the extractor file. The state of an unfinished run lies beside it.
         name: the extractor's name, see `build`.
         recipe: epochs, batch size and the settings of Adam.
         width: channels of the hidden layers. Default 512.

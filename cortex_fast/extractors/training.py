@@ -130,7 +130,7 @@ class _Run:
 class _State:
     """What a run changes.
 
-    parallel: the extractor, whose backward averages gradients over all processes. epoch, step: the next ones.
+    parallel: the extractor, whose backward averages gradients over all processes. epoch, step: where training starts.
     loss_sum: float64 [], of this process's images in the epoch so far. mean_loss: of the epoch before.
     """
 

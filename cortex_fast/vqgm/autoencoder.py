@@ -286,6 +286,7 @@ class GumbelVQ(VQModel):
 
     @property
     def codebook(self) -> Tensor:
+        """C [K,d]."""
         return self.quantize.get_parameter("embed.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:

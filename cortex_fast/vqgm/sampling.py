@@ -12,10 +12,12 @@ from cortex_fast.vqgm.decoding import Decoder, new_cache, step
 
 
 class SamplingSettings(TypedDict, total=False):
-    """The settings with which a model samples.
+    """The settings with which a model samples, all optional.
 
-    temperature: the logits are divided by it. top_k: tokens that are considered. top_p: the tokens considered are the
-    smallest set of at least this probability. dtype: that of the prior's weights.
+    temperature: the logits are divided by it.
+    top_k: only the k largest logits are considered.
+    top_p: of these, only the smallest set of at least this probability is considered.
+    dtype: that of the prior's weights.
     """
 
     temperature: float

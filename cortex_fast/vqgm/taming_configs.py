@@ -60,8 +60,8 @@ def part_of(file: Path, config: Mapping[str, Any], name: str) -> Part:
     return Part(target, kind, parameters)
 
 
-def relevant(file: Path, part: Part) -> dict[str, Any]:
-    """The parameters that tokens or pixels depend on. Unknown ones are refused, because these may depend on them."""
+def relevant_settings(file: Path, part: Part) -> dict[str, Any]:
+    """The parameters that tokens or pixels depend on. Unknown ones are refused, because they may matter too."""
     relevant, others = SETTINGS[part.kind]
     unknown = [str(name) for name in part.parameters if name not in relevant | others]
     if unknown:
@@ -74,7 +74,7 @@ def autoencoder_of(file: Path, part: Part) -> VQModel:
     """The autoencoder that a part describes, without memory for its weights."""
     if part.kind not in AUTOENCODERS:
         raise CheckpointError(f"{file}: expected {', '.join(AUTOENCODERS)} or {PRIOR}, got {part.kind}")
-    settings = relevant(file, part)
+    settings = relevant_settings(file, part)
     if settings.pop("remap", None) is not None:
         raise CheckpointError(f"{file}: {part.kind}: remap: expected none, because it renumbers the tokens")
     of_diffusion = part.target.split(".")[0] == "ldm"
@@ -94,7 +94,7 @@ def prior_of(file: Path, parameters: Mapping[str, Any], autoencoder: VQModel) ->
     for name, got, expected in (("transformer_config", part.kind, "GPT"), ("permuter_config", order, "Identity")):
         if got != expected:
             raise CheckpointError(f"{file}: {name}: expected {expected}, got {got}")
-    settings = relevant(file, part)
+    settings = relevant_settings(file, part)
     unmasked = settings.pop("n_unmasked", None)
     if unmasked not in (None, 0, 1):
         raise CheckpointError(f"{file}: n_unmasked: expected 0, for causal attention, got {unmasked}")
@@ -114,9 +114,9 @@ def conditions_of(file: Path, parameters: Mapping[str, Any], prior: GPT) -> tupl
     """The token of each condition, and the reason why images cannot be sampled by a condition's number, or None."""
     part = part_of(file, parameters, "cond_stage_config")
     if part.kind in (UNCONDITIONAL, "SOSProvider"):
-        name, number = "sos_token", relevant(file, part).get("sos_token", parameters.get("sos_token", 0))
+        name, number = "sos_token", relevant_settings(file, part).get("sos_token", parameters.get("sos_token", 0))
     elif part.kind == "Labelator":
-        name, number = "n_classes", relevant(file, part).get("n_classes", 0)
+        name, number = "n_classes", relevant_settings(file, part).get("n_classes", 0)
     else:
         return range(0), f"the prior's condition is a {part.kind}, not a class label"
     if isinstance(number, bool) or not isinstance(number, int):

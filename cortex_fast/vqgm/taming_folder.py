@@ -15,7 +15,15 @@ from cortex_fast.vqgm.configs import read_config
 from cortex_fast.vqgm.model import Model
 from cortex_fast.vqgm.sampling import SamplingSettings, check_sampling
 from cortex_fast.vqgm.taming import taming_model
-from cortex_fast.vqgm.taming_configs import PRIOR, Part, autoencoder_of, conditions_of, part_of, prior_of, relevant
+from cortex_fast.vqgm.taming_configs import (
+    PRIOR,
+    Part,
+    autoencoder_of,
+    conditions_of,
+    part_of,
+    prior_of,
+    relevant_settings,
+)
 from cortex_fast.vqgm.taming_weights import fill, weights_of
 from cortex_fast.vqgm.transformer import GPT
 
@@ -99,7 +107,7 @@ def _modules_of(file: Path, part: Part, size: tuple[int, int] | None) -> _Module
     if part.kind != PRIOR:
         autoencoder = autoencoder_of(file, part)
         return _Modules(autoencoder, None, {"": autoencoder}, range(0), None)
-    parameters = relevant(file, part)
+    parameters = relevant_settings(file, part)
     autoencoder = autoencoder_of(file, part_of(file, parameters, "first_stage_config"))
     prior = prior_of(file, parameters, autoencoder)
     conditions, reason = conditions_of(file, parameters, prior)

@@ -150,8 +150,8 @@ def _trained(name: str, epochs: int, images: int = 400):
     torch.manual_seed(0)
     extractor, losses = build(name, num_classes=4, in_channels=6, width=16, grid=8), []
     recipe = Recipe(epochs=epochs, batch_size=16, lr=3e-3)
-    keep = lambda epoch, loss: losses.append(loss)  # noqa: E731
-    train_extractor(extractor, codebook, *_separable(images, 1), recipe, seed=3, after_epoch=keep)
+    record = lambda epoch, loss: losses.append(loss)  # noqa: E731
+    train_extractor(extractor, codebook, *_separable(images, 1), recipe, seed=3, after_epoch=record)
     return extractor, codebook, losses
 
 

@@ -1,4 +1,4 @@
-"""Pictures against what they must show, pixel by pixel, by means other than the code's own."""
+"""Pictures against their expected pixels, computed in another way than by the code."""
 
 import io
 from xml.etree import ElementTree

@@ -108,7 +108,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, state, protocol):
 
 
 def test_a_pickle_cannot_change_the_functions_it_calls(tmp_path, state):
-    """A state for a function is what unpickling would set its attributes from."""
+    """Unpickling would set the attributes of a function from a state."""
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": state, "evil": Evil(OrderedDict, (), None)}, path)
     assert_same(read_state(path, tensors_only=True), state)
@@ -166,7 +166,7 @@ def test_other_files_are_refused_by_name(tmp_path, state):
 
 
 def rewritten(path, to, change, **options):
-    """The archive with `change` made to the content of each of its records."""
+    """The archive with the content of each record passed through `change`."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", **options) as new:
         for record in old.infolist():
             new.writestr(record.filename, change(record.filename, old.read(record.filename)))
@@ -232,7 +232,7 @@ def test_a_tensor_that_its_file_cannot_hold_is_refused(tmp_path, tensors_only):
         (torch.zeros(2, 2).to_sparse(), "weight: expected a plain tensor, got torch.sparse_coo"),
     ):
         torch.save({"state_dict": {"weight": weight, "bias": torch.zeros(2)}}, path)
-        if weight.is_sparse and tensors_only:  # what puts it together is not called
+        if weight.is_sparse and tensors_only:  # the function that rebuilds it is not called
             assert list(read_state(path, tensors_only=True)) == ["bias"]
             continue
         with pytest.raises(CheckpointError, match=rf"last\.ckpt: {message}"):

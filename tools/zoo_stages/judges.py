@@ -24,8 +24,8 @@ def _augment(images: Tensor) -> Tensor:
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, blurred, torch.rand(batch, 1, 1, 1))
     dropped = 0.25 * torch.rand(batch, 1, 1, 1) * (torch.rand(batch, 1, 1, 1) < 0.5)
-    keep = (torch.rand(batch, 1, 16, 16) >= dropped).float()
-    return images * F.interpolate(keep, scale_factor=4)
+    visible = (torch.rand(batch, 1, 16, 16) >= dropped).float()
+    return images * F.interpolate(visible, scale_factor=4)
 
 
 def train(work: Work) -> dict[str, nn.Module]:
