@@ -71,21 +71,7 @@ def tune(
     from cortex_fast.kernels.triton import gumbel_codebook, gumbel_gradient, tiles
 
     device = torch.device("cuda", torch.cuda.current_device())
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
-
-    logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
-    moments = (torch.zeros_like(logits), torch.zeros_like(logits))
-    _, _, row_stats = ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton")
-    calls: dict[str, Callable[[], object]] = {
-        "select": lambda: ops.gumbel_codebook(logits, codebook, impl="triton"),
-        "scan": lambda: ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton"),
-        "update": lambda: ops.gumbel_codebook_step(
-            logits, codebook, upstream, lr=1e-6, moments=moments, row_stats=row_stats, impl="triton"
-        ),
-    }
+    calls = _calls(rows, codes, channels, device)
     choices = {
         "select": gumbel_codebook.select_choice(rows),
         "scan": gumbel_codebook.scan_choice(rows, channels),
@@ -99,6 +85,25 @@ def tune(
     text = json.dumps(tables, indent=1, sort_keys=True)
     replace_whole(tiles.table_file(), lambda path: path.write_text(text, "utf-8"))
     return results
+
+
+def _calls(rows: int, codes: int, channels: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """For each kernel a call that consists mostly of it."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+
+    logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
+    moments = (torch.zeros_like(logits), torch.zeros_like(logits))
+    _, _, row_stats = ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton")
+    return {
+        "select": lambda: ops.gumbel_codebook(logits, codebook, impl="triton"),
+        "scan": lambda: ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton"),
+        "update": lambda: ops.gumbel_codebook_step(
+            logits, codebook, upstream, lr=1e-6, moments=moments, row_stats=row_stats, impl="triton"
+        ),
+    }
 
 
 def fastest(

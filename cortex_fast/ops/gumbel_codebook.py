@@ -137,54 +137,57 @@ def _select(
     impl: str,
 ) -> tuple[Tensor, Tensor, RowStats | None]:
     """Check, flatten the leading dimensions, call the operator, and give its results the logits' leading dimensions."""
-    check_selection(logits, codebook)
-    tau, seed, draw = checks.positive("tau", tau), checks.seed(seed), checks.whole("draw", draw, 0, 2**32 - 1)
-    check_impl(impl)
-    check_noise(logits, codebook, item_ids=item_ids, gumbel=gumbel, schedule=schedule)
+    tau, seed, draw = check_selection(
+        logits,
+        codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=item_ids,
+        gumbel=gumbel,
+        schedule=schedule,
+        impl=impl,
+    )
     hard = checks.flag("hard", hard)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in present(logits, codebook, gumbel))
-    embedding, index, *others = _gumbel_codebook(
-        logits=flat_problems(logits, 2),
+    shape = flat_shape(logits)
+    embedding, index, largest_score, log_denominator, soft_embedding = _gumbel_codebook(
+        logits=logits.reshape(shape),
         codebook=codebook,
         tau=tau,
         seed=seed,
         draw=draw,
         item_ids=flat_ids(item_ids),
         hard=hard,
-        gumbel=None if gumbel is None else flat_problems(gumbel, 2),
+        gumbel=None if gumbel is None else gumbel.reshape(shape),
         schedule=schedule,
         with_row_stats=with_row_stats or differentiated,
         impl=impl,
     )
-    lead = logits.shape[:-1]
-    embedding, index = embedding.view(*lead, codebook.shape[1]), index.view(lead)
-    if others[0].ndim == 1:  # empty: the backend computed none
+    rows, channels = logits.shape[:-1], codebook.shape[1]
+    embedding, index = embedding.view(*rows, channels), index.view(rows)
+    if largest_score.ndim == 1:  # empty: the backend computed none
         return embedding, index, None
-    largest_score, log_denominator, soft_embedding = others
-    soft_embedding = soft_embedding.view(*lead, codebook.shape[1])
-    return (
-        embedding,
-        index,
-        RowStats(largest_score.view(lead), log_denominator.view(lead), index, soft_embedding),
-    )
+    soft_embedding = soft_embedding.view(*rows, channels)
+    return embedding, index, RowStats(largest_score.view(rows), log_denominator.view(rows), index, soft_embedding)
 
 
-def check_selection(logits: Tensor, codebook: Tensor) -> None:
-    """What this operator and its fused step require of logits and codebook."""
-    checks.floating("logits", logits)
-    if logits.ndim < 2:
-        raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
-    checks.rank("codebook", codebook, "[K, d]")
-    checks.floating("codebook", codebook)
-    codes = logits.shape[-1]
-    if codes == 0 or codes != codebook.shape[0]:
-        raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
-
-
-def check_noise(
-    logits: Tensor, codebook: Tensor, *, item_ids: Tensor | None, gumbel: Tensor | None, schedule: Tensor | None
-) -> None:
-    """What both require of the tensors that fix the noise."""
+def check_selection(
+    logits: Tensor,
+    codebook: Tensor,
+    *,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: Tensor | None,
+    gumbel: Tensor | None,
+    schedule: Tensor | None,
+    impl: str,
+) -> tuple[float, int, int]:
+    """Check the arguments that this operator and its fused step share; tau, seed and draw as Python's numbers."""
+    _check_codes(logits, codebook)
+    tau, seed, draw = checks.positive("tau", tau), checks.seed(seed), checks.whole("draw", draw, 0, 2**32 - 1)
+    check_impl(impl)
     if item_ids is not None:
         checks.integral("item_ids", item_ids)
         checks.same_shape("item_ids", item_ids, "the leading dimensions of logits", logits.shape[:-2])
@@ -196,12 +199,24 @@ def check_noise(
         if schedule.dtype != torch.float64 or schedule.shape != (4,):
             raise ValueError(f"schedule: expected float64 [4], got {schedule.dtype} {list(schedule.shape)}")
     checks.same_device(logits=logits, codebook=codebook, item_ids=item_ids, gumbel=gumbel, schedule=schedule)
+    return tau, seed, draw
 
 
-def flat_problems(tensor: Tensor, last: int) -> Tensor:
-    """All but the `last` dimensions in one, that of the P problems."""
-    shape = tensor.shape
-    return tensor.reshape(shape[: len(shape) - last].numel(), *shape[len(shape) - last :])
+def _check_codes(logits: Tensor, codebook: Tensor) -> None:
+    checks.floating("logits", logits)
+    if logits.ndim < 2:
+        raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
+    checks.rank("codebook", codebook, "[K, d]")
+    checks.floating("codebook", codebook)
+    codes = logits.shape[-1]
+    if codes == 0 or codes != codebook.shape[0]:
+        raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
+
+
+def flat_shape(logits: Tensor) -> tuple[int, int, int]:
+    """(P, R, K) of logits [..., R, K], whose leading dimensions are the problems."""
+    rows, codes = logits.shape[-2:]
+    return logits.shape[:-2].numel(), rows, codes
 
 
 def flat_ids(item_ids: Tensor | None) -> Tensor | None:

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.kernels.row_stats import RowStats
-from cortex_fast.ops.backends import check_impl, serving
+from cortex_fast.ops.backends import serving
 from cortex_fast.ops.gumbel_codebook import (
-    check_noise,
     check_selection,
     flat_ids,
-    flat_problems,
+    flat_shape,
     present,
     problem_ids,
 )
@@ -74,46 +73,53 @@ def gumbel_codebook_step(
         ValueError: as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
         BackendUnavailableError: a forced backend that cannot serve.
     """
-    check_selection(logits, codebook)
-    tau, seed, draw = checks.positive("tau", tau), checks.seed(seed), checks.whole("draw", draw, 0, 2**32 - 1)
-    check_impl(impl)
-    check_noise(logits, codebook, item_ids=item_ids, gumbel=gumbel, schedule=schedule)
-    _check_upstream(upstream, logits, codebook)
-    if lr is None and schedule is None:
-        raise ValueError("lr: expected a number, or a schedule that has one, got None")
-    lr = 0.0 if lr is None else checks.non_negative("lr", lr)
+    tau, seed, draw = check_selection(
+        logits,
+        codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=item_ids,
+        gumbel=gumbel,
+        schedule=schedule,
+        impl=impl,
+    )
+    checks.floating("upstream", upstream)
+    checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
+    lr = _checked_rate(lr, schedule)
     eps, stay_penalty = checks.positive("eps", eps), checks.non_negative("stay_penalty", stay_penalty)
-    step_count = checks.whole("step_count", step_count, 1, 2**53)
-    betas = _checked_betas(betas)
+    step_count, betas = checks.whole("step_count", step_count, 1, 2**53), _checked_betas(betas)
     _check_anchor(anchor, stay_penalty, logits)
     _check_row_stats(row_stats, logits, codebook)
-    changed = _checked_moments(moments, logits)
-    checks.same_device(logits=logits, upstream=upstream, **changed)
+    named_moments = _checked_moments(moments, logits)
+    checks.same_device(logits=logits, upstream=upstream, **named_moments)
+    problems, rows, codes = flat_shape(logits)
     _gumbel_codebook_step(
-        logits=flat_problems(logits, 2),
+        logits=logits.view(problems, rows, codes),
         codebook=codebook,
-        upstream=flat_problems(upstream, 2),
+        upstream=upstream.reshape(problems, rows, codebook.shape[1]),
         lr=lr,
         tau=tau,
         seed=seed,
         draw=draw,
         item_ids=flat_ids(item_ids),
-        moments=[flat_problems(moment, 2) for moment in changed.values()],
+        moments=[moment.view(problems, rows, codes) for moment in named_moments.values()],
         step_count=step_count,
         betas=list(betas),
         eps=eps,
-        gumbel=None if gumbel is None else flat_problems(gumbel, 2),
-        anchor=None if anchor is None or stay_penalty == 0 else flat_problems(anchor, 1).long(),
+        gumbel=None if gumbel is None else gumbel.reshape(problems, rows, codes),
+        anchor=None if anchor is None or stay_penalty == 0 else anchor.reshape(problems, rows).long(),
         stay_penalty=stay_penalty,
         schedule=schedule,
-        row_stats=[] if row_stats is None else _flat_row_stats(row_stats),
+        row_stats=[] if row_stats is None else _flat_row_stats(row_stats, problems),
         impl=impl,
     )
 
 
-def _check_upstream(upstream: Tensor, logits: Tensor, codebook: Tensor) -> None:
-    checks.floating("upstream", upstream)
-    checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
+def _checked_rate(lr: float | None, schedule: Tensor | None) -> float:
+    if lr is None and schedule is None:
+        raise ValueError("lr: expected a number, or a schedule that has one, got None")
+    return 0.0 if lr is None else checks.non_negative("lr", lr)
 
 
 def _checked_betas(betas: Any) -> tuple[float, float]:
@@ -151,11 +157,11 @@ def _check_row_stats(row_stats: Any, logits: Tensor, codebook: Tensor) -> None:
         checks.same_device(logits=logits, row_stats=tensor)
 
 
-def _flat_row_stats(row_stats: RowStats) -> list[Tensor]:
-    """Each [P, ...]."""
-    largest_score, log_denominator, selected, soft_embedding = row_stats
-    rows = [flat_problems(tensor, 1) for tensor in (largest_score, log_denominator, selected)]
-    return [*rows, flat_problems(soft_embedding, 2)]
+def _flat_row_stats(row_stats: RowStats, problems: int) -> list[Tensor]:
+    """Each [P, R], the last [P, R, d]."""
+    *of_rows, soft_embedding = row_stats
+    rows, channels = soft_embedding.shape[-2:]
+    return [*(tensor.reshape(problems, rows) for tensor in of_rows), soft_embedding.reshape(problems, rows, channels)]
 
 
 def _checked_moments(moments: Any, logits: Tensor) -> dict[str, Tensor]:

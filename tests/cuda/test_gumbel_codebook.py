@@ -1,9 +1,9 @@
 """The CUDA Gumbel kernels, run thread by thread on the CPU (tests/cuda/host), against eq. 7 in float64.
 
-Each runs with the copies of sm_80 and of sm_90, its threads in either order. The stand-in has the matrix operands in the
-lanes that the PTX ISA states, a matrix unit that rounds as roughly as an A100's, and copies that contain only NaN until
-the kernel waits for them. It cannot show: the code that ptxas generates; races between warps that another order of
-whole threads does not reveal; the async proxy and its fences; whether mbarriers hang; how a real matrix unit rounds;
+Each runs with the copies of sm_80 and of sm_90, its threads in either order. The stand-in has the matrix operands in
+the lanes that the PTX ISA states, a matrix unit that rounds as roughly as an A100's, and copies that contain only NaN
+until the kernel waits for them. It cannot show: the code that ptxas generates; races between warps that another order
+of whole threads does not reveal; the async proxy and its fences; whether mbarriers hang; how a real matrix unit rounds;
 registers, bank conflicts, time.
 """
 
@@ -139,7 +139,7 @@ def test_both_kinds_of_copies_and_both_orders_give_the_same_bits(once: Kernels) 
     for way in itertools.product((False, True), repeat=2):
         once.library.run_like(*way)
         problem, upstream = random_problem(1, 66, 150, 20)
-        soft, index, row_stats = once.forward(problem, hard=False, with_row_stats=True)
+        soft, _, row_stats = once.forward(problem, hard=False, with_row_stats=True)
         assert row_stats is not None
         results.append(
             [soft, *row_stats, *once.backward(problem, upstream, row_stats), *once.forward(problem, True, False)[:2]]

@@ -29,7 +29,8 @@ def gumbel_codebook(
     """
     sizes, soft = (*logits.shape, codebook.shape[1]), with_row_stats or not hard
     # named, so that copies live as long as the call
-    float_logits, float_codebook, float_gumbel = (contiguous_float32(x) for x in (logits, codebook, gumbel))
+    float_logits, float_codebook = contiguous_float32(logits), contiguous_float32(codebook)
+    float_gumbel = contiguous_float32(gumbel)
     item_ids = item_ids.contiguous()
     embedding, index, row_stats = empty_results(logits, codebook.float(), soft)
     scratch = cuda.scratch(cuda.LIBRARY.gumbel_codebook_scratch(sizes=sizes, with_row_stats=soft), logits)

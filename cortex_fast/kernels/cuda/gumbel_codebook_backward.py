@@ -32,7 +32,8 @@ def gumbel_codebook_backward(
     codes, channels = codebook.shape
     sizes = (*logits.shape, channels)
     # named, so that copies live as long as the call
-    float_logits, float_codebook, float_gumbel = (contiguous_float32(x) for x in (logits, codebook, gumbel))
+    float_logits, float_codebook = contiguous_float32(logits), contiguous_float32(codebook)
+    float_gumbel = contiguous_float32(gumbel)
     upstream, item_ids, row_stats = upstream.float().contiguous(), item_ids.contiguous(), contiguous(row_stats)
     grad_logits = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     shape = (codes if codebook_needed else 0, channels)

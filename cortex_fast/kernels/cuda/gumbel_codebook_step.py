@@ -47,7 +47,8 @@ def gumbel_codebook_step(
         assert row_stats is not None
     sizes = (*logits.shape, codebook.shape[1])
     # named, so that copies live as long as the call
-    float_codebook, float_upstream, float_gumbel = (contiguous_float32(x) for x in (codebook, upstream, gumbel))
+    float_codebook, float_upstream = contiguous_float32(codebook), contiguous_float32(upstream)
+    float_gumbel = contiguous_float32(gumbel)
     item_ids, anchor = item_ids.contiguous(), None if anchor is None else anchor.contiguous()
     row_stats = contiguous(row_stats)
     scratch = cuda.scratch(cuda.LIBRARY.gumbel_codebook_backward_scratch(sizes=sizes), logits)

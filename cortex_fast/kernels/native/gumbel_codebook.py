@@ -29,7 +29,8 @@ def gumbel_codebook(
     embedding = native.empty((problems, rows, channels))
     index = native.empty((problems, rows), torch.int64)
     # named, so that copies live as long as the call
-    float_logits, float_codebook, float_gumbel = (contiguous_float32(x) for x in (logits, codebook, gumbel))
+    float_logits, float_codebook = contiguous_float32(logits), contiguous_float32(codebook)
+    float_gumbel = contiguous_float32(gumbel)
     item_ids = item_ids.contiguous()
     _native.gumbel_codebook(
         logits=address(float_logits),

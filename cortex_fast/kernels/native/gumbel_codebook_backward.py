@@ -31,9 +31,8 @@ def gumbel_codebook_backward(
     grad_logits = native.empty(logits.shape)
     grad_codebook = native.empty((codes if codebook_needed else 0, channels))
     # named, so that copies live as long as the call
-    float_upstream, float_logits, float_codebook, float_gumbel = (
-        contiguous_float32(x) for x in (upstream, logits, codebook, gumbel)
-    )
+    float_upstream, float_logits = contiguous_float32(upstream), contiguous_float32(logits)
+    float_codebook, float_gumbel = contiguous_float32(codebook), contiguous_float32(gumbel)
     item_ids, index = item_ids.contiguous(), index.contiguous()
     _native.gumbel_codebook_backward(
         upstream=address(float_upstream),

@@ -32,7 +32,8 @@ def gumbel_codebook_step(
     """One step of Adam (moments) or gradient descent (None) on contiguous float32 logits [P,R,K], in place."""
     tau, draw, lr, step_count = scheduled_values(schedule, tau=tau, draw=draw, lr=lr, step_count=step_count)
     # named, so that copies live as long as the call
-    float_codebook, float_upstream, float_gumbel = (contiguous_float32(x) for x in (codebook, upstream, gumbel))
+    float_codebook, float_upstream = contiguous_float32(codebook), contiguous_float32(upstream)
+    float_gumbel = contiguous_float32(gumbel)
     item_ids, anchor = item_ids.contiguous(), None if anchor is None else anchor.contiguous()
     _native.gumbel_codebook_step(
         logits=logits.data_ptr(),

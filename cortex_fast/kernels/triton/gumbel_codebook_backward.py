@@ -3,6 +3,8 @@
 Bound of `outer`, dC = y^T dE of a soft selection: 2 d operations an element of P, as for D.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -115,49 +117,66 @@ def gumbel_codebook_backward(
     codebook_needed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the logits [P,R,K] and the codebook [K,d] ([0,d] where it is not needed) from dE [P,R,d]."""
-    upstream = upstream.float().contiguous()
+    upstream, row_stats = upstream.float().contiguous(), RowStats(*(tensor.contiguous() for tensor in row_stats))
     codes, channels = codebook.shape
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     grad_codebook = torch.empty((codes if codebook_needed else 0, channels), dtype=codebook.dtype, device=logits.device)
+    selection: dict[str, Any] = {
+        "logits": logits,
+        "upstream": upstream,
+        "tau": tau,
+        "seed": seed,
+        "draw": draw,
+        "item_ids": item_ids,
+        "gumbel": gumbel,
+        "schedule": schedule,
+        "row_stats": row_stats,
+    }
     launch_along_gradient(
-        write_gradient,
-        logits=logits,
-        codebook=codebook,
-        upstream=upstream,
-        tau=tau,
-        seed=seed,
-        draw=draw,
-        item_ids=item_ids,
-        gumbel=gumbel,
-        anchor=None,
-        stay_penalty=0.0,
-        schedule=schedule,
-        row_stats=row_stats,
-        out=grad_logits,
+        write_gradient, **selection, codebook=codebook, anchor=None, stay_penalty=0.0, out=grad_logits
     )
     if codebook_needed and hard:
         # torch sorts by code and adds in order, and codes are few beside the elements of P
         grad_codebook.copy_(sum_by_code(upstream.flatten(0, 1), index.flatten(), codes))
     elif codebook_needed:
-        key_low, key_high = philox.stream_key(seed, philox.GUMBEL)
-        block = block_of(logits.device, outer_choice(channels))
-        launching.launch(
-            outer,
-            [ceil_div(codes, block["CODES"]), ceil_div(channels, block["CHANNELS"])],
-            logits,
-            field=field_of(logits, item_ids, gumbel, schedule),
-            upstream=upstream,
-            row_stats=RowStats(*(tensor.contiguous() for tensor in row_stats)),
-            out=grad_codebook,
-            tau=as_float32(tau),
-            key_low=key_low,
-            key_high=key_high,
-            draw=draw,
-            count=index.numel(),
-            rows=index.shape[1],
-            codes=codes,
-            channels=channels,
-            PRECISION=precision(),
-            **block,
-        )
+        _launch_outer(grad_codebook, **selection)
     return grad_logits, grad_codebook
+
+
+def _launch_outer(
+    grad_codebook: Tensor,
+    *,
+    logits: Tensor,
+    upstream: Tensor,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: Tensor,
+    gumbel: Tensor | None,
+    schedule: Tensor | None,
+    row_stats: RowStats,
+) -> None:
+    """Write dC [K,d] of a soft selection."""
+    problems, rows, _ = logits.shape
+    codes, channels = grad_codebook.shape
+    key_low, key_high = philox.stream_key(seed, philox.GUMBEL)
+    block = block_of(logits.device, outer_choice(channels))
+    launching.launch(
+        outer,
+        [ceil_div(codes, block["CODES"]), ceil_div(channels, block["CHANNELS"])],
+        logits,
+        field=field_of(logits, item_ids, gumbel, schedule),
+        upstream=upstream,
+        row_stats=row_stats,
+        out=grad_codebook,
+        tau=as_float32(tau),
+        key_low=key_low,
+        key_high=key_high,
+        draw=draw,
+        count=problems * rows,
+        rows=rows,
+        codes=codes,
+        channels=channels,
+        PRECISION=precision(),
+        **block,
+    )

@@ -27,9 +27,17 @@ class Adam(NamedTuple):
 
 
 def adam_of(moments: tuple[Tensor, Tensor], betas: tuple[float, float], eps: float) -> Adam:
-    rest1, rest2 = (1 - beta for beta in betas)
     log_beta1, log_beta2 = (math.log(beta) if beta else -math.inf for beta in betas)
-    return Adam(*moments, betas[1], rest1, rest2, log_beta1, log_beta2, eps)
+    return Adam(
+        first_moment=moments[0],
+        second_moment=moments[1],
+        beta2=betas[1],
+        rest1=1 - betas[0],
+        rest2=1 - betas[1],
+        log_beta1=log_beta1,
+        log_beta2=log_beta2,
+        eps=eps,
+    )
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "draw", "count", "rows"])

@@ -162,9 +162,9 @@ def launch_along_gradient(
     stay_penalty: float,
     schedule: Tensor | None,
     row_stats: RowStats,
-    **own_arguments: object,
+    **further: object,
 ) -> None:
-    """Run a kernel over all tiles of dP, after `row_terms`. upstream: float32. own_arguments: the kernel's further."""
+    """Run a kernel over all tiles of dP, after `row_terms`. upstream: float32. further: its own arguments."""
     problems, rows, codes = logits.shape
     count, channels = problems * rows, codebook.shape[1]
     key_low, key_high = philox.stream_key(seed, philox.GUMBEL)
@@ -190,4 +190,4 @@ def launch_along_gradient(
     launching.launch(row_terms, [count], logits, **arguments, CHANNELS=power_of_two(channels, 16, 512))
     block = block_of(logits.device, update_choice(count, channels))
     grid = [ceil_div(count, block["ROWS"]) * ceil_div(codes, block["CODES"])]
-    launching.launch(kernel, grid, logits, **arguments, count=count, PRECISION=precision(), **block, **own_arguments)
+    launching.launch(kernel, grid, logits, **arguments, count=count, PRECISION=precision(), **block, **further)
