@@ -54,12 +54,13 @@ def prepare(
         output: the part of the forward's result that holds the logits: its key or attribute (str) or position (int).
             Default None: a tensor itself, else `.logits` or ["logits"].
     Returns:
-        The prepared extractor, for embeddings of the sample's shape [d,h,w].
+        The prepared extractor; where it was split, for embeddings of the sample's shape [d,h,w] alone.
     Raises:
         TypeError: the extractor is no module, or the sample no floating-point tensor.
-        ValueError: precision or output is unknown, the sample is not finite, or the extractor is in training mode, has
-            no logits [B,classes], or its logits are not differentiable in the embedding. Of a prepared extractor: its
-            weights have changed, or it was prepared for another shape.
+        ValueError: precision or output is unknown; the sample is not finite; the extractor is in training mode, gives
+            no logits [B,classes], gives logits that are not differentiable in the embedding, or stores results of its
+            first forward that later ones read. For a prepared extractor: its weights have changed, or it was prepared
+            for another shape. Exceptions of a forward that fails even image by image pass through.
     """
     if isinstance(extractor, Prepared):
         extractor.check_shape("sample", sample)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.engine.handmade import Of
+from tests.engine.user_modules import Of
 
 
 class Step(Of):

@@ -8,7 +8,7 @@ from cortex_fast import smoothgrad, token_saliency, top_tokens
 from cortex_fast.engine import NoiseStream, prepare
 from cortex_fast.engine import adaptive as engine
 from cortex_fast.engine.adaptive import MAX_SAMPLES, ROUND_SAMPLES, SETTLED_ROUNDS, settled_gradients
-from tests.engine.handmade import CHANNELS, GRID, embedding, relative
+from tests.engine.user_modules import CHANNELS, GRID, embedding, relative
 from tests.known_extractors import Convolutional, Cubic, Linear, tiny
 
 FIRST_STOP = ROUND_SAMPLES * (SETTLED_ROUNDS + 1)  # the first round has nothing to compare with

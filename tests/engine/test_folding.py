@@ -11,7 +11,7 @@ from cortex_fast.engine.errors import UntraceableError
 from cortex_fast.engine.folding import without_bias
 from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.norms import Norm, normalise_by_statistics
-from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
+from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
 from tests.known_extractors import Convolutional, tiny
 
 FEATURES = CHANNELS * GRID * GRID

@@ -9,7 +9,7 @@ from torch import nn
 
 from cortex_fast.engine.fusing import Convolution, fuse
 from cortex_fast.kernels import native
-from tests.engine.handmade import CHANNELS, KINDS, conv, embedding, ended, folded, norm, relative
+from tests.engine.user_modules import CHANNELS, KINDS, conv, embedding, ended, folded, norm, relative
 from tests.known_extractors import tiny
 
 PLAIN, RELU, BOTH = (False, False), (True, False), (True, True)  # relu, pool of a fused convolution

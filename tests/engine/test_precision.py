@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cortex_fast.engine import prepare
 from cortex_fast.engine.precision import without_tf32
-from tests.engine.handmade import embedding, relative
 from tests.engine.test_prepared import AS_IT_IS, TARGET, shared
+from tests.engine.user_modules import embedding, relative
 from tests.known_extractors import tiny
 
 

@@ -17,7 +17,7 @@ from cortex_fast import zoo
 from cortex_fast.engine import PRECISIONS, NoiseStream, Prepared, prepare
 from cortex_fast.explain import token_saliency, top_tokens
 from cortex_fast.ops.backends import IMPL_VARIABLE
-from tests.engine.handmade import (
+from tests.engine.user_modules import (
     CHANNELS,
     GRID,
     KINDS,

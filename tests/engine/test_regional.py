@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cortex_fast.engine import Prepared, prepare
 from cortex_fast.engine.regional import regional
 from cortex_fast.engine.windows import Box, Window
-from tests.engine.handmade import CHANNELS, GRID, Of, conv, embedding, ended, linear, norm, relative
+from tests.engine.user_modules import CHANNELS, GRID, Of, conv, embedding, ended, linear, norm, relative
 from tests.known_extractors import tiny
 
 TARGET = torch.tensor([2, 0, 3])

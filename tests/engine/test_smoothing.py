@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from cortex_fast import ops, smoothgrad
 from cortex_fast.engine import NoiseStream, Prepared, mean_gradients, prepare
 from cortex_fast.kernels import native
-from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, autograd, conv, embedding, ended, linear, relative
+from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, autograd, conv, embedding, ended, linear, relative
 from tests.known_extractors import Convolutional, Linear, tiny
 
 TARGET = torch.tensor([2, 0, 3])

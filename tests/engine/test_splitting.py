@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_fast.engine.splitting import SplitGraph, as_tuple, split
-from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
+from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
 from tests.known_extractors import tiny
 
 FEATURES = CHANNELS * GRID * GRID

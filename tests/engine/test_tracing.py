@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from cortex_fast.engine import prepare
 from cortex_fast.engine.borrowing import borrowed
-from tests.engine.handmade import CHANNELS, GRID, Of, autograd, conv, embedding, ended, graph_of, linear, relative
 from tests.engine.test_prepared import AS_IT_IS, TARGET, Rounded, shared
+from tests.engine.user_modules import CHANNELS, GRID, Of, autograd, conv, embedding, ended, graph_of, linear, relative
 from tests.known_extractors import tiny
 
 FEATURES = 8 * GRID * GRID

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from cortex_fast.engine import prepare
-from tests.engine.handmade import embedding
 from tests.engine.test_prepared import TARGET, shared
+from tests.engine.user_modules import embedding
 from tests.known_extractors import tiny
 
 
