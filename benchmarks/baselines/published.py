@@ -40,12 +40,12 @@ def noisy_copies(x: Tensor, sigma: float, num_samples: int) -> Iterator[Tensor]:
         yield x + torch.randn(x.shape).to(x.device) * sigma
 
 
-def single_draw(extractor: nn.Module, x: Tensor, target: Tensor, sigma: float) -> Tensor:
-    """A single draw of SmoothGrad's N: x [B,d,m,m], target [B] -> gradients [B,d,m,m].
+def one_draw(extractor: nn.Module, x: Tensor, target: Tensor, sigma: float) -> Tensor:
+    """One of the N draws of SmoothGrad: x [B,d,m,m], target [B] -> gradients [B,d,m,m].
 
-    One forward pass of the noisy batch, then for each image a backward pass of the batch, which is itself recorded, and
-    whose graph is retained. The published code holds those graphs until its last draw, which no machine has memory for
-    at 25 images; here they are freed with the draw.
+    One forward pass of the noisy batch, then for each image a backward pass of the batch, its graph kept and made anew.
+    The published code holds those graphs until its last draw, which no machine has memory for at 25 images; here they
+    go with the draw.
     """
     noisy = (x + torch.randn(x.shape).to(x.device) * sigma).requires_grad_(True)
     logits = extractor(noisy)

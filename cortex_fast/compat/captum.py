@@ -134,7 +134,17 @@ class NoiseTunnel(CaptumNoiseTunnel):
                 x, targets, _stream(x, sigma, shared=False), num_samples=nt_samples, memory=memory
             )
         else:
-            result = _by_samples(prepared, x, targets, sigma, nt_type, nt_samples, absolute, noise, memory)
+            result = _by_samples(
+                prepared,
+                x,
+                targets,
+                sigma,
+                nt_type=nt_type,
+                nt_samples=nt_samples,
+                absolute=absolute,
+                noise=noise,
+                memory=memory,
+            )
         result = result.to(x.dtype)
         return (result,) if isinstance(inputs, tuple) else result
 
@@ -166,6 +176,7 @@ def _by_samples(
     x: Tensor,
     targets: Tensor,
     sigma: Tensor,
+    *,
     nt_type: str,
     nt_samples: int,
     absolute: bool,

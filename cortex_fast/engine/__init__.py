@@ -1,7 +1,7 @@
 """Extractors prepared for input gradients.
 
 `preparing` is the way in. `tracing` records a forward, `assembling` builds a graph of two recordings, and `trying`
-holds it to the forward. `folding` and `splitting` reshape the graph; `verified_split` holds its parts to it. Where a
+checks it against the forward. `folding` and `splitting` reshape the graph; `verified_split` checks its parts. Where a
 step fails, `unsplit` runs autograd over the module itself. `prepared` is the result; `smoothing` and `adaptive` average
 its gradients over noisy copies, `regional` restricts them to a box.
 """

@@ -9,7 +9,7 @@ from torch import Tensor
 from cortex_fast.engine.errors import NoLogitsError
 from cortex_fast.engine.trial_images import TrialImages
 
-_ROUNDINGS = 4  # the distance between the graph and the forward, in roundings of the dtype
+_ROUNDINGS = 4  # of the dtype: the largest distance between the graph and the forward
 _NO_GRADIENT = (
     "extractor: expected logits that are differentiable in the embedding, got none: its forward runs under "
     "torch.no_grad(), detaches, rounds or quantises again"

@@ -98,8 +98,8 @@ def _record_counterpart(recording: Recording, call: Call, counterpart: Any, reco
 
 
 def _propagate(recording: Recording, target: Tensor, recorded: RecordedTensor, depends: bool) -> None:
-    """The target is the last record's result now, the tensors that it is a view of contain it, and all others that
-    share its memory are stale."""
+    """After a write the target is the last record's result, the tensors that it is a view of contain it, and all others
+    that share its memory are stale."""
     recording.count_write(target, depends=depends)
     recorded.record, recorded.output = len(recording.records) - 1, 0
     recording.track(target, recorded, depends=depends)

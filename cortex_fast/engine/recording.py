@@ -1,4 +1,4 @@
-"""The state of a recording: the records so far, and what each tensor of the forward is to them."""
+"""The state of a recording: the records so far, and the record of each tensor."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Recording:
         self._foreign_tensors: dict[int, Tensor] = {}  # older than the forward, by storage, which they keep alive
 
     def refuse(self, reason: str, *, by_value: bool = False) -> None:
-        """No graph can be built, for the first reason given."""
+        """Note that no graph can be built; the first reason counts."""
         if self.refusal is None:
             self.refusal = UntraceableError(reason, by_value=by_value)
         elif by_value:
@@ -107,19 +107,19 @@ class Recording:
         return len(self.records) - 1
 
     def add(self, tensor: Tensor, record: int, output: int = 0, *, depends: bool, view: View | None = None) -> None:
-        """The tensor is this result of this record."""
+        """From now on the tensor is this result of this record."""
         recorded = RecordedTensor(record, output, tensor.shape, tensor.dtype, TensorWeakRef(tensor), view)
         self.track(tensor, recorded, depends=depends)
 
     def track(self, tensor: Tensor, recorded: RecordedTensor, *, depends: bool) -> None:
-        """The tensor is this recorded one by now."""
+        """From now on the tensor is this recorded one."""
         storage = storage_of(tensor)
         self._entries[tensor] = _Entry(recorded, depends, storage, self._version(storage))
         if depends and storage not in self.derived_storages and tensor.layout == torch.strided:
             self.derived_storages[storage] = StorageWeakRef(tensor.untyped_storage())
 
     def recorded(self, tensor: Tensor) -> RecordedTensor:
-        """What a tracked tensor is."""
+        """The record and view of a tracked tensor."""
         return self._entries[tensor].recorded
 
     def depends(self, tensor: Tensor) -> bool:
@@ -149,11 +149,11 @@ class Recording:
         return self._entries.get(tensor) is None or storage_of(tensor) in self._foreign_tensors
 
     def adopt(self, tensor: Tensor) -> None:
-        """The tensor's memory belongs to the forward."""
+        """Treat the tensor's memory as created by the forward."""
         self._foreign_tensors.pop(storage_of(tensor), None)
 
     def count_write(self, tensor: Tensor, *, depends: bool) -> None:
-        """The tensor's memory was written into: every other tensor that shares it is stale."""
+        """Note a write into the tensor's memory: every other tensor that shares it becomes stale."""
         storage = storage_of(tensor)
         self.versions[storage] = self._version(storage) + 1
         if depends:

@@ -122,7 +122,7 @@ class _NoisySource:
     def of(
         cls, model: SplitModel, x: Tensor, clean: tuple[Tensor, ...], stream: NoiseStream, *, copies: int
     ) -> "_NoisySource":
-        """copies: the most in one pass."""
+        """copies: at most in one pass."""
         gates = model.gates or (False,) * len(clean)
         buffers = [_buffer(z, copies) for z in clean] if stream.shared else []
         return cls(model, x.detach(), tuple(z.detach() for z in clean), stream, gates, buffers)

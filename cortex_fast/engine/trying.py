@@ -1,7 +1,7 @@
-"""An extractor's graph, held to the extractor: for images of any scale, alone and among others.
+"""An extractor's graph, checked against the extractor: for images of any scale, alone and in a batch.
 
-The graph replays the operators that the forward dispatched, so it is held to the forward by rounding alone: the same
-bits, but for the order in which gradients add up. NaN in place of an image shows whether it affects the others.
+The graph replays the operators that the forward dispatched, so it may differ from the forward by rounding alone: the
+same bits, but for the order in which gradients add up. NaN in place of an image shows whether it affects the others.
 """
 
 import torch

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from cortex_fast.engine.borrowing import in_dtype, straighten_norms
 from cortex_fast.engine.comparing import LogitGradients, gradients_of, mixes
 from cortex_fast.engine.gradients import float16_scale
-from cortex_fast.engine.holding import hold
 from cortex_fast.engine.prepared import Prepared
 from cortex_fast.engine.trial_images import TrialImages
+from cortex_fast.engine.verifying import verify
 
 
 def tried_unsplit(
@@ -34,7 +34,7 @@ def tried_unsplit(
     prepared = replace(prepared, scale=float16_scale(gradient, dtype))
     if dtype != extractor_dtype:
         try:
-            hold(prepared, images.more, gradients_of(module, images.more), half=True)
+            verify(prepared, images.more, gradients_of(module, images.more), half=True)
         except Exception as error:  # the user's forward may raise anything
             how = f"{how}, in {extractor_dtype} since {dtype} does not serve ({error})"
             prepared = unsplit(extractor, module, extractor_dtype, f"{how}: {reason}")

@@ -1,6 +1,6 @@
-"""An extractor split by its graph, and held to the graph.
+"""An extractor split by its graph, and checked against the graph.
 
-In float64, where no ReLU is near enough to its kink to switch, an image among others is held to the image alone.
+In float64, where no ReLU is near enough to its kink to switch, an image in a batch is checked against the image alone.
 """
 
 from dataclasses import replace
@@ -16,10 +16,10 @@ from cortex_fast.engine.fusing import FilterCache, fuse
 from cortex_fast.engine.gating import take_gates
 from cortex_fast.engine.gradients import float16_scale
 from cortex_fast.engine.graphs import Graph, discard, layers
-from cortex_fast.engine.holding import OTHER_LOGITS, hold, hold_in_float64
 from cortex_fast.engine.prepared import Prepared
 from cortex_fast.engine.splitting import split
 from cortex_fast.engine.trial_images import TrialImages
+from cortex_fast.engine.verifying import OTHER_LOGITS, verify, verify_in_float64
 from cortex_fast.engine.widening import alone_in_float64, copied
 from cortex_fast.ops.backends import REASONS, verdicts
 
@@ -54,14 +54,14 @@ def verified_split(
         shape=images.more.shape[1:],
         scale=float16_scale(gradient, dtype),
     )
-    hold(prepared, images.more, expected, half=dtype in (torch.float16, torch.bfloat16))
+    verify(prepared, images.more, expected, half=dtype in (torch.float16, torch.bfloat16))
     return prepared
 
 
 def _verified_in_float64(
     extractor: nn.Module, stand_in: nn.Module, graph: Graph, images: TrialImages, classes: int
 ) -> LogitGradients | None:
-    """Hold the parts to the graph in float64; returns the graph's results for the first image, or None where an
+    """Check the parts against the graph in float64; returns the graph's results for the first image, or None where an
     operator has no float64."""
     pair = images.more[:2]
     target = targets_of(2, classes, pair.device)
@@ -72,7 +72,7 @@ def _verified_in_float64(
         return None
     wide_graph, alone = wide
     prepared = _split(extractor, stand_in, wide_graph, torch.float64)
-    hold_in_float64(prepared, pair, target, alone)
+    verify_in_float64(prepared, pair, target, alone)
     parts = (prepared.prefix, prepared.linear_prefix, prepared.body)
     discard(wide_graph, *(part for part in parts if isinstance(part, Graph)))
     return alone

@@ -1,4 +1,4 @@
-"""Prepared extractors held to the logits and gradients that they must give."""
+"""Prepared extractors checked against expected logits and gradients."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from cortex_fast.engine.smoothing import MEMORY, NoiseStream
 OTHER_LOGITS = "its parts give other logits than the whole"
 _OTHER_GRADIENTS = "its parts give other gradients than the whole"
 _FLOAT64_TOLERANCE = 1e-7  # of the norm
-# of the norms of logits and gradients: a ReLU that rounding switches changes a gradient by its whole share
+# of the norms of logits and of gradients: a ReLU that rounding switches changes a gradient by its whole share
 _TOLERANCES, _HALF_TOLERANCES = (1e-3, 0.05), (0.1, 0.5)
 
 
-def hold_in_float64(prepared: Prepared, x: Tensor, target: Tensor, alone: LogitGradients) -> None:
+def verify_in_float64(prepared: Prepared, x: Tensor, target: Tensor, alone: LogitGradients) -> None:
     """Raise UntraceableError where an extractor in float64 gives the first image another logit or gradient than
     `alone`."""
     value, gradient = prepared.value_and_grad(x.double(), target)
@@ -25,7 +25,7 @@ def hold_in_float64(prepared: Prepared, x: Tensor, target: Tensor, alone: LogitG
         raise UntraceableError(_OTHER_GRADIENTS)
 
 
-def hold(prepared: Prepared, x: Tensor, expected: LogitGradients, *, half: bool) -> None:
+def verify(prepared: Prepared, x: Tensor, expected: LogitGradients, *, half: bool) -> None:
     """Raise UntraceableError where an extractor gives others than the expected logits and gradients of `targets_of` x.
 
     half: whether half precision's tolerances apply.
