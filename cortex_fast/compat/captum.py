@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks, ops
-from cortex_fast.compat.preparing import UnservedError, prepared_of
+from cortex_fast.compat.preparing import prepared_of
 from cortex_fast.data.classes import Target, names_of, target_vector
 from cortex_fast.engine import MEMORY, NoiseStream, Prepared
 from cortex_fast.ops.token_saliency import REDUCTIONS
@@ -62,10 +62,9 @@ class TokenSaliency(Attribution):
         targets = _targets(target, inputs)
         if targets is None:
             targets = target_vector(target, len(inputs), inputs.device, names_of(self.forward_func))
-        try:
-            prepared = prepared_of(self.forward_func, inputs)
-        except UnservedError as error:
-            raise ValueError(f"forward_func: {error}") from error
+        prepared = prepared_of(self.forward_func, inputs)
+        if isinstance(prepared, str):
+            raise ValueError(f"forward_func: {prepared}")
         x = inputs.detach()
         if stdevs is None:
             low, high = _wide(x).flatten(1).aminmax(dim=1)
@@ -74,7 +73,7 @@ class TokenSaliency(Attribution):
             sigma = _wide(x).new_full((len(x),), stdevs)
         memory = _memory(prepared, x, nt_samples_batch_size)
         return prepared.token_saliency(
-            x, targets, _stream(x, sigma, shared=True), num_samples=nt_samples, reduction=reduction, memory=memory
+            x, targets, _noise(x, sigma, shared=True), num_samples=nt_samples, reduction=reduction, memory=memory
         )
 
     def attribute_future(self) -> None:
@@ -108,18 +107,16 @@ class NoiseTunnel(CaptumNoiseTunnel):
         """
         kwargs |= {"target": _plain(kwargs["target"])} if "target" in kwargs else {}
         stdevs = _plain(stdevs)
-        self.not_served = None
-        try:
-            prepared, targets = self._served(inputs, nt_type, stdevs, kwargs)
-        except UnservedError as error:
-            self.not_served = str(error)
-        if self.not_served is not None:
+        served = self._served(inputs, nt_type, stdevs, kwargs)
+        self.not_served = served if isinstance(served, str) else None
+        if isinstance(served, str):
             if noise is not None:
-                raise ValueError(f"noise: expected None where Captum's own serves: {self.not_served}")
+                raise ValueError(f"noise: expected None where Captum's own serves: {served}")
             return super().attribute(
                 inputs, nt_type, nt_samples, nt_samples_batch_size, stdevs, draw_baseline_from_distrib, **kwargs
             )
         nt_samples = checks.whole("nt_samples", nt_samples, 1)
+        prepared, targets = served
         single = inputs[0] if isinstance(inputs, tuple) else inputs
         x, stdev = single.detach(), stdevs[0] if isinstance(stdevs, tuple) else stdevs
         checks.non_negative("stdevs", stdev)
@@ -131,44 +128,35 @@ class NoiseTunnel(CaptumNoiseTunnel):
         absolute = kwargs.get("abs", True)
         if nt_type == "smoothgrad" and not absolute and noise is None:
             result = prepared.smoothgrad(
-                x, targets, _stream(x, sigma, shared=False), num_samples=nt_samples, memory=memory
+                x, targets, _noise(x, sigma, shared=False), num_samples=nt_samples, memory=memory
             )
         else:
-            result = _by_samples(
-                prepared,
-                x,
-                targets,
-                sigma,
-                nt_type=nt_type,
-                nt_samples=nt_samples,
-                absolute=absolute,
-                noise=noise,
-                memory=memory,
-            )
+            result = _by_samples(prepared, x, targets, sigma, nt_type, nt_samples, absolute, noise, memory)
         result = result.to(x.dtype)
         return (result,) if isinstance(inputs, tuple) else result
 
-    def _served(self, inputs: Any, nt_type: str, stdevs: Any, kwargs: dict[str, Any]) -> tuple[Prepared, Tensor]:
-        """The prepared model and the targets; raises UnservedError where the engine cannot serve."""
+    def _served(self, inputs: Any, nt_type: str, stdevs: Any, kwargs: dict[str, Any]) -> tuple[Prepared, Tensor] | str:
+        """The prepared model and the targets, or why the engine cannot serve."""
         method = self.attribution_method
         if type(method) is not Saliency:
-            raise UnservedError(f"the engine computes gradients, not {type(method).__name__}")
+            return f"the engine computes gradients, not {type(method).__name__}"
         x = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or not len(x):
-            raise UnservedError("inputs: the engine takes one floating-point tensor [B, d, m, m]")
+            return "inputs: the engine takes one floating-point tensor [B, d, m, m]"
         if nt_type not in ("smoothgrad", "smoothgrad_sq", "vargrad"):
-            raise UnservedError(f"nt_type: the engine knows no {nt_type!r}")  # nor does Captum, which says so
+            return f"nt_type: the engine knows no {nt_type!r}"  # nor does Captum, which says so
         stdev = stdevs[0] if isinstance(stdevs, tuple) and len(stdevs) == 1 else stdevs
         if not isinstance(stdev, float):
-            raise UnservedError("stdevs: the engine takes one float")
+            return "stdevs: the engine takes one float"
         if set(kwargs) - _SERVED or kwargs.get("additional_forward_args") is not None:
-            raise UnservedError("the engine takes no arguments of the forward function but its input")
+            return "the engine takes no arguments of the forward function but its input"
         if not isinstance(method.forward_func, nn.Module):
-            raise UnservedError("forward_func: the engine takes an nn.Module")
+            return "forward_func: the engine takes an nn.Module"
         targets = _targets(kwargs.get("target"), x)
         if targets is None:
-            raise UnservedError(_NO_TARGET)
-        return prepared_of(method.forward_func, x), targets
+            return _NO_TARGET
+        prepared = prepared_of(method.forward_func, x)
+        return prepared if isinstance(prepared, str) else (prepared, targets)
 
 
 def _by_samples(
@@ -176,7 +164,6 @@ def _by_samples(
     x: Tensor,
     targets: Tensor,
     sigma: Tensor,
-    *,
     nt_type: str,
     nt_samples: int,
     absolute: bool,
@@ -231,7 +218,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _stream(x: Tensor, sigma: Tensor, *, shared: bool) -> NoiseStream:
+def _noise(x: Tensor, sigma: Tensor, *, shared: bool) -> NoiseStream:
     return NoiseStream(sigma, torch.arange(len(x), device=x.device), _seed(), shared=shared, antithetic=False)
 
 

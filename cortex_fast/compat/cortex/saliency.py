@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
-from cortex_fast.compat.preparing import UnservedError, prepared_of
+from cortex_fast.compat.preparing import prepared_of
 from cortex_fast.engine import NoiseStream
 
 
@@ -44,20 +44,18 @@ class AverageSaliency:
         targets = _targets(input_images, target_indices)
         images = input_images.detach()
         spread = stdev_spread * (images.max() - images.min())
-        if type(self).get_grad is not AverageSaliency.get_grad:  # a subclass's, whose result is averaged
+        own = type(self).get_grad is not AverageSaliency.get_grad  # a subclass's, which then is what is averaged
+        prepared = "" if own else prepared_of(self.model, images)
+        if isinstance(prepared, str):
             return self._average(images, targets, spread, nsamples)
-        try:
-            prepared = prepared_of(self.model, images)
-        except UnservedError:
-            return self._average(images, targets, spread, nsamples)
-        stream = NoiseStream(
+        noise = NoiseStream(
             sigma=spread.to(torch.promote_types(images.dtype, torch.float32)).expand(len(images)),
             item_ids=torch.arange(len(images), device=images.device),
             seed=int(torch.randint(2**63 - 1, ())),
             shared=False,
             antithetic=False,
         )
-        return prepared.smoothgrad(images, targets, stream, num_samples=nsamples).double()
+        return prepared.smoothgrad(images, targets, noise, num_samples=nsamples).double()
 
     def _average(self, images: Tensor, targets: Tensor, spread: Tensor, nsamples: int) -> Tensor:
         if nsamples < 1:
@@ -74,12 +72,10 @@ class SingleSaliency(AverageSaliency):
 
 def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     """d logit[target] / dx of each image of x [B,d,m,m], in its dtype."""
-    try:
-        prepared = prepared_of(model, x)
-    except UnservedError as error:
-        warnings.warn(f"a backward pass for each image, as in the published code: {error}", stacklevel=3)
-    else:
+    prepared = prepared_of(model, x)
+    if not isinstance(prepared, str):
         return prepared.value_and_grad(x, targets)[1].to(x.dtype)
+    warnings.warn(f"a backward pass for each image, as in the published code: {prepared}", stacklevel=3)
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
         outputs = model(x)
