@@ -1,10 +1,10 @@
-"""token_saliency at paper scale: of 20 noisy gradients an image, and of the package's mean gradients, one an image.
+"""token_saliency at paper scale: of mean gradients, as the package calls it, and of 20 noisy samples.
 
-`cortex_fast.token_saliency` calls the operator with at most 64 mean gradients [B,1,d,h,w], channels-last.
+The engine returns the mean gradients of up to 64 images at a time, N = 1. They are channels-last where the extractor
+begins with a convolution, contiguous where it does not.
 
-Floor: one read of the gradients. Those of 25 images (131 MB) exceed a last-level cache; those of 4 (21 MB) and the mean
-gradients of 64 (17 MB) may stay in it and then beat the floor, which is memory's. "one read" is torch's sum of the same
-gradients.
+Floor: one read of the gradients. The 20 samples of 25 images (131 MB) exceed a last-level cache; the means of 64 images
+(17 MB) may stay in one. "one read" is torch's sum of the same gradients.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from benchmarks.harness import IMPLS, SEED, Case, Sibling, compiled, max_error, 
 from benchmarks.machine import Floor
 from cortex_fast import ops
 
-TOLERANCE = 1e-6  # of means of 20 standard normals
+TOLERANCE = 1e-6  # of standard normals and their means
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """grads [B,N,d,m,m] and, in float64, the maxima over d of their mean over N, of magnitudes and signed: [B,m,m]."""
+    """grads [B,N,d,m,m] and, in float64, the maxima over d of their mean over N: [B,m,m], of magnitudes and signed."""
 
     grads: Tensor
     absmax: Tensor
@@ -81,21 +81,19 @@ def siblings() -> tuple[Sibling, ...]:
 
 
 def cases(quick: bool) -> list[Case]:
-    grid = (16, 8, 8) if quick else (256, 16, 16)
-    shapes = {"2 images": (2, 3), "2 means": (2, 1)}
-    if not quick:
-        shapes = {"25 images": (25, 20), "4 images": (4, 20), "64 means": (64, 1)}
+    image = (16, 8, 8) if quick else (256, 16, 16)
+    sizes = ((3, 1), (2, 3)) if quick else ((64, 1), (25, 20))
     return [
         Case(
             operator="token_saliency",
-            name=f"{name} {layout}",
-            sizes=f"{[*shape, *grid]} float32, {layout}",
-            floor=Floor(bytes=4 * torch.Size((*shape, *grid)).numel()),
-            data=partial(gradients, (*shape, *grid), layout == "channels-last"),
+            name=f"{batch} images, N {samples}, {layout}",
+            sizes=f"{[batch, samples, *image]} float32, {layout}",
+            floor=Floor(bytes=4 * torch.Size((batch, samples, *image)).numel()),
+            data=partial(gradients, (batch, samples, *image), layout == "channels-last"),
             siblings=siblings(),
         )
-        for name, shape in shapes.items()
-        for layout in ("contiguous", "channels-last")
+        for batch, samples in sizes
+        for layout in ("channels-last", "contiguous")
     ]
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.data.classes import Target, names_of, target_vector
-from cortex_fast.engine import MEMORY, Noise, Prepared, mean_gradients, module_of, prepare
-from cortex_fast.engine.adaptive import ROUND, settled_gradients
+from cortex_fast.engine import MEMORY, NoiseStream, Prepared, mean_gradients, module_of, prepare
+from cortex_fast.engine.adaptive import ROUND_SAMPLES, settled_gradients
 from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor
 from cortex_fast.explain.saliency_settings import Settings
 from cortex_fast.ops.concept_counts import top_positions
@@ -159,7 +159,7 @@ def _mean_gradients(
     if batch == 0:
         return
     check_classes(extractor, embedding[:1], targets)
-    stream = Noise(
+    stream = NoiseStream(
         sigma=_sigma(embedding, settings.alpha, settings.sigma_range),
         item_ids=items.to(embedding.device, torch.int64),
         seed=settings.seed,
@@ -171,10 +171,10 @@ def _mean_gradients(
 
 
 def _settled(
-    extractor: nn.Module | Prepared, embedding: Tensor, targets: Tensor, stream: Noise, settings: Settings
+    extractor: nn.Module | Prepared, embedding: Tensor, targets: Tensor, stream: NoiseStream, settings: Settings
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and their mean gradients as their top positions settle."""
-    prepared = prepare(extractor, embedding[:1], copies=len(embedding) * 4 * ROUND)
+    prepared = prepare(extractor, embedding[:1], copies=len(embedding) * 4 * ROUND_SAMPLES)
     for images, means, _ in settled_gradients(
         prepared, embedding, targets, stream,
         top_n=settings.top_n, reduction=settings.reduction, memory=settings.memory,
@@ -183,7 +183,7 @@ def _settled(
 
 
 def _averaged(
-    extractor: nn.Module | Prepared, embedding: Tensor, targets: Tensor, stream: Noise, settings: Settings
+    extractor: nn.Module | Prepared, embedding: Tensor, targets: Tensor, stream: NoiseStream, settings: Settings
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and their mean gradients over a fixed number of samples."""
     samples = range(int(settings.num_samples))
