@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cortex_fast import checks
-from cortex_fast.engine.prepared import PRECISIONS as ENGINE_PRECISIONS
+from cortex_fast.engine.preparing import PRECISIONS as ENGINE_PRECISIONS
 from cortex_fast.explain.recipes import OPTIMIZERS, STARTS
-from cortex_fast.explain.saliency import AUTO, NOISES, SIGMA_RANGES
+from cortex_fast.explain.saliency_settings import AUTO, NOISES, SIGMA_RANGES
 from cortex_fast.extractors.build import NAMES
 from cortex_fast.extractors.training import PRECISIONS
 from cortex_fast.ops.concept_counts import PER

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cortex_fast.data.results import digest_of_contents, save_result
 from cortex_fast.data.token_store import TokenStore
-from cortex_fast.explain.saliency import token_saliency
+from cortex_fast.explain import token_saliency
 from cortex_fast.ops.concept_counts import top_positions
 from cortex_fast.studies.shards import Shard, shards_of
 from cortex_fast.studies.study import SCORES, Study, plain

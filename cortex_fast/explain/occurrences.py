@@ -10,10 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Occurrences:
-    """Top positions of some images.
+    """Some images with their top positions.
 
-    tokens, positions int64 [n,top_n] and values float32 [n,top_n]: of each image its tokens at the positions of largest
-    TSV, largest first. labels int64 [n]: the images' concepts. first: the number of the first image.
+    Args:
+        tokens: int64 [n,p], each image's tokens.
+        positions: int64 [n,top_n], each image's positions of largest TSV, by falling TSV.
+        values: float [n,top_n], the TSVs there.
+        labels: int64 [n], the images' concepts.
+        first: the number of the first image among all.
     """
 
     tokens: Tensor
@@ -21,6 +25,11 @@ class Occurrences:
     values: Tensor
     labels: Tensor
     first: int
+
+    @property
+    def top_tokens(self) -> Tensor:
+        """int64 [n,top_n], the tokens at the top positions."""
+        return self.tokens.gather(1, self.positions)
 
 
 def add_counts(counts: Tensor, tokens: Tensor, labels: Tensor, per: str = "occurrence") -> None:
@@ -64,7 +73,7 @@ class Examples:
 
     def add(self, occurrences: Occurrences) -> None:
         """Take in some images, in any order."""
-        tokens, labels = occurrences.tokens.numpy(), occurrences.labels.numpy()
+        tokens, labels = occurrences.top_tokens.numpy(), occurrences.labels.numpy()
         rank = self._rank[labels[:, None], tokens]
         image, place = (rank >= 0).nonzero()
         group = labels[image].astype(np.int64) * self._ranks + rank[image, place]
