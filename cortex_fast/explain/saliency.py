@@ -142,6 +142,40 @@ def token_saliency(
     return tsv
 
 
+def tsv_of(
+    prepared: Prepared,
+    embedding: Tensor,
+    targets: Tensor,
+    item_ids: Tensor,
+    span: Tensor,
+    settings: Settings,
+    tick: Callable[[int], object] | None = None,
+) -> Tensor:
+    """`token_saliency` without checks, for inner loops over images whose extractor and codebook were checked before.
+
+    Args:
+        prepared: the prepared extractor.
+        embedding: E float [B,d,h,w].
+        targets: int64 [B], the images' classes.
+        item_ids: int64 [B], the images' items in the random stream.
+        span: float [B], max E - min E, see `sigma_range`.
+        settings: the settings; their `item_ids` are not used.
+        tick: called with the number of images done. Default None.
+
+    Returns:
+        At least float32 [B,h,w].
+    """
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    tsv = torch.empty((len(embedding), *embedding.shape[2:]), dtype=dtype, device=embedding.device)
+    stream = _stream(settings.alpha * span, item_ids, settings)
+    gradients = _settled if settings.auto else _averaged
+    for images, means in gradients(prepared, embedding, targets, stream, settings):
+        tsv[images] = ops.token_saliency(means[:, None], reduction=settings.reduction)
+        if tick is not None:
+            tick(len(means))
+    return tsv
+
+
 def _mean_gradients(
     extractor: nn.Module | Prepared, embedding: Tensor, target: Target, settings: Settings
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -159,13 +193,8 @@ def _mean_gradients(
     if batch == 0:
         return
     check_classes(extractor, embedding[:1], targets)
-    stream = NoiseStream(
-        sigma=_sigma(embedding, settings.alpha, settings.sigma_range),
-        item_ids=items.to(embedding.device, torch.int64),
-        seed=settings.seed,
-        shared=settings.noise == "shared",
-        antithetic=settings.antithetic,
-    )
+    span = _span(embedding, settings.sigma_range)
+    stream = _stream(settings.alpha * span, items.to(embedding.device, torch.int64), settings)
     gradients = _settled if settings.auto else _averaged
     yield from gradients(extractor, embedding, targets, stream, settings)
 
@@ -193,12 +222,23 @@ def _averaged(
         yield images[rows], means
 
 
-def _sigma(embedding: Tensor, alpha: float, sigma_range: str) -> Tensor:
-    """sigma [B] = alpha (max E - min E), of each image or of the batch."""
+def _stream(sigma: Tensor, item_ids: Tensor, settings: Settings) -> NoiseStream:
+    """The noise of images with these standard deviations [B] and items int64 [B]."""
+    return NoiseStream(
+        sigma=sigma,
+        item_ids=item_ids,
+        seed=settings.seed,
+        shared=settings.noise == "shared",
+        antithetic=settings.antithetic,
+    )
+
+
+def _span(embedding: Tensor, sigma_range: str) -> Tensor:
+    """max E - min E of each image or of the batch, [B]."""
     wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     flat = wide.flatten(1) if sigma_range == "sample" else wide.reshape(1, -1)
     low, high = flat.aminmax(dim=1)
-    return (alpha * (high - low)).expand(embedding.shape[0])
+    return (high - low).expand(embedding.shape[0])
 
 
 def top_tokens(tsv: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:

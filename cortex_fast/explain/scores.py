@@ -1,6 +1,7 @@
 """Scores of a whole data set's tokens, with a fingerprint of what they were computed from."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing_extensions import Unpack
 from cortex_fast import checks
 from cortex_fast.data import digests
 from cortex_fast.data.results import read_result, save_result
-from cortex_fast.data.token_store import TokenStore
-from cortex_fast.engine import Prepared, prepare
-from cortex_fast.explain.arguments import check_extractor
+from cortex_fast.data.token_store import TokenStore, gather, taken
+from cortex_fast.engine import Prepared, module_of, prepare
+from cortex_fast.explain.arguments import check_classes, check_extractor
 from cortex_fast.explain.fingerprints import VERSIONS, about_extractor
-from cortex_fast.explain.saliency import token_saliency
+from cortex_fast.explain.saliency import tsv_of
 from cortex_fast.explain.saliency_settings import ScoreSettings, Settings
 
 _KIND = "Saliency"
@@ -107,22 +108,81 @@ def score_tokens(
         TypeError, ValueError: as `token_saliency`, and for an unknown setting. The message names the argument.
     """
     batch_size, checked = checks.whole("batch_size", batch_size, 1), _checked(settings)
-    device = dataset.codebook.device
     dtype = torch.promote_types(dataset.codebook.dtype, torch.float32)
     tsv = torch.empty(dataset.tokens.shape, dtype=dtype)
-    if len(dataset) and not isinstance(extractor, Prepared):
-        check_extractor(extractor, codebook=dataset.codebook)
-        samples = _EXPECTED_SAMPLES if checked.auto else int(checked.num_samples)
-        extractor = prepare(extractor, dataset.embedding(slice(0, 1)), copies=len(dataset) * samples)
-    fingerprint = _fingerprint(extractor, dataset, checked, batch_size)
+    if not len(dataset):
+        return Scores(tsv, _fingerprint(extractor, dataset, checked, batch_size))
+    prepared = prepared_for(extractor, dataset, checked)
+    fingerprint = _fingerprint(prepared, dataset, checked, batch_size)
+    codes = code_ranges(dataset.codebook)
     with tqdm(total=len(dataset), desc=description, unit="image", disable=not progress) as bar:
         for rows in dataset.batches(batch_size):
-            items = torch.arange(rows.start, rows.stop, device=device)
-            labels = dataset.labels[rows].to(device)
-            tsv[rows] = token_saliency(
-                extractor, dataset.embedding(rows), labels, item_ids=items, tick=bar.update, **settings
-            ).cpu()
+            tsv[rows] = tsv_of_rows(prepared, dataset, rows, codes, checked, tick=bar.update).cpu()
     return Scores(tsv, fingerprint)
+
+
+def prepared_for(
+    extractor: nn.Module | Prepared, dataset: TokenStore, settings: Settings, *, precision: str = "float32"
+) -> Prepared:
+    """An extractor checked against a data set once, and prepared to score all of it.
+
+    Args:
+        extractor: eval-mode module on the codebook's device, or one that is prepared.
+        dataset: at least one image.
+        settings: how the images will be scored.
+        precision: of the extractor's passes, see `prepare`. Default "float32".
+
+    Returns:
+        The prepared extractor.
+
+    Raises:
+        TypeError, ValueError: the extractor does not fit the images, or a label is outside its classes.
+    """
+    check_extractor(module_of(extractor), codebook=dataset.codebook)
+    if settings.auto:
+        checks.whole("top_n", settings.top_n, 1, dataset.tokens.shape[1:].numel())
+    sample = dataset.embedding(slice(0, 1))
+    samples = _EXPECTED_SAMPLES if settings.auto else int(settings.num_samples)
+    prepared = prepare(extractor, sample, precision=precision, copies=len(dataset) * samples)
+    check_classes(prepared, sample, dataset.labels)
+    return prepared
+
+
+def code_ranges(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest component of each code, at least float32 [K]: what an image's range is found from."""
+    return codebook.to(torch.promote_types(codebook.dtype, torch.float32)).aminmax(dim=1)
+
+
+def tsv_of_rows(
+    prepared: Prepared,
+    dataset: TokenStore,
+    rows: slice,
+    codes: tuple[Tensor, Tensor],
+    settings: Settings,
+    tick: Callable[[int], object] | None = None,
+) -> Tensor:
+    """TSV of some consecutive images of a data set, without checks; an image's item is its index.
+
+    Args:
+        prepared: what `prepared_for` returned.
+        dataset: the data set.
+        rows: the images.
+        codes: what `code_ranges` returned for its codebook.
+        settings: how they are scored.
+        tick: called with the number of images done. Default None.
+
+    Returns:
+        At least float32 [n,h,w] on the codebook's device.
+    """
+    device = dataset.codebook.device
+    tokens = taken(dataset.tokens, rows).to(device).long()
+    low, high = (code[tokens].flatten(1) for code in codes)
+    low, high = low.amin(dim=1), high.amax(dim=1)
+    if settings.sigma_range == "batch":
+        low, high = low.amin().expand(len(tokens)), high.amax().expand(len(tokens))
+    items = torch.arange(rows.start, rows.stop, device=device)
+    embedding = gather(tokens, dataset.codebook)
+    return tsv_of(prepared, embedding, dataset.labels[rows].to(device), items, high - low, settings, tick)
 
 
 def _checked(settings: ScoreSettings) -> Settings:

@@ -1,17 +1,19 @@
 """A study: one folder with all that is known about one generative model's concepts, and the way there."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cortex_fast import checks
 from cortex_fast.data import digests
 from cortex_fast.data.token_store import TokenStore
-from cortex_fast.engine import MEMORY, Prepared, prepare
+from cortex_fast.engine import MEMORY, Prepared
+from cortex_fast.explain.saliency_settings import Settings
+from cortex_fast.explain.scores import prepared_for
 from cortex_fast.extractors import load_extractor
 from cortex_fast.studies.settings import StudySettings
 from cortex_fast.studies.sources import Source, open_source
@@ -20,7 +22,6 @@ from cortex_fast.studies.workers import Workers
 
 FILE = "study.toml"
 SCORES = "ScoreShard"  # the kind of a scores' file
-_SAMPLES_OF_AUTO = 100  # about, where an image's number of samples is found out
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,22 +107,31 @@ class Study:
     def _prepared(self) -> dict[str, Prepared]:
         return {}
 
-    def prepared(self, name: str, sample: Tensor, images: int) -> Prepared:
-        """An extractor made ready to score about so many images; once a process.
+    def prepared(self, name: str, images: TokenStore) -> Prepared:
+        """An extractor prepared to score a data set; once a process, with the graphs that it keeps.
 
         Args:
             name: of [extractors].
-            sample: float32 [1,d,h,w], an image to try it on.
-            images: how many will be scored.
+            images: the data set, on this process's device.
         Returns:
-            The prepared extractor, whose graphs live as long as this study.
+            The prepared extractor.
         """
         if name not in self._prepared:
-            samples = self.settings.scoring.num_samples
-            copies = images * (samples if isinstance(samples, int) else _SAMPLES_OF_AUTO)
             precision = self.settings.run.precision
-            self._prepared[name] = prepare(self.extractor(name), sample, precision=precision, copies=copies)
+            extractor = self.extractor(name)
+            self._prepared[name] = prepared_for(extractor, images, self.saliency_settings, precision=precision)
         return self._prepared[name]
+
+    @property
+    def saliency_settings(self) -> Settings:
+        """[scoring] as `token_saliency` takes it."""
+        values = plain(self.settings.scoring, "maps")
+        return Settings(**values, memory=self.memory, top_n=self.settings.concepts.top_n)
+
+    def on_device(self, images: TokenStore) -> TokenStore:
+        """The same images with the codebook in float32 on this process's device, where E is gathered."""
+        codebook = images.codebook.to(self.device, torch.float32)
+        return images if codebook is images.codebook else replace(images, codebook=codebook)
 
     def name_of_extractor(self, setting: str) -> str:
         """The extractor that [selection] or [edits] names; the first where it names none."""

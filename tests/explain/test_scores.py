@@ -110,12 +110,12 @@ def test_what_changes_no_score_changes_no_fingerprint(change):
 def test_auto_compares_the_top_n_of_the_explanation(monkeypatch):
     asked = []
 
-    def spy(*arguments, top_n, **settings):
-        asked.append(top_n)
-        return real(*arguments, top_n=top_n, **settings)
+    def spy(*arguments, **named):
+        asked.append(arguments[5].top_n)
+        return real(*arguments, **named)
 
-    real = scores.token_saliency
-    monkeypatch.setattr(scores, "token_saliency", spy)
+    real = scores.tsv_of
+    monkeypatch.setattr(scores, "tsv_of", spy)
     got = concepts_of(num_samples="auto")  # 16 positions: the default of 20 would be refused
     assert asked == [4] and got.fingerprint["saliency"]["top_n"] == "4"
     assert "top_n" not in concepts_of().fingerprint["saliency"]

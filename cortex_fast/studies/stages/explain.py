@@ -1,4 +1,4 @@
-"""Each class's tokens from the scores (eq. 6): concepts/NAME.safetensors and concepts.csv."""
+"""Each class's tokens from the scores (eq. 6): concepts/NAME.safetensors and NAME.csv."""
 
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from cortex_fast.explain.concepts import concepts_of
 from cortex_fast.explain.occurrences import Occurrences, add_counts
 from cortex_fast.studies.shards import Shard, shards_of
 from cortex_fast.studies.study import SCORES, Study, plain
+from cortex_fast.studies.tables import write_csv
 from cortex_fast.studies.tasks import ENTRY, Phase, Task
 
 _KIND = "ConceptExplanations"
@@ -45,7 +46,7 @@ def _explain(study: Study, name: str, images: TokenStore, path: Path, inputs: di
     for shard in shards:
         occurrences = _occurrences(images, shard)
         add_counts(counts, occurrences.top_tokens, occurrences.labels, concepts.per)
-    concepts_of(
+    result = concepts_of(
         counts,
         lambda: (_occurrences(images, shard) for shard in shards),
         names=tuple(images.names),
@@ -54,7 +55,9 @@ def _explain(study: Study, name: str, images: TokenStore, path: Path, inputs: di
         per=concepts.per,
         examples=concepts.examples,
         fingerprint={ENTRY: inputs},
-    ).save(path)
+    )
+    write_csv(path.with_suffix(".csv"), {name: result})
+    result.save(path)  # last: it stands for both
 
 
 def _occurrences(images: TokenStore, shard: Shard) -> Occurrences:

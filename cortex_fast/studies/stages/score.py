@@ -4,11 +4,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cortex_fast.data.results import digest_of_contents, save_result
 from cortex_fast.data.token_store import TokenStore
-from cortex_fast.explain import token_saliency
+from cortex_fast.explain.scores import code_ranges, tsv_of_rows
 from cortex_fast.ops.concept_counts import top_positions
 from cortex_fast.studies.shards import Shard, shards_of
 from cortex_fast.studies.study import SCORES, Study, plain
@@ -21,7 +20,7 @@ def phases(study: Study) -> list[Phase]:
 
 
 def _tasks(study: Study, name: str) -> list[Task]:
-    images = study.split("train")
+    images = study.on_device(study.split("train"))
     inputs = {
         "scoring": plain(study.settings.scoring),
         "top_n": study.settings.concepts.top_n,
@@ -40,34 +39,18 @@ def _tasks(study: Study, name: str) -> list[Task]:
 
 def _score(study: Study, name: str, images: TokenStore, shard: Shard, inputs: dict[str, Any]) -> None:
     """Positions uint16 [n,top_n] of largest TSV, their TSVs float32 [n,top_n], and where wanted whole maps [n,h,w]."""
-    tsv = torch.cat([_tsv(study, name, images, rows) for rows in _batches(shard, study.settings.run.batch_size)])
-    positions = top_positions(tsv, study.settings.concepts.top_n)
-    tensors = {"positions": positions.to(torch.uint16), "values": tsv.flatten(1).gather(1, positions)}
-    if study.settings.scoring.maps:
+    scoring, top_n = study.settings.scoring, study.settings.concepts.top_n
+    prepared, settings = study.prepared(name, images), study.saliency_settings
+    codes, positions, maps = code_ranges(images.codebook), [], []
+    for rows in _batches(shard, study.settings.run.batch_size):
+        maps.append(tsv_of_rows(prepared, images, rows, codes, settings))
+        positions.append(top_positions(maps[-1], top_n))
+    tsv, places = torch.cat(maps), torch.cat(positions)
+    tensors = {"positions": places.to(torch.uint16), "values": tsv.flatten(1).gather(1, places)}
+    if scoring.maps:
         tensors["tsv"] = tsv
     save_result(shard.path, SCORES, tensors, {"fingerprint": {ENTRY: inputs}})
 
 
 def _batches(shard: Shard, size: int) -> list[slice]:
     return [slice(first, min(first + size, shard.stop)) for first in range(shard.first, shard.stop, size)]
-
-
-def _tsv(study: Study, name: str, images: TokenStore, rows: slice) -> Tensor:
-    """TSV [n,h,w] of some images. An image's noise is fixed by its number among all."""
-    scoring, device = study.settings.scoring, study.device
-    embedding = images.select(rows).embedding(slice(None)).to(device, torch.float32)
-    return token_saliency(
-        study.prepared(name, embedding[:1], len(images)),
-        embedding,
-        images.labels[rows].to(device),
-        reduction=scoring.reduction,
-        num_samples=scoring.num_samples,
-        alpha=scoring.alpha,
-        sigma_range=scoring.sigma_range,
-        noise=scoring.noise,
-        seed=scoring.seed,
-        item_ids=torch.arange(rows.start, rows.stop, device=device),
-        antithetic=scoring.antithetic,
-        memory=study.memory,
-        top_n=study.settings.concepts.top_n,
-    )
