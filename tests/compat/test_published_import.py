@@ -16,6 +16,7 @@ from cortex_fast.compat.published_data import (
     import_embeddings,
     read_codebook,
 )
+from cortex_fast.compat.published_data.embeddings import check_embeddings
 from cortex_fast.compat.published_data.pickles import read_token_lists
 from cortex_fast.vqgm import CheckpointError
 from tests.compat.published_files import CHANNELS, CODES, SIDE, codebook, files, write_data
@@ -121,6 +122,24 @@ def change(path, by: float) -> None:
     array = np.load(path)
     array[CHANNELS - 1, SIDE - 1, SIDE - 1] += by
     np.save(path, array)
+
+
+def test_every_embedding_is_compared_whatever_stands_beside_it(tmp_path):
+    tokens = torch.from_numpy(write_data(tmp_path, images=40)).view(40, SIDE, SIDE)
+    names = [f"{row % 3}_{row}.npy" for row in range(40)]
+    errors = {row: 0.25 * 2.0**-row for row in range(0, 40, 3)}
+    for row, error in errors.items():
+        np.save(tmp_path / "train" / names[row], np.full((CHANNELS, SIDE, SIDE), error, np.float32))
+    (tmp_path / "train" / names[20]).unlink()
+    os.truncate(tmp_path / "train" / names[37], 7)
+    zeros = torch.zeros_like(C)
+    for row in set(range(40)) - errors.keys() - {20, 37}:
+        np.save(tmp_path / "train" / names[row], np.zeros((CHANNELS, SIDE, SIDE), np.float32))
+    reasons, largest = check_embeddings(tmp_path / "train", names, tokens, zeros, tolerance=2.0**-20)
+    bad = {row for row, error in errors.items() if error > 2.0**-20} | {20, 37}
+    assert {row for row, reason in enumerate(reasons) if reason is not None} == bad
+    assert largest == max(error for error in errors.values() if error <= 2.0**-20)
+    assert "No such file" in reasons[20] and "whole .npy" in reasons[37] and "by 0.25" in reasons[0]
 
 
 @pytest.mark.parametrize("how", BREAK)
@@ -345,7 +364,7 @@ def test_an_export_killed_between_its_renames_is_finished_by_the_next(split, fol
     assert {path: path.stat().st_mtime_ns for path in embeddings.iterdir()} == before and not hidden(back)
     export_embeddings(store, tmp_path / "straight", split=split)
     assert files(back) == files(tmp_path / "straight")
-    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: is there already"):
+    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: exists already"):
         export_embeddings(store, back, split=split)
 
 
@@ -370,7 +389,7 @@ def test_a_folder_that_is_not_what_an_export_left_is_refused_and_kept(change, fo
         store = tmp_path / "o"
         import_embeddings(tmp_path / "other", store, codebook=C)
     before = files(back / "train")
-    with pytest.raises(FileExistsError, match="train: is there already; nothing is written over it"):
+    with pytest.raises(FileExistsError, match="train: exists already; nothing is written over it"):
         export_embeddings(store, back)
     assert files(back / "train") == before and not (back / "train_embeddings.csv").exists()
 
