@@ -124,7 +124,7 @@ def test_captum_computes_what_the_engine_cannot_serve():
         tunnel.attribute(x, target=1, normals=normals())
 
 
-def test_any_change_of_a_model_prepares_it_anew():
+def test_any_change_of_a_model_prepares_it_again():
     model, x = tiny("ce"), embedding()
     tunnel = NoiseTunnel(Saliency(model))
 

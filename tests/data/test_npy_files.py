@@ -56,7 +56,7 @@ def test_anything_else_is_not_read(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX has these")
-def test_what_is_no_regular_file_is_not_read_and_nobody_waits_for_it(tmp_path, monkeypatch):
+def test_only_regular_files_are_read_without_waiting_for_others(tmp_path, monkeypatch):
     values = random(5)
     paths = save(tmp_path, values)
     Path(paths[0]).rename(tmp_path / "0")
