@@ -85,9 +85,7 @@ def _whole(folder: Path, expected: dict[str, bytes]) -> bool:
     "run", [demo, training, training_without_validation, importing, sampling, selecting], ids=lambda run: run.__name__
 )
 def test_killed_at_random_moments(run, tmp_path):
-    processes = multiprocessing.get_context(
-        "forkserver"
-    )  # forks a process that has imported everything and run nothing
+    processes = multiprocessing.get_context("forkserver")  # from a process that has only imported
     processes.set_forkserver_preload(["tests.test_kills", "torch._dynamo"])  # which torch.optim imports
     inputs, undisturbed, folder = tmp_path / "inputs", tmp_path / "undisturbed", tmp_path / "killed"
     if run is importing:

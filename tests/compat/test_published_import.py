@@ -151,7 +151,7 @@ def test_a_bad_row_is_reported_with_file_and_line_and_skipped_on_request(how, fo
         import_embeddings(folder, out, codebook=C)
     assert not out.parent.exists()
     done = import_embeddings(folder, out, codebook=C, skip_bad=True)
-    assert done.written == 6 and [one.line for one in done.bad] == [line]
+    assert done.written == 6 and [row.line for row in done.bad] == [line]
     store = TokenStore.load(out)
     assert len(store) == 6 and store.fingerprint["skipped"] == 1
     assert store.fingerprint["skipped_rows"][0].startswith(f"line {line}: ")

@@ -89,7 +89,7 @@ def test_token_search_finds_the_codes_that_a_linear_extractor_likes_best():
     P, tokens, mask, free = start(model)
     torch.manual_seed(0)
     logits, embedding, index, best = generate_max_activation_image_token(
-        *(model, 2, "cpu", P, mask, codebook, quantised, {"judge": Judge()}, 0, tokens.numpy()), num_steps=600, lr=0.3
+        model, 2, "cpu", P, mask, codebook, quantised, {"judge": Judge()}, 0, tokens.numpy(), num_steps=600, lr=0.3
     )
     weight = model.weight.detach()[2].view(D, -1)[:, free]  # [d, 4]
     expected = (codebook.detach() @ weight).argmax(dim=0)
