@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy cortex_fast
+	$(BIN)/python tools/layers.py
+	$(BIN)/python tools/duplicates.py
+	$(BIN)/python tools/long_calls.py
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 bench: $(STAMP)
