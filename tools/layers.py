@@ -111,13 +111,13 @@ def floor_faults(item: Import, root: Path) -> Iterator[str]:
 
 def circles(imports: list[Import]) -> Iterator[list[Import]]:
     """A circle of imports through every import that closes one in a walk of the files, depth first."""
-    edges: dict[Path, list[Import]] = {}
+    edges: dict[Path, dict[Path, Import]] = {}
     for item in imports:
-        edges.setdefault(item.file, []).append(item)
+        edges.setdefault(item.file, {}).setdefault(item.target, item)
     finished: set[Path] = set()
 
     def walk(file: Path, way: list[Import]) -> Iterator[list[Import]]:
-        for item in edges.get(file, []):
+        for item in edges.get(file, {}).values():
             route = [*way, item]
             starts = [position for position, step in enumerate(route) if step.file == item.target]
             if starts:
