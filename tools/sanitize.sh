@@ -2,7 +2,7 @@
 # The native core under AddressSanitizer and UndefinedBehaviorSanitizer: built apart from the normal one, in
 # build/sanitize, and run by the operators' tests; the first report of either ends it. Run by `make sanitize`.
 #
-# ThreadSanitizer is left out: libgomp is not instrumented, so that it reports every parallel region (docs/performance.md).
+# ThreadSanitizer is left out: libgomp is not instrumented, so that it would report every parallel region.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
