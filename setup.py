@@ -53,7 +53,7 @@ class CMakeBuild(build_ext):
         folder = build_folder()
         cuda = os.environ.get("CORTEX_FAST_CUDA", "auto")
         program = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
-        # Set in each build: an isolated environment has a new path each time, and CMake's cache would hold the last one.
+        # Set in each build: an isolated environment has a new path each time, and CMake would go on using the last one.
         definitions = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
