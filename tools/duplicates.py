@@ -17,7 +17,7 @@ from pathlib import Path
 
 LINES = 12
 
-# (place, place): why both stay. A place is file:function; * stands for any text.
+# (place, place): why both stay. A place is file:function, of a signature file:function(...); * stands for any text.
 ALIKE: dict[tuple[str, str], str] = {}
 
 
@@ -91,7 +91,7 @@ def suites_of(file: Path, root: Path) -> Iterator[list[Statement]]:
     def signature(node: ast.FunctionDef, function: str) -> Statement:
         first, end = node.lineno, node.body[0].lineno
         names = tuple(argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg))
-        return Statement(file.relative_to(root), function, first, end - 1, end - first, names)
+        return Statement(file.relative_to(root), f"{function}(...)", first, end - 1, end - first, names)
 
     def walk(node: ast.AST, function: str) -> Iterator[list[Statement]]:
         if isinstance(node, ast.FunctionDef):

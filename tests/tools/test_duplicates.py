@@ -52,7 +52,7 @@ def test_signatures(tmp_path):
     root = write(tmp_path, a=[*signature("f", *names), "    pass"], b=[*signature("g", *names), "    return 0"])
     write(root, c=[*signature("f", *[f"other{name}" for name in names]), "    raise ValueError"])
     (fault,) = duplicates.faults_of(root)
-    assert fault.startswith("cortex_fast/a.py:1-14 (f) and cortex_fast/b.py:1-14 (g) are alike for 14 lines")
+    assert fault.startswith("cortex_fast/a.py:1-14 (f(...)) and cortex_fast/b.py:1-14 (g(...)) are alike for 14 lines")
 
 
 def test_calls(tmp_path):
