@@ -84,7 +84,7 @@ def started(calls: list[str]) -> Worker:
     return Worker(calls, process, reports, since=time.monotonic())
 
 
-def told(call: str, text: str) -> None:
+def report(call: str, text: str) -> None:
     lines = text.strip().replace("\n", "\n  ")
     print(f'{call}: again by python tools/fuzz.py --replay "{call}"\n  {lines}\n', flush=True)
 
@@ -92,7 +92,7 @@ def told(call: str, text: str) -> None:
 def findings(calls: list[str], processes: int) -> int:
     """Print what these calls find; how much it was."""
     parts = [calls[start : start + AT_ONCE] for start in range(0, len(calls), AT_ONCE)]
-    found, workers = 0, []
+    count, workers = 0, []
     while parts or workers:
         while parts and len(workers) < processes:
             workers.append(started(parts.pop()))
@@ -106,17 +106,17 @@ def findings(calls: list[str], processes: int) -> int:
                     workers.remove(worker)
                     worker.process.join()
                     if worker.process.exitcode:
-                        found += 1
-                        told(worker.calls[worker.begun - 1], f"the process ended with {worker.process.exitcode}")
+                        count += 1
+                        report(worker.calls[worker.begun - 1], f"the process ended with {worker.process.exitcode}")
                         parts.append(worker.calls[worker.begun :])
                 else:
                     worker.begun += text is None
                     if text is not None:
-                        found += 1
-                        told(worker.calls[worker.begun - 1], text)
+                        count += 1
+                        report(worker.calls[worker.begun - 1], text)
             elif time.monotonic() - worker.since > PATIENCE:
                 worker.process.kill()
-    return found
+    return count
 
 
 def main() -> int:
@@ -140,9 +140,9 @@ def main() -> int:
         if wanted is None or operator in wanted
         for seed in range(options.first, options.first + options.calls)
     ]
-    found = findings(calls, options.processes)
-    print(f"{len(calls)} calls, {found} findings")
-    return 1 if found else 0
+    count = findings(calls, options.processes)
+    print(f"{len(calls)} calls, {count} findings")
+    return 1 if count else 0
 
 
 if __name__ == "__main__":
