@@ -1,4 +1,4 @@
-"""What a result is held to: the definition in float64, within the rounding that a float32 one has."""
+"""Comparison of a result with the definition in float64, within the rounding of the definition in float32."""
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ def same(name: str, got: Tensor, expected: Tensor) -> None:
 
 
 def close(name: str, got: Tensor, exact: Tensor, rough: Tensor, allowed: Tensor | float) -> None:
-    """got within `allowed` of `exact` float64, or within twice of where `rough`, float32's own result, is.
+    """Expect `got` within `allowed` plus twice the error of `rough`, the float32 result, of `exact` in float64.
 
-    What is not finite in `exact` is the same infinity or NaN, or what it is in `rough`, whose sums may overflow.
+    Where `exact` is infinite or NaN, or `rough` is (its sums may overflow), `got` may equal either.
     """
     expect(got.shape == exact.shape, f"{name}: shape {list(got.shape)}, expected {list(exact.shape)}")
     got64, rough64 = plain(got).double(), plain(rough).double()
@@ -51,7 +51,7 @@ def _first(flags: Tensor) -> tuple[int, ...]:
 
 
 class Unchanged:
-    """The operators change none of their arguments, but what a step is to change."""
+    """Copies of arguments, to check that an operator has not changed them."""
 
     def __init__(self, **tensors: Tensor | None) -> None:
         self._copies = {name: (tensor, plain(tensor)) for name, tensor in tensors.items() if tensor is not None}
