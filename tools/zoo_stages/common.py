@@ -1,4 +1,4 @@
-"""Shared by the training stages: the work folder, composites, resuming, and a learning-rate schedule."""
+"""What every training stage shares: whole files or none, resuming, and a learning-rate schedule."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from cortex_fast.data.results import replace_whole
 from cortex_fast.zoo.composites import make_composites
 
-CHUNK = 500  # composites of a task
+CHUNK = 500  # composites made by one task
 
 
 @dataclass(frozen=True)
 class Work:
-    """`folder` holds every stage's product and their seconds. `quick` shrinks all sizes to a hundredth."""
+    """`folder` keeps every stage's product; `seconds` of a stage are written beside it. `quick` shrinks all sizes."""
 
     folder: Path
     quick: bool
@@ -30,20 +30,20 @@ class Work:
 
 
 def add_seconds(work: Work, stage: str, seconds: float) -> None:
-    """Add the duration of a run to the total of its stage."""
+    """Keep how long each stage took, over all runs that it needed."""
     path = work.folder / "seconds.json"
-    totals = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    totals[stage] = totals.get(stage, 0.0) + seconds
-    replace_whole(path, lambda file: file.write_text(json.dumps(totals, indent=1), "utf-8"))
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept[stage] = kept.get(stage, 0.0) + seconds
+    replace_whole(path, lambda file: file.write_text(json.dumps(kept, indent=1), "utf-8"))
 
 
 def _images_and_labels(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    drawn = make_composites(*task)
-    return drawn.images, drawn.labels
+    made = make_composites(*task)
+    return made.images, made.labels
 
 
 def composites(work: Work, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` composites of a split (images uint8 [n,64,64,3], labels [n]), drawn on all cores and stored."""
+    """The first `count` composites of a split (images uint8 [n,64,64,3], labels [n]), made on all cores and kept."""
     path = work.folder / f"composites-{split}-{count}.npz"
     if not path.exists():
         tasks = [(split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
@@ -71,9 +71,9 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
 def resumable_steps(
     work: Work, stage: str, steps: int, state: dict[str, nn.Module | torch.optim.Optimizer], every: int = 200
 ) -> Iterator[int]:
-    """Yield the remaining step numbers. `state` is restored first, saved every `every` steps and deleted at the end.
+    """Yield the step numbers still to do. `state` is restored first, and saved every so often and dropped at the end.
 
-    Each step must seed its random numbers with its step number, so that a resumed run equals an uninterrupted one.
+    Each step must draw its randomness from its own number, so that a resumed run equals an uninterrupted one.
     """
     path = work.folder / f"{stage}.resume.pt"
     first = 0
@@ -88,7 +88,7 @@ def resumable_steps(
         yield step
         if (step + 1) % every == 0 and step + 1 < steps:
             parts = {name: part.state_dict() for name, part in state.items()}
-            replace_whole(path, lambda file, at=step + 1, states=parts: torch.save({"step": at, **states}, file))
+            replace_whole(path, lambda file, at=step + 1, kept=parts: torch.save({"step": at, **kept}, file))
         if (step + 1) % 50 == 0:
             print(
                 f"{stage}: step {step + 1}/{steps}, {(time.time() - began) / (step + 1 - first):.2f} s a step",

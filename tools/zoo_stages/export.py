@@ -1,4 +1,4 @@
-"""Stage 5: write the weights into the package in half precision, and the model card with figures measured on them."""
+"""Stage 5: the weights into the package, in half precision, and the model card with figures measured on those."""
 
 import json
 import platform
@@ -66,7 +66,7 @@ def measure(work: Work, folder: Path) -> dict[str, float]:
 
 
 def export(work: Work) -> None:
-    """Write the weights and the card into the package, or into the work folder with --quick."""
+    """Write the package's weights and its card; with --quick, into the work folder instead."""
     folder = work.folder / "weights" if work.quick else zoo.FOLDER
     write_package(work, folder)
     figures = measure(work, folder)
@@ -80,7 +80,7 @@ def _card(figures: dict[str, float], times: dict[str, float]) -> str:
     seconds = "\n".join(f"| {name} | {value / 60:.0f} |" for name, value in times.items())
     ce, re = (extractors.CONFIGS[name]["width"] for name in ("ce", "re"))
     sampling = f"temperature {prior.SAMPLING['temperature']}, top-k {prior.SAMPLING['top_k']}"
-    composites, sampled, held_out = (f"{n:,}" for n in (tokenizer.IMAGES, prior.TRAIN_SAMPLES, prior.TEST_SAMPLES))
+    seen, made, judged = (f"{n:,}" for n in (tokenizer.IMAGES, prior.TRAIN_SAMPLES, prior.TEST_SAMPLES))
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return f"""# The bundled model
 
@@ -90,8 +90,8 @@ Made for demonstrations and tests of cortex-fast; it knows nothing of the world 
 
 Data: composites of bundled sprites (NOTICE) on generated backgrounds; `cortex_fast.zoo.composites`. Splits share the
 sprites and differ in everything else (background, place, size, turn, flip), so "held-out" means new composites, not new
-drawings. The tokenizer and the judges saw {composites} training composites, the prior the same through the tokenizer.
-The extractors saw {sampled} images sampled from the prior ({sampling}) and are measured on {held_out} others.
+drawings. The tokenizer and the judges saw {seen} training composites, the prior the same through the tokenizer.
+The extractors saw {made} images sampled from the prior ({sampling}) and are measured on {judged} others.
 
 | measured on the shipped float16 weights | |
 |---|---|

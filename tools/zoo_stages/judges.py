@@ -38,14 +38,14 @@ def train(work: Work) -> dict[str, nn.Module]:
         if path.exists():
             judge.load_state_dict(load_file(path))
         else:
-            _train_judge(work, name, judge)
+            _train_one(work, name, judge)
             weights = {key: tensor.contiguous() for key, tensor in judge.state_dict().items()}
             replace_whole(path, lambda file, weights=weights: save_file(weights, file))
         trained[name] = judge.eval()
     return trained
 
 
-def _train_judge(work: Work, name: str, judge: nn.Module) -> None:
+def _train_one(work: Work, name: str, judge: nn.Module) -> None:
     images, labels = composites(work, "train", work.size(IMAGES))
     truth = torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=0.02)

@@ -87,7 +87,7 @@ def train(work: Work) -> VQModel:
     average = CodebookAverage(*codebook.shape)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.95))
     steps, free_steps = work.size(STEPS), work.size(FREE_STEPS)
-    latents: list[Tensor] = []
+    kept: list[Tensor] = []
     for step in resumable_steps(work, "tokenizer", steps, {"model": model, "average": average, "optimizer": optimizer}):
         for group in optimizer.param_groups:
             group["lr"] = cosine(step, steps, 1.5e-3)
@@ -96,10 +96,10 @@ def train(work: Work) -> VQModel:
         flat = latents.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
         if step < free_steps:
             loss = _loss(model.decode(latents), target) + 0.01 * flat.square().mean()
-            latents.append(flat.detach()[torch.randperm(len(flat))[:2000]])
+            kept.append(flat.detach()[torch.randperm(len(flat))[:2000]])
             if step == free_steps - 1:
-                average.start(codebook, torch.cat(latents[-16:]))
-                latents.clear()
+                average.start(codebook, torch.cat(kept[-16:]))
+                kept.clear()
         else:
             tokens = torch.cdist(flat.detach(), codebook).argmin(1)
             quantised = F.embedding(tokens, codebook)
