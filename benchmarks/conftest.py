@@ -1,4 +1,4 @@
-"""Options and fixtures of the benchmarks, and the figures that need a whole session's timings."""
+"""Options, what benchmarks share, and the figures that need a whole session's timings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ UNAVAILABLE = pytest.StashKey[list[dict[str, str]]]()
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """A turn of a sibling, counted from 0. Compared by identity: pytest would group the tests of equal turns."""
+    """One turn of a sibling, counted from 0. Equal to itself alone: pytest would put equal ones' tests together."""
 
     sibling: Sibling
     number: int
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Results shared by a case's tests: its validated siblings by name, and its floor in seconds by turn."""
+class Known:
+    """What a case's tests have found: its siblings, once validated, by name; its floor in seconds, by turn."""
 
     validated: dict[str, Validated]
     floors: dict[int, float]
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each turn of each sibling of each of its module's `cases(quick)`.
 
-    A case's siblings take turns, so that a drift of the machine's speed affects them all.
+    A case's siblings take turns, so that a drift of the machine's speed meets them all.
     """
     if "turn" in metafunc.fixturenames:
         numbers = range(metafunc.config.getoption("turns"))
@@ -65,27 +65,21 @@ def _rates(pytestconfig: pytest.Config, device: torch.device) -> None:
 
 @pytest.fixture(scope="module")
 def data(case: Case, device: torch.device) -> Any:
-    """The input of all siblings of a case, freed before the next case's."""
+    """Made once for all siblings of a case, and freed before the next case's."""
     return case.data(device)
 
 
 @pytest.fixture(scope="module")
-def progress(case: Case) -> Progress:
+def known(case: Case) -> Known:
     """Filled by the case's tests."""
-    return Progress({}, {})
+    return Known({}, {})
 
 
 @pytest.fixture
 def measure(
-    pytestconfig: pytest.Config,
-    benchmark: Any,
-    case: Case,
-    turn: Turn,
-    data: Any,
-    progress: Progress,
-    device: torch.device,
+    pytestconfig: pytest.Config, benchmark: Any, case: Case, turn: Turn, data: Any, known: Known, device: torch.device
 ) -> Callable[[], None]:
-    """Validate the sibling and time one turn of it, or skip it with its reason."""
+    """Validates the sibling, and times one turn of it; or skips it with its reason."""
 
     def measure_or_skip() -> None:
         sibling = turn.sibling
@@ -95,11 +89,11 @@ def measure(
                 about = {"group": case.group, "sibling": sibling.name, "reason": reason}
                 pytestconfig.stash[UNAVAILABLE].append(about)
             pytest.skip(reason)
-        if sibling.name not in progress.validated:
-            progress.validated[sibling.name] = harness.validate(case, sibling, data)
-        if turn.number not in progress.floors:
-            progress.floors[turn.number] = machine.floor_seconds(case.floor, device)
-        valid, floor = progress.validated[sibling.name], progress.floors[turn.number]
+        if sibling.name not in known.validated:
+            known.validated[sibling.name] = harness.validate(case, sibling, data)
+        if turn.number not in known.floors:
+            known.floors[turn.number] = machine.floor_seconds(case.floor, device)
+        valid, floor = known.validated[sibling.name], known.floors[turn.number]
         harness.time_turn(benchmark, case, sibling, valid, floor, pytestconfig.getoption("turns"))
 
     return measure_or_skip

@@ -1,4 +1,4 @@
-"""Cases of benchmarks, their floors and siblings; validation and timing of a sibling."""
+"""What a benchmark is - a case, its floor, its siblings - and how one sibling is validated and timed."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.machine import Floor, peak_extra_bytes
 from cortex_fast.ops.backends import REASONS, verdicts
 
-IMPLS = ("cuda", "triton", "native", "reference")  # timed for every operator that they serve, best first
+IMPLS = ("cuda", "triton", "native", "reference")  # timed for every operator where they can serve, best first
 SEED = 0  # of torch's generator, right before a sibling's validated call
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200  # of one sibling, all its turns together
@@ -34,10 +34,9 @@ class Sibling:
     """One way to compute a case's result. `run(prepare(data))` is timed, without its preparation.
 
     error: (data, result of the first call) -> the largest error against a float64 formula; beyond `tolerance` nothing
-    is timed; None if the sibling's random numbers cannot be reproduced. The first call follows torch.manual_seed(SEED),
-    so that its noise can be drawn again. agreement: (data, that result) -> rank correlation and overlap of the top of
-    an estimate with the truth. unavailable: data -> the reason why this cannot run here, or None. share: of the case's
-    work, in a call.
+    is timed. That call starts from torch.manual_seed(SEED), so what it drew can be drawn again. agreement: (data, that
+    result) -> rank correlation and overlap of the top, of an estimate with the truth. unavailable: data -> why this
+    cannot run here, or None. error: None where random numbers are its own. share: of the case's work, in one call.
     """
 
     name: str
@@ -52,9 +51,9 @@ class Sibling:
 
 @dataclass(frozen=True)
 class Case:
-    """An operator at one size: its title in tables, and its sizes in full. data: device -> the siblings' shared input.
+    """An operator at one size: its title in tables, and its sizes in full. data: device -> what its siblings share.
 
-    Tables compare the siblings with the first one that can run.
+    The first sibling that can run is the one that a table compares the others to.
     """
 
     operator: str
@@ -70,8 +69,8 @@ class Case:
 
 
 def reason_against(operator: Callable[..., Any], impl: str, tensor: Tensor) -> str | None:
-    """The reason why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None. CUDA kernels are
-    forced, since benchmarks are to decide whether "auto" should take them."""
+    """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None. CUDA kernels are forced: whether
+    "auto" should take them is what a benchmark is for."""
     reasons = REASONS[operator.__module__.rpartition(".")[2]]
     answer = next(answer for answer in verdicts(reasons, tensor) if answer.backend == impl)
     served = answer.usable_if_forced if impl == "cuda" else answer.usable
@@ -86,24 +85,25 @@ def max_error(result: Tensor, exact: Tensor) -> float:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile of a function, for each shape anew; deferred to the first call, for its import takes seconds."""
+    """torch.compile of a function for the shapes it meets; made at the first call, for it takes seconds to import."""
 
     @cache
-    def compile_once() -> Callable[..., Any]:
+    def made() -> Callable[..., Any]:
         return torch.compile(function, dynamic=False)
 
-    return lambda *arguments: compile_once()(*arguments)
+    return lambda *arguments: made()(*arguments)
 
 
 def rounds(seconds: float) -> int:
-    """How often to time a call of `seconds`: for one second, but five times within two seconds, and at least twice."""
+    """How often to time a call that takes `seconds`: for a second, five times if that takes two at most, and twice."""
     few = min(LEAST_ROUNDS, int(SLOW_SECONDS / seconds))
     return min(MOST_ROUNDS, max(2, few, int(FAST_SECONDS / seconds)))
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A validated call: its error, an estimate's agreement with the truth, its peak memory, and its rough duration."""
+    """A call that may be timed, and what is known of it: its error, how it agrees with the truth where it estimates,
+    its peak memory, and roughly how long it takes."""
 
     call: Callable[[], Any]
     max_error: float | None
@@ -113,7 +113,7 @@ class Validated:
 
 
 def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call, waiting for the GPU to finish its work if there is one."""
+    """On a GPU the call waits for its own work."""
     if not torch.cuda.is_available():
         return call
 
@@ -128,7 +128,7 @@ def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
 def checked(
     case: Case, sibling: Sibling, data: Any
 ) -> tuple[Callable[[], Any], float | None, tuple[float, float] | None]:
-    """The sibling's call, its error, and its agreement. Fails the test if the error is too large."""
+    """The sibling's call, its error, and its agreement. Fails the test where the error is too large."""
     call = synchronised(partial(sibling.run, sibling.prepare(data)))
     torch.manual_seed(SEED)
     result = call()
@@ -139,7 +139,7 @@ def checked(
 
 
 def validate(case: Case, sibling: Sibling, data: Any) -> Validated:
-    """Check the sibling, then measure its memory and its time once."""
+    """Checks the sibling, then looks at its memory and its time once."""
     call, error, agreement = checked(case, sibling, data)
     seconds = 0.0
 
@@ -157,7 +157,7 @@ def validate(case: Case, sibling: Sibling, data: Any) -> Validated:
 
 
 def time_turn(benchmark: Any, case: Case, sibling: Sibling, valid: Validated, floor: float, turns: int) -> None:
-    """Time one of a sibling's `turns` with pytest-benchmark's fixture. floor: of the case in this turn, in seconds."""
+    """Times one of a sibling's `turns` with pytest-benchmark's fixture. floor: the case's in this turn, in seconds."""
     benchmark.group = case.group
     benchmark.extra_info.update(
         sibling=sibling.name,
@@ -170,5 +170,5 @@ def time_turn(benchmark: Any, case: Case, sibling: Sibling, valid: Validated, fl
         agreement=valid.agreement,
         peak_bytes=valid.peak_bytes,
     )
-    warm_up = int(valid.seconds < FAST_SECONDS)  # slower calls do not depend on the state of the caches
+    warm_up = int(valid.seconds < FAST_SECONDS)  # a slower call does not notice what its forerunner left in caches
     benchmark.pedantic(valid.call, rounds=math.ceil(rounds(valid.seconds) / turns), warmup_rounds=warm_up)

@@ -1,4 +1,4 @@
-"""The machine: its best speeds, measured in the same run, the peak memory of a call, and its fingerprint."""
+"""What the machine does at its best, measured in the same run; the peak memory of a call; which machine it is."""
 
 import ctypes
 import gc
@@ -26,9 +26,9 @@ RESET_PEAK = "5"  # what to write to CLEAR
 
 @dataclass(frozen=True)
 class Floor:
-    """The least work of any implementation: `bytes` to and from memory, and `operations` of products (2 a term).
+    """The least any implementation does: `bytes` to and from memory, and `operations` in matrix products (2 a term).
 
-    traffic: the comparison for the bytes: "read" (torch.sum), or "copy" (copy_; bytes read and written both count).
+    traffic: what moves bytes like these: "read" (torch.sum), or "copy" (copy_; bytes read and written both count).
     """
 
     bytes: int
@@ -37,9 +37,9 @@ class Floor:
 
 
 def floor_seconds(floor: Floor, device: torch.device) -> float:
-    """Seconds of the floor on this machine now: of its bytes moved by torch or of its operations, whichever is longer.
+    """How long the floor takes here and now: its bytes moved by torch, or its operations; whichever is longer.
 
-    Bytes that fit a cache are measured in the cache, since they are there in repeated calls of an operator, too.
+    Bytes that fit a cache are measured in it, as an operator that is called again and again finds them.
     """
     arithmetic = floor.operations / matrix_rate(device) if floor.operations else 0.0
     return max(traffic_seconds(floor.traffic, floor.bytes, device), arithmetic)
@@ -52,7 +52,7 @@ def rates(device: torch.device) -> dict[str, float]:
 
 
 def traffic_seconds(traffic: str, size: int, device: torch.device) -> float:
-    """The least seconds for `size` bytes. Memory is reused: the page faults of fresh memory are no floor."""
+    """How long `size` bytes take, at best. Memory is reused: the page faults of fresh memory are no floor."""
     if traffic == "read":
         return _best_seconds(torch.ones(size // 4, device=device).sum)
     source = torch.ones(size // 8, device=device)
@@ -62,12 +62,12 @@ def traffic_seconds(traffic: str, size: int, device: torch.device) -> float:
 
 def matrix_rate(device: torch.device) -> float:
     """Operations a second of torch.mm: the better of the operators' shape and a square."""
-    speeds = []
+    found = []
     for rows, inner, columns in ((256, 256, 16384), (2048, 2048, 2048)):
         a, b = torch.ones(rows, inner, device=device), torch.ones(inner, columns, device=device)
         out = torch.zeros(rows, columns, device=device)
-        speeds.append(2 * rows * inner * columns / _best_seconds(partial(torch.mm, a, b, out=out)))
-    return max(speeds)
+        found.append(2 * rows * inner * columns / _best_seconds(partial(torch.mm, a, b, out=out)))
+    return max(found)
 
 
 def _best_seconds(call: Callable[[], Any]) -> float:
@@ -85,12 +85,12 @@ def _best_seconds(call: Callable[[], Any]) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
-    """The peak of this process's resident memory during a call, less its size before; None on systems but Linux.
+    """How far one call raises this process's resident memory at most; None where the system does not tell (not Linux).
 
-    Counts the call's results and scratch, but neither the caller's memory nor buffers that a library retained from an
-    earlier call. Exact to about a megabyte.
+    Counts whatever the call allocates, its results and its scratch alike; not what its caller holds, nor buffers that
+    an earlier call left with a library. Exact to about a megabyte.
     """
-    if torch.cuda.is_initialized():  # the tensors are on the GPU
+    if torch.cuda.is_initialized():  # the tensors are there
         return _peak_on_gpu(call)
     if not os.access(CLEAR, os.W_OK):
         return None
@@ -122,7 +122,7 @@ def _status_bytes(name: str) -> int:
 
 
 def fingerprint() -> dict[str, Any]:
-    """The machine, the software and the commit of a run."""
+    """The machine, the software and the commit that figures belong to."""
     facts = info()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -132,7 +132,7 @@ def fingerprint() -> dict[str, Any]:
         "gpu": gpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # of all processes; with a high load, times are unreliable
+        "load": round(os.getloadavg()[0], 2),  # of others too: much of it, and times are not to be trusted
         "python": facts.versions["python"],
         "torch": facts.versions["torch"],
         "triton": facts.versions["triton"],

@@ -35,21 +35,21 @@ def pooled(records: Sequence[Record]) -> list[Record]:
         group, extra = record["group"], record["extra_info"]
         turns.setdefault((group, extra["sibling"]), []).append(record)
         floors[group] = min(floors.get(group, math.inf), extra["floor_seconds"])
-    pools = []
+    found = []
     for (group, _), same in turns.items():
         seconds = [second for record in same for second in record["stats"]["data"]]
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         stats = {"median": median, "iqr": high - low, "min": min(seconds), "rounds": len(seconds)}
-        pools.append(
+        found.append(
             {**same[0], "stats": stats, "extra_info": {**same[0]["extra_info"], "floor_seconds": floors[group]}}
         )
-    return pools
+    return found
 
 
 def complete(records: Sequence[Record]) -> None:
-    """Add to each extra_info the figures that need the medians of all siblings of its group.
+    """Adds to each extra_info what the medians tell, once all of a group's are known.
 
-    GB/s and GFLOP/s count the bytes and operations of the floor only, even if the sibling did more.
+    GB/s and GFLOP/s count the floor's bytes and operations, whatever the sibling did beyond them.
     """
     medians: dict[str, dict[str, float]] = {}
     for record in records:
@@ -74,23 +74,23 @@ def rows(records: Sequence[Record]) -> list[Record]:
         "max_error",
         "agreement",
     )
-    results = []
+    found = []
     for record in records:
         stats, extra = record["stats"], record["extra_info"]
         about = {"group": record["group"], "sibling": extra["sibling"], "sizes": extra["sizes"]}
         times = {name: stats[name] for name in ("median", "iqr", "min", "rounds")}
-        results.append({**about, **times, **{name: extra[name] for name in figures}})
-    return results
+        found.append({**about, **times, **{name: extra[name] for name in figures}})
+    return found
 
 
 def table(results: Mapping[str, Any]) -> str:
     """One line for each group and sibling, within WIDTH columns; `ratio` is its time over that of the group's first."""
-    entries = results["rows"]
-    group_width = max(len(row["group"]) for row in entries)
-    sibling_width = max(len(row["sibling"]) for row in entries)
+    found = results["rows"]
+    group_width = max(len(row["group"]) for row in found)
+    sibling_width = max(len(row["sibling"]) for row in found)
     lines = [" " * (group_width + 2 + sibling_width) + "".join(f"{title:>{width}}" for title, width in COLUMNS.items())]
     first: dict[str, str] = {}
-    for row in entries:
+    for row in found:
         title = "" if row["group"] in first else row["group"]
         cells = zip(_cells(row, first.setdefault(row["group"], row["sibling"])), COLUMNS.values(), strict=True)
         text = "".join(f"{cell:>{width}}" for cell, width in cells)
@@ -135,14 +135,14 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def file_name(fingerprint: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """<machine>-<date>.json, with the names of `parts` for a partial run."""
+    """<machine>-<date>.json, with `parts` added where those alone were run."""
     machine = f"{fingerprint['machine']} {fingerprint['cores']} cores"
     words = [re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-"), fingerprint["date"][:10], *parts]
     return "-".join(words) + ".json"
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
-    """Write a line for each row, numbers to 5 digits, atomically."""
+    """One line for each row, numbers to 5 digits; whole or not at all."""
     fields = []
     for name, value in results.items():
         text = json.dumps(_rounded(value))
