@@ -18,7 +18,21 @@ from pathlib import Path
 LINES = 12
 
 # (place, place): why both stay. A place is file:function, of a signature file:function(...); * stands for any text.
-ALIKE: dict[tuple[str, str], str] = {}
+ALIKE: dict[tuple[str, str], str] = {
+    ("cortex_fast/kernels/*(...)", "cortex_fast/kernels/*(...)"): "each backend states its operator's signature",
+    (
+        "cortex_fast/kernels/*/saliency_counts.py:saliency_counts",
+        "cortex_fast/kernels/*/saliency_counts.py:saliency_counts",
+    ): "a backend without a kernel for both calls its own two kernels one after the other",
+    (
+        "cortex_fast/ops/*(...)",
+        "cortex_fast/ops/*:_*(...)",
+    ): "torch.library reads the schema off a signature",
+    (
+        "cortex_fast/ops/gumbel_codebook.py:gumbel_codebook*",
+        "cortex_fast/ops/gumbel_codebook.py:gumbel_codebook_with_row_stats*",
+    ): "two public functions of the same arguments, which an editor should complete in both",
+}
 
 
 @dataclass(frozen=True)
