@@ -2,7 +2,7 @@
 
     python -m benchmarks.edits [--steps 200] [--images 1] [--write]
 
-Each pair's images are sampled from the model. All methods take equally many steps. Judges see decoded pictures only.
+Each pair's images are sampled from the model; each method has the same steps. Judges see the decoded pictures only.
 """
 
 import argparse
@@ -43,12 +43,12 @@ def main() -> None:
         "random tokens": draw_tokens,
         "frequent tokens": partial(draw_tokens, frequency=frequency[target].float()),
     }
-    edits, seconds = {}, {}
+    found, seconds = {}, {}
     for name, method in methods.items():
         began = time.perf_counter()
-        edits[name] = method(model.extractors["ce"], model.vqgm.codebook, target, progress=name, **shared).tokens
+        found[name] = method(model.extractors["ce"], model.vqgm.codebook, target, progress=name, **shared).tokens
         seconds[name] = time.perf_counter() - began
-    scores = edit_scores(model.judges, model.vqgm.decode, tokens, edits, source, target)
+    scores = edit_scores(model.judges, model.vqgm.decode, tokens, found, source, target)
     rows = []
     for number, name in enumerate(methods):
         print(f"{name}: {seconds[name]:.1f} s")
@@ -59,7 +59,7 @@ def main() -> None:
             row["source_change"] = float(scores.source_change[number, judge])
             print(
                 f"  {title:14s} target {row['target_change']:+.3f}  source {row['source_change']:+.3f}"
-                + _lead_text(lead, judge)
+                + _told(lead, judge)
             )
             if lead is not None:
                 row |= {"target_lead": lead.target[judge].tolist(), "source_lead": lead.source[judge].tolist()}
@@ -71,11 +71,11 @@ def main() -> None:
         print(f"written: {path}")
 
 
-def _lead_text(lead: EditLead | None, judge: int) -> str:
+def _told(lead: EditLead | None, judge: int) -> str:
     if lead is None:
         return ""
-    columns = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*column[judge].tolist()) for column in (lead.target, lead.source)]
-    return f"  lead of {OURS}: target {columns[0]}, source {columns[1]}"
+    told = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*column[judge].tolist()) for column in (lead.target, lead.source)]
+    return f"  lead of {OURS}: target {told[0]}, source {told[1]}"
 
 
 if __name__ == "__main__":
