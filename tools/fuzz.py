@@ -1,12 +1,12 @@
-"""Call each operator with random arguments, in separate processes, and compare the results with the definition.
+"""Calls each operator with random arguments, in processes of their own, and holds the results to the definition.
 
     python tools/fuzz.py [--calls 1000] [--operators gumbel_codebook,...] [--kinds numbers,wrong] [--processes 2]
     python tools/fuzz.py --replay "numbers gumbel_codebook 123"
 
-Three words name a call: its kind, its operator and the seed of its random choices. "numbers" are valid calls (shapes,
-memory layouts, dtypes, infinities and NaN), judged in float64. "wrong" are calls with arguments of wrong types, which
-must raise an error that names the argument. A finding is a wrong result, any other exception, or a crash. Each finding
-is printed with a command that repeats it. The exit status is 1 after a finding.
+A call is named by three words: its kind, its operator and its seed, from which all that is random about it follows.
+"numbers" are right calls (shapes, memory layouts, dtypes, infinities and NaN), judged in float64; "wrong" are calls
+with arguments of other types, which must be refused by name. A finding is a wrong result, another exception, or the end
+of the process. Each is printed with the command that repeats it. Exit status 1 where there is one.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 
 sys.path[:0] = map(str, Path(__file__).parents[:2])
 
-from fuzz_calls import numbers, wrong  # noqa: E402 (from this file's folder)
+from fuzz_calls import numbers, wrong  # noqa: E402 (from beside this file)
 from fuzz_calls.inputs import Draw  # noqa: E402
 
 from cortex_fast import _native  # noqa: E402
@@ -38,12 +38,12 @@ PATIENCE = 120  # seconds that a call may take
 
 
 def run(call: str) -> None:
-    """Run a call; a finding raises an exception."""
+    """One call; raises where it is a finding."""
     kind, operator, _seed = call.split()
     draw = Draw(call)
     native.LEVEL = draw.among(_native.levels())
     torch.set_num_threads(draw.whole(1, 3))
-    torch.set_deterministic_debug_mode("error")  # fresh memory is NaN, which exposes unwritten results
+    torch.set_deterministic_debug_mode("error")  # fresh memory is NaN: what a kernel leaves unwritten shows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind == "numbers":
@@ -53,7 +53,7 @@ def run(call: str) -> None:
 
 
 def work(calls: list[str], report: Connection) -> None:
-    """The work of a process: send None before each call, and the traceback of a finding after it."""
+    """In a process of its own: tells of each call before it begins (None), and what it finds."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for call in calls:
@@ -66,8 +66,8 @@ def work(calls: list[str], report: Connection) -> None:
 
 @dataclass
 class Worker:
-    """A process that runs these calls; `begun` of them have started. Forking starts it without imports, and is safe
-    because this process has no threads."""
+    """A process that works on these calls, of which it has begun some. It is forked, so that it is there at once: this
+    process starts no threads."""
 
     calls: list[str]
     process: ForkProcess
@@ -84,15 +84,15 @@ def started(calls: list[str]) -> Worker:
     return Worker(calls, process, reports, since=time.monotonic())
 
 
-def report(call: str, text: str) -> None:
+def told(call: str, text: str) -> None:
     lines = text.strip().replace("\n", "\n  ")
     print(f'{call}: again by python tools/fuzz.py --replay "{call}"\n  {lines}\n', flush=True)
 
 
 def findings(calls: list[str], processes: int) -> int:
-    """Run the calls, print their findings and return the number of findings."""
+    """Print what these calls find; how much it was."""
     parts = [calls[start : start + AT_ONCE] for start in range(0, len(calls), AT_ONCE)]
-    count, workers = 0, []
+    found, workers = 0, []
     while parts or workers:
         while parts and len(workers) < processes:
             workers.append(started(parts.pop()))
@@ -106,17 +106,17 @@ def findings(calls: list[str], processes: int) -> int:
                     workers.remove(worker)
                     worker.process.join()
                     if worker.process.exitcode:
-                        count += 1
-                        report(worker.calls[worker.begun - 1], f"the process ended with {worker.process.exitcode}")
+                        found += 1
+                        told(worker.calls[worker.begun - 1], f"the process ended with {worker.process.exitcode}")
                         parts.append(worker.calls[worker.begun :])
                 else:
                     worker.begun += text is None
                     if text is not None:
-                        count += 1
-                        report(worker.calls[worker.begun - 1], text)
+                        found += 1
+                        told(worker.calls[worker.begun - 1], text)
             elif time.monotonic() - worker.since > PATIENCE:
                 worker.process.kill()
-    return count
+    return found
 
 
 def main() -> int:
@@ -140,9 +140,9 @@ def main() -> int:
         if wanted is None or operator in wanted
         for seed in range(options.first, options.first + options.calls)
     ]
-    count = findings(calls, options.processes)
-    print(f"{len(calls)} calls, {count} findings")
-    return 1 if count else 0
+    found = findings(calls, options.processes)
+    print(f"{len(calls)} calls, {found} findings")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

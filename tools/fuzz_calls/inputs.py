@@ -12,7 +12,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class Draw:
-    """The random choices of a call, seeded by a text."""
+    """All that is random about a call, from one text."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed)
@@ -51,7 +51,7 @@ class Draw:
         return self.laid_out(values)
 
     def laid_out(self, values: Tensor) -> Tensor:
-        """These values in another memory layout: transposed, with gaps, misaligned, or lazily negated."""
+        """These values in some other memory: transposed, with gaps, off its alignment, or lazily negated."""
         kind = self.among(("plain", "plain", "transposed", "sliced", "offset", "expanded", "negated", "graph"))
         dims = values.ndim
         if kind == "transposed" and dims > 1:

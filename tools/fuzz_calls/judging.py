@@ -1,4 +1,4 @@
-"""Comparison of a result with the definition in float64, within the rounding of the definition in float32."""
+"""What a result is held to: the definition in float64, within the rounding that a float32 one has."""
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ def same(name: str, got: Tensor, expected: Tensor) -> None:
 
 
 def close(name: str, got: Tensor, exact: Tensor, rough: Tensor, allowed: Tensor | float) -> None:
-    """Expect `got` within `allowed` plus twice the error of `rough`, the float32 result, of `exact` in float64.
+    """got within `allowed` of `exact` float64, or within twice of where `rough`, float32's own result, is.
 
-    Where `exact` is infinite or NaN, or `rough` is (its sums may overflow), `got` may equal either.
+    What is not finite in `exact` is the same infinity or NaN, or what it is in `rough`, whose sums may overflow.
     """
     expect(got.shape == exact.shape, f"{name}: shape {list(got.shape)}, expected {list(exact.shape)}")
     got64, rough64 = plain(got).double(), plain(rough).double()
@@ -38,8 +38,8 @@ def close(name: str, got: Tensor, exact: Tensor, rough: Tensor, allowed: Tensor 
     class_of = ~finite & ~(_alike(got64, rounded) | _alike(got64, rough64) | ((got64 - exact).abs() <= limit))
     if bool((wrong | class_of).any()):
         at = _first(wrong | class_of)
-        values = f"{got64[at].item()}, expected {exact[at].item()} (float32: {rough64[at].item()})"
-        raise WrongError(f"{name} at {at}: {values}")
+        found = f"{got64[at].item()}, expected {exact[at].item()} (float32: {rough64[at].item()})"
+        raise WrongError(f"{name} at {at}: {found}")
 
 
 def _alike(a: Tensor, b: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ def _first(flags: Tensor) -> tuple[int, ...]:
 
 
 class Unchanged:
-    """Copies of arguments, to check that an operator has not changed them."""
+    """The operators change none of their arguments, but what a step is to change."""
 
     def __init__(self, **tensors: Tensor | None) -> None:
-        self._copies = {name: (tensor, plain(tensor)) for name, tensor in tensors.items() if tensor is not None}
+        self._kept = {name: (tensor, plain(tensor)) for name, tensor in tensors.items() if tensor is not None}
 
     def check(self) -> None:
-        for name, (tensor, before) in self._copies.items():
+        for name, (tensor, before) in self._kept.items():
             after = plain(tensor)
             equal = torch.equal(after.view(torch.uint8), before.view(torch.uint8)) if before.ndim else after == before
             expect(bool(equal), f"{name} was changed")
