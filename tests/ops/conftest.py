@@ -8,7 +8,7 @@ and small sizes have to do. CUDA kernels run on the GPU, else on the tests' stan
 import functools
 import importlib
 import itertools
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -156,16 +156,16 @@ def faster_interpreter() -> Iterator[None]:
 @contextmanager
 def interpreted_triton() -> Iterator[None]:
     """In the interpreter a program takes as long for large blocks as for small ones."""
-    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward
+    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward, gumbel_gradient
 
     large = {"ROWS": 64, "CODES": 1024}
 
-    def kept(sizes: dict[str, int], names: Container[str]) -> dict[str, int]:
-        return {name: size for name, size in sizes.items() if name in names}
+    def enlarged(block: dict[str, int]) -> dict[str, int]:
+        return block | {name: size for name, size in large.items() if name in block}
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (gumbel_codebook, gumbel_codebook_backward):
-            patch.setattr(module, "block_of", lambda _device, choice: choice.default | kept(large, choice.default))
+        for module in (gumbel_codebook, gumbel_codebook_backward, gumbel_gradient):
+            patch.setattr(module, "block_of", lambda _device, choice: enlarged(choice.default))
         yield
 
 
