@@ -139,15 +139,7 @@ def _select(
 ) -> tuple[Tensor, Tensor, RowStats | None]:
     """Check, flatten the leading dimensions, call the operator, and give its results the logits' leading dimensions."""
     tau, seed, draw = check_selection(
-        logits,
-        codebook,
-        tau=tau,
-        seed=seed,
-        draw=draw,
-        item_ids=item_ids,
-        gumbel=gumbel,
-        schedule=schedule,
-        impl=impl,
+        logits, codebook, tau=tau, seed=seed, draw=draw, item_ids=item_ids, gumbel=gumbel, schedule=schedule, impl=impl
     )
     hard = checks.flag("hard", hard)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in present(logits, codebook, gumbel))

@@ -75,15 +75,7 @@ def gumbel_codebook_step(
         BackendUnavailableError: a forced backend that cannot serve.
     """
     tau, seed, draw = check_selection(
-        logits,
-        codebook,
-        tau=tau,
-        seed=seed,
-        draw=draw,
-        item_ids=item_ids,
-        gumbel=gumbel,
-        schedule=schedule,
-        impl=impl,
+        logits, codebook, tau=tau, seed=seed, draw=draw, item_ids=item_ids, gumbel=gumbel, schedule=schedule, impl=impl
     )
     checks.floating("upstream", upstream)
     checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
