@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGE = "cortex_fast"
 
 FLOORS = (
+    ("__main__",),  # `python -m cortex_fast`, the command again
     ("__init__", "cli"),  # the public names, and the command: both only pass on what the floors below define
     ("commands",),
     ("demo", "compat"),

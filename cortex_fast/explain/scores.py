@@ -182,7 +182,15 @@ def tsv_of_rows(
         low, high = low.amin().expand(len(tokens)), high.amax().expand(len(tokens))
     items = torch.arange(rows.start, rows.stop, device=device)
     embedding = gather(tokens, dataset.codebook)
-    return tsv_of(prepared, embedding, dataset.labels[rows].to(device), items, high - low, settings, tick)
+    return tsv_of(
+        prepared,
+        embedding,
+        targets=dataset.labels[rows].to(device),
+        item_ids=items,
+        span=high - low,
+        settings=settings,
+        tick=tick,
+    )
 
 
 def _checked(settings: ScoreSettings) -> Settings:

@@ -111,7 +111,7 @@ def test_auto_compares_the_top_n_of_the_explanation(monkeypatch):
     asked = []
 
     def spy(*arguments, **named):
-        asked.append(arguments[5].top_n)
+        asked.append(named["settings"].top_n)
         return real(*arguments, **named)
 
     real = scores.tsv_of

@@ -45,13 +45,11 @@ def _concepts(classes: str | list[Any], images: TokenStore) -> list[int]:
 
 def _task(study: Study, name: str, images: TokenStore, concepts: list[int], inputs: dict[str, Any]) -> Task:
     paths = tuple(study.folder / "selections" / f"concept-{concept:04d}.safetensors" for concept in concepts)
-    return Task(paths, KIND, inputs, partial(_select, study, name, images, concepts, paths, inputs))
+    return Task(paths, KIND, inputs, partial(_select, study, name, images, paths, inputs))
 
 
-def _select(
-    study: Study, name: str, images: TokenStore, concepts: list[int], paths: tuple[Path, ...], inputs: dict[str, Any]
-) -> None:
-    settings = study.settings.selection
+def _select(study: Study, name: str, images: TokenStore, paths: tuple[Path, ...], inputs: dict[str, Any]) -> None:
+    settings, concepts = study.settings.selection, inputs["together"]
     selection = select_tokens(
         study.extractor(name),
         images.codebook.float().to(study.device),
