@@ -32,6 +32,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
+from cortex_fast.kernels.reference import philox
 from cortex_fast.kernels.triton import (
     concept_counts,
     gumbel_codebook,
@@ -142,11 +143,12 @@ def call_token_saliency(dtype: torch.dtype) -> None:
 
 def call_concept_counts(dtype: torch.dtype) -> None:
     labels = torch.zeros(2, dtype=torch.int64)
+    sizes = {"labels": labels, "top_n": 5, "num_concepts": 3, "codebook_size": 1024}
     for tokens, per in itertools.product(concept_counts.TOKENS, ("occurrence", "image")):
         tsv = empty(2, 16, 16, dtype=dtype)
-        concept_counts.concept_counts(tsv, empty(2, 16, 16, dtype=tokens), labels, 5, 3, 1024, per)
+        concept_counts.concept_counts(tsv=tsv, tokens=empty(2, 16, 16, dtype=tokens), per=per, **sizes)
     odd = torch.zeros(2, 5, 5, dtype=torch.int64)
-    concept_counts.concept_counts(odd.to(dtype), odd, labels, 5, 3, 1024, "image")
+    concept_counts.concept_counts(tsv=odd.to(dtype), tokens=odd, per="image", **sizes)
 
 
 def call_saliency_counts(dtype: torch.dtype) -> None:
@@ -156,13 +158,15 @@ def call_saliency_counts(dtype: torch.dtype) -> None:
 
 
 def call_smoothgrad_noise(dtype: torch.dtype) -> None:
-    ids, sigma = torch.zeros(2, dtype=torch.int64), empty(2)
+    stream = {"num_samples": 3, "seed": 0, "item_ids": torch.zeros(2, dtype=torch.int64), "first_sample": 0}
+    sigma = empty(2)
     for side in (4, 8, 16):
         x = empty(2, 6, side, side, dtype=dtype)
         for antithetic in (False, True):
-            smoothgrad_noise.smoothgrad_noise(x, sigma, ids, None, 3, 0, 0, antithetic)
-    for noise in FLOATS:
-        smoothgrad_noise.smoothgrad_noise(x, sigma, ids, empty(2, 3, *x.shape[1:], dtype=noise), 3, 0, 0, False)
+            smoothgrad_noise.smoothgrad_noise(x, sigma, **stream, antithetic=antithetic, normals=None)
+    for dtype_of_normals in FLOATS:
+        normals = empty(2, 3, *x.shape[1:], dtype=dtype_of_normals)
+        smoothgrad_noise.smoothgrad_noise(x, sigma, **stream, antithetic=False, normals=normals)
 
 
 def call_gumbel_codebook(dtype: torch.dtype) -> None:
@@ -236,7 +240,7 @@ def call_nearest_code(dtype: torch.dtype) -> None:
 
 def call_random_stream(_dtype: torch.dtype) -> None:
     ids = torch.zeros(2, dtype=torch.int64)
-    for stream in random_stream.STREAMS:
+    for stream in philox.STREAMS:
         random_stream.random_stream(stream, 0, ids, ids, 3, 300)
 
 

@@ -181,7 +181,7 @@ def _by_samples(
     for first in range(0, nt_samples, together):
         count = min(together, nt_samples - first)
         given = None if noise is None else noise[:, first : first + count]
-        copies = ops.smoothgrad_noise(x, sigma, count, seed=seed, first_sample=first, noise=given)
+        copies = ops.smoothgrad_noise(x, sigma, count, seed=seed, first_sample=first, normals=given)
         _, gradients = prepared.value_and_grad(copies.flatten(0, 1), targets.repeat_interleave(count))
         gradients = gradients.abs() if absolute else gradients
         for number, value in enumerate(gradients.unflatten(0, (len(x), count)).unbind(dim=1), start=first + 1):

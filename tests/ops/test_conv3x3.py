@@ -252,7 +252,7 @@ def test_transformed_filters_are_those_of_the_formula(inputs: int, outputs: int,
     weight = weight.transpose(0, 1) if strided else weight
     filters = prepare_filters(weight, impl="native")
     turned = weight.transpose(0, 1).rot90(2, (2, 3))
-    for w, got in ((weight, filters.transformed), (turned, filters.backward)):
+    for w, got in ((weight, filters.winograd), (turned, filters.winograd_transposed)):
         expected = torch.einsum("py,oiyx,qx->pqoi", g, w.double(), g).flatten(0, 1)
         padded = F.pad(expected, (0, 0, 0, -len(w) % 16))
         torch.testing.assert_close(got, padded.unflatten(1, (-1, 16)).transpose(2, 3).float(), rtol=1e-6, atol=1e-7)
@@ -298,7 +298,7 @@ def test_a_closed_relu_stops_nan_and_infinity(impl: str) -> None:
 @pytest.mark.parametrize("channels", [1, 8, 9, 24])
 def test_autograd_keeps_one_bit_for_each_activation(impl: str, relu: bool, pool: bool, channels: int) -> None:
     filters = prepare_filters(*filters_of(6, channels), impl=impl)
-    own = {tensor.data_ptr() for tensor in (filters.weight, filters.transformed, filters.backward)}
+    own = {tensor.data_ptr() for tensor in (filters.weight, filters.winograd, filters.winograd_transposed)}
     x = random(3, 6, 8, 10).requires_grad_(True)
     with kept() as tensors:
         y = conv3x3(x, filters, relu=relu, pool=pool)
@@ -310,7 +310,7 @@ def test_autograd_keeps_one_bit_for_each_activation(impl: str, relu: bool, pool:
 def test_filters_get_no_gradient(impl: str) -> None:
     weight, bias = (tensor.requires_grad_(True) for tensor in filters_of(3, 4))
     filters = prepare_filters(weight, bias, impl=impl)
-    assert not any(tensor.requires_grad for tensor in (filters.weight, filters.bias, filters.transformed))
+    assert not any(tensor.requires_grad for tensor in (filters.weight, filters.bias, filters.winograd))
     assert not conv3x3(random(1, 3, 4, 4), filters).requires_grad
     x = random(1, 3, 4, 4).requires_grad_(True)
     conv3x3(x, filters, relu=True).sum().backward()
@@ -329,7 +329,7 @@ def test_a_second_derivative_is_refused(impl: str) -> None:
 def test_other_dtypes_are_the_references(dtype: torch.dtype) -> None:
     weight, bias = (tensor.to(dtype) for tensor in filters_of(5, 6))
     filters = prepare_filters(weight, bias)
-    assert filters.backend == "reference" and not filters.transformed.numel()
+    assert filters.backend == "reference" and not filters.winograd.numel()
     x = random(2, 5, 6, 6, dtype=dtype).requires_grad_(True)
     y = conv3x3(x, filters, relu=True, pool=True)
     (gradient,) = torch.autograd.grad(y.sum(), x)
@@ -363,12 +363,12 @@ def test_opcheck(impl: str, relu: bool, pool: bool, sizes: tuple[int, ...]) -> N
     inputs, outputs, height, width = sizes
     filters = prepare_filters(*filters_of(inputs, outputs), impl=impl)
     x = random(2, inputs, height, width).requires_grad_(True)
-    parts = (filters.weight, filters.bias, filters.transformed, filters.backward)
+    parts = (filters.weight, filters.bias, filters.winograd, filters.winograd_transposed)
     torch.library.opcheck(torch.ops.cortex_fast.conv3x3.default, (x, *parts, relu, pool, 1, filters.backend))
     y, mask = torch.ops.cortex_fast.conv3x3(x.detach(), *parts, relu, pool, 1, filters.backend)
     torch.library.opcheck(
         torch.ops.cortex_fast.conv3x3_backward.default,
-        (y, mask, filters.weight, filters.backward, pool, [height, width], 1, filters.backend),
+        (y, mask, filters.weight, filters.winograd_transposed, pool, [height, width], 1, filters.backend),
     )
 
 

@@ -64,7 +64,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "smoothgrad_noise": (lambda x: ops.smoothgrad_noise(x, ONES, 3, seed=0), rand(2, 4, 4, 4)),
     "smoothgrad_noise sigma": (lambda s: ops.smoothgrad_noise(ZEROS, s, 3, seed=0), rand(2)),
     "smoothgrad_noise given": (
-        lambda e: ops.smoothgrad_noise(ZEROS, ONES, 3, seed=0, noise=e),
+        lambda e: ops.smoothgrad_noise(ZEROS, ONES, 3, seed=0, normals=e),
         rand(2, 3, 3, 4, 4),
     ),
     "conv3x3": (lambda x: ops.conv3x3(x, FILTERS, relu=True, pool=True), rand(2, 4, 4, 4)),

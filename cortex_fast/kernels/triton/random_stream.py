@@ -13,7 +13,6 @@ from cortex_fast.kernels.triton import launching
 from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.philox import gumbel_tile, normal_tile
 
-STREAMS = {"normal": philox.NORMAL, "gumbel": philox.GUMBEL, "sampling": philox.SAMPLING}
 TILE = {"BLOCK_ROWS": 16, "BLOCK": 64}
 
 
@@ -48,14 +47,14 @@ def _write(
 
 
 def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
-    """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`: normals, or Gumbel(0, 1)."""
+    """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`. As the reference's function."""
     out = torch.empty((len(items), len(draws), rows, length), dtype=torch.float32, device=items.device)
     total = len(items) * len(draws) * rows
     launching.launch(
         _write,
         [ceil_div(total, TILE["BLOCK_ROWS"]) * ceil_div(length, TILE["BLOCK"])],
         items,
-        *philox.stream_key(seed, STREAMS[stream]),
+        *philox.stream_key(seed, philox.STREAMS[stream]),
         items.contiguous(),
         draws.contiguous(),
         out,

@@ -1,7 +1,7 @@
 """TSV from noisy gradients.
 
 Bound: bytes. Every gradient is read once (4 B N d m^2 bytes, half as many in half precision) for a conversion and one
-addition in float64, which memory hides on most GPUs; such sums do not depend on their order within float32's last bit.
+addition in float64, which memory hides on most GPUs. Within float32's last bit such sums do not depend on their order.
 
 A tile is some channels by some grid positions, longer along the one that is contiguous. A program sums the samples of a
 tile and folds them into the reduction over its channels; where images and positions are too few to fill a GPU, the
@@ -80,7 +80,7 @@ def _reduce(
 
 
 def token_saliency(grads: Tensor, reduction: str) -> Tensor:
-    """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
+    """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
     batch, samples, channels, height, width = grads.shape
     positions = height * width
     stride_b, stride_n, stride_c, stride_y, stride_x = grads.stride()
