@@ -1,7 +1,7 @@
-"""Compiled kernels for tests that hold their tensors on the CPU: memory goes to the GPU and back at each launch.
+"""Compiled kernels for tests that hold their tensors on the CPU: memory is copied to the GPU and back at each launch.
 
-Triton's interpreter does the same the other way round. Whole storages go, so that strides, offsets and what a kernel
-left unwritten arrive as they are.
+Triton's interpreter does the same the other way round. Whole storages are copied, so that strides, offsets and
+unwritten memory stay as they are.
 """
 
 import importlib
@@ -20,10 +20,11 @@ direct = launching.launch
 
 
 def move(device: str, arguments: Sequence[object]) -> tuple[list[Any], Callable[[], None]]:
-    """The arguments with their tensors there, and what brings back what has been written to them."""
-    found = [a for argument in arguments for a in (argument if isinstance(argument, tuple) else [argument])]
-    storages = {a.untyped_storage().data_ptr(): a.untyped_storage() for a in found if isinstance(a, Tensor)}
-    there = {
+    """The arguments with their tensors on that device, and a function that copies these back."""
+    leaves = [leaf for argument in arguments for leaf in (argument if isinstance(argument, tuple) else [argument])]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    copies = {
         pointer: storage.clone() if device == "cpu" else storage.to(device=device)
         for pointer, storage in storages.items()
     }
@@ -34,29 +35,29 @@ def move(device: str, arguments: Sequence[object]) -> tuple[list[Any], Callable[
         if not isinstance(argument, Tensor):
             return argument
         empty = torch.empty(0, dtype=argument.dtype, device=device)
-        storage = there[argument.untyped_storage().data_ptr()]
+        storage = copies[argument.untyped_storage().data_ptr()]
         return empty.set_(storage, argument.storage_offset(), argument.shape, argument.stride())
 
     def bring_back() -> None:
         for pointer, storage in storages.items():
-            storage.copy_(there[pointer])
+            storage.copy_(copies[pointer])
 
     return [moved(argument) for argument in arguments], bring_back
 
 
-def launch_on(device: str, kernel: Any, grid: tuple[int, ...], /, *arguments: object, **options: object) -> None:
+def launch_on(device: str, kernel: Any, grid: tuple[int, ...], /, *arguments: object, **named: object) -> None:
     """As `launching.launch`, for arguments on the CPU."""
-    (first, *others), bring_back = move(device, arguments)
-    direct(kernel, grid, first, *others, **options)
+    (device_of, *others), bring_back = move(device, [*arguments, *named.values()])
+    count = len(arguments) - 1
+    direct(kernel, grid, device_of, *others[:count], **dict(zip(named, others[count:], strict=True)))
     bring_back()
 
 
-def run_on(device: str, function: Callable[..., Any], /, *arguments: object, **options: object) -> Any:
-    """An adaptor of cortex_fast.kernels.cuda, for arguments on the CPU; so are its results."""
-    names, values = list(options), list(options.values())
-    there, bring_back = move(device, [*arguments, *values])
-    given = len(arguments)
-    results = function(*there[:given], **dict(zip(names, there[given:], strict=True)))
+def run_on(device: str, function: Callable[..., Any], /, *arguments: object, **named: object) -> Any:
+    """A kernel of cortex_fast.kernels.cuda, for arguments on the CPU; so are its results."""
+    moved, bring_back = move(device, [*arguments, *named.values()])
+    count = len(arguments)
+    results = function(*moved[:count], **dict(zip(named, moved[count:], strict=True)))
     bring_back()
     if isinstance(results, tuple):
         return tuple(result.cpu() for result in results)
@@ -64,7 +65,7 @@ def run_on(device: str, function: Callable[..., Any], /, *arguments: object, **o
 
 
 def adaptors() -> Iterator[tuple[ModuleType, str]]:
-    """What `ops/` calls in each module of cortex_fast.kernels.cuda."""
+    """The functions that `kernels.load` takes from each module of cortex_fast.kernels.cuda."""
     for _, name, _ in pkgutil.iter_modules(cuda.__path__):
         module = importlib.import_module(f"cortex_fast.kernels.cuda.{name}")
         yield from ((module, function) for function in module.__all__)

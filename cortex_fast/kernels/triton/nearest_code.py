@@ -84,6 +84,22 @@ def _error(norm, code_norm, channels):
     return of_products + (channels + 2.0) * 2.0**-125 + decisive
 
 
+@triton.jit
+def _distances(z, codebook, code, codes, channels, CHANNELS: tl.constexpr):
+    """|z - c|^2 of a row z and some codes, in float64; infinite past the last code, and instead of NaN."""
+    squares = tl.zeros((code.shape[0], CHANNELS), tl.float64)
+    for first in range(0, channels, CHANNELS):
+        channel = first + tl.arange(0, CHANNELS)
+        inside = (code < codes)[:, None] & (channel < channels)[None, :]
+        at = codebook + code.to(tl.int64)[:, None] * channels + channel[None, :]
+        code_value = tl.load(at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+        z_value = tl.load(z + channel, mask=channel < channels, other=0.0).to(tl.float32).to(tl.float64)
+        difference = code_value - z_value[None, :]
+        squares += difference * difference
+    distance = tl.sum(squares, axis=1)
+    return tl.where((code < codes) & (distance == distance), distance, float("inf"))
+
+
 @triton.jit(do_not_specialize=["codes", "tiles"])
 def _search(
     z,
@@ -127,17 +143,7 @@ def _search(
         if finite & ((lower <= limit) | (fits == 0)):
             for first_code in range(tile * CODES, tl.minimum(codes, (tile + 1) * CODES), PART):
                 code = first_code + tl.arange(0, PART)
-                squares = tl.zeros((PART, CHANNELS), tl.float64)
-                for first in range(0, channels, CHANNELS):
-                    channel = first + tl.arange(0, CHANNELS)
-                    inside = (code < codes)[:, None] & (channel < channels)[None, :]
-                    at = codebook + code.to(tl.int64)[:, None] * channels + channel[None, :]
-                    code_value = tl.load(at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
-                    z_value = tl.load(z + channel, mask=channel < channels, other=0.0).to(tl.float32).to(tl.float64)
-                    difference = code_value - z_value[None, :]
-                    squares += difference * difference
-                distance = tl.sum(squares, axis=1)
-                distance = tl.where((code < codes) & (distance == distance), distance, float("inf"))
+                distance = _distances(z, codebook, code, codes, channels, CHANNELS=CHANNELS)
                 nearest = tl.min(distance, axis=0)
                 first_of_them = tl.min(tl.where(distance == nearest, code, codes), axis=0)
                 if nearest < best:
@@ -160,24 +166,46 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     squares, least = z.new_empty(codes, dtype=torch.float32), z.new_empty((rows, tiles), dtype=torch.float32)
     norms = z.new_empty(tiles, dtype=torch.float64)
     index = z.new_empty(rows, dtype=torch.int64)
-    launching.launch(_measure, [tiles], z, codebook, squares, norms, codes, channels, **MEASURE)
+    launching.launch(
+        _measure,
+        [tiles],
+        z,
+        codebook=codebook,
+        squares=squares,
+        norms=norms,
+        codes=codes,
+        channels=channels,
+        **MEASURE,
+    )
     launching.launch(
         _shortlist,
         [tiles * ceil_div(rows, SHORTLIST["ROWS"])],
         z,
-        z,
-        codebook,
-        squares,
-        least,
-        rows,
-        codes,
-        tiles,
-        channels,
+        z=z,
+        codebook=codebook,
+        squares=squares,
+        least=least,
+        rows=rows,
+        codes=codes,
+        tiles=tiles,
+        channels=channels,
         PRECISION=precision(dtype),
         num_warps=8,
         **SHORTLIST,
     )
     launching.launch(
-        _search, [rows], z, z, codebook, least, norms, norms.amax(), index, codes, tiles, channels, **SEARCH
+        _search,
+        [rows],
+        z,
+        z=z,
+        codebook=codebook,
+        least=least,
+        norms=norms,
+        largest=norms.amax(),
+        index=index,
+        codes=codes,
+        tiles=tiles,
+        channels=channels,
+        **SEARCH,
     )
     return index

@@ -29,10 +29,10 @@ def tile(positions: int) -> dict[str, int]:
 
 
 @triton.jit
-def _store_copy(x, out, normal, scale, sample, offset, inside, size):
-    """x + scale normal of one sample, at `offset` within an image of `size`; x and out begin with their image."""
+def _store_copy(x, out, normal, scale, offset, inside):
+    """x + scale normal, at `offset` within an image; x and out begin with their image and copy."""
     copy = tl.fma(scale, normal, tl.load(x + offset, mask=inside).to(tl.float32))
-    tl.store(out + sample * size + offset, copy.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + offset, copy.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "first_draw", "batch", "samples", "draws", "channels"])
@@ -76,15 +76,15 @@ def _draw(
         drawn = item
         scale = tl.load(sigma + image)
         from_image = x + tl.cast(image, tl.int64) * size
-        to_image = out + tl.cast(image, tl.int64) * samples * size
+        to_copy = out + (tl.cast(image, tl.int64) * samples + sample) * size
         for j in tl.static_range(4):
             normal = a if j == 0 else b if j == 1 else c if j == 2 else d
             place = offset + j * positions
             inside = (4 * quad + j < channels) & (position < positions)
-            _store_copy(from_image, to_image, normal, scale, sample, place, inside, size)
+            _store_copy(from_image, to_copy, normal, scale, place, inside)
             if ANTITHETIC:
                 paired = inside & (sample + 1 < samples)
-                _store_copy(from_image, to_image, normal, -scale, sample + 1, place, paired, size)
+                _store_copy(from_image, to_copy + size, normal, -scale, place, paired)
 
 
 @triton.jit(do_not_specialize=["samples"])
@@ -96,7 +96,7 @@ def _add_given(x, sigma, normals, out, samples, size, BLOCK: tl.constexpr):
     inside = offset < size
     given = tl.load(normals + copy.to(tl.int64) * size + offset, mask=inside).to(tl.float32)
     from_image = x + tl.cast(image, tl.int64) * size
-    _store_copy(from_image, out, given, tl.load(sigma + image), copy.to(tl.int64), offset, inside, size)
+    _store_copy(from_image, out + copy.to(tl.int64) * size, given, tl.load(sigma + image), offset, inside)
 
 
 def smoothgrad_noise(
@@ -118,9 +118,19 @@ def smoothgrad_noise(
         size = channels * positions
         programs = batch * num_samples * ceil_div(size, GIVEN_BLOCK)
         launching.launch(
-            _add_given, [programs], x, x, sigma, normals.contiguous(), out, num_samples, size, BLOCK=GIVEN_BLOCK
+            _add_given,
+            [programs],
+            x,
+            x=x,
+            sigma=sigma,
+            normals=normals.contiguous(),
+            out=out,
+            samples=num_samples,
+            size=size,
+            BLOCK=GIVEN_BLOCK,
         )
         return out
+    key_low, key_high = philox.stream_key(seed, philox.NORMAL)
     draws = ceil_div(num_samples, 2) if antithetic else num_samples
     sizes = tile(positions)
     blocks = ceil_div(positions, sizes["POSITIONS"]) * ceil_div(channels, 4 * sizes["QUADS"])
@@ -128,17 +138,18 @@ def smoothgrad_noise(
         _draw,
         [blocks * draws * ceil_div(batch, IMAGES)],
         x,
-        x,
-        sigma,
-        item_ids.contiguous(),
-        out,
-        *philox.stream_key(seed, philox.NORMAL),
-        first_sample // 2 if antithetic else first_sample,
-        batch,
-        num_samples,
-        draws,
-        channels,
-        positions,
+        x=x,
+        sigma=sigma,
+        items=item_ids.contiguous(),
+        out=out,
+        key_low=key_low,
+        key_high=key_high,
+        first_draw=first_sample // 2 if antithetic else first_sample,
+        batch=batch,
+        samples=num_samples,
+        draws=draws,
+        channels=channels,
+        positions=positions,
         ANTITHETIC=antithetic,
         IMAGES=IMAGES,
         **sizes,

@@ -39,7 +39,7 @@ def _reduce(
     stride_y,
     stride_x,
     REDUCTION: tl.constexpr,
-    ONE_ROW: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -47,7 +47,7 @@ def _reduce(
     position = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     part = tl.program_id(0) // blocks  # [B, splits]
     split = part % splits
-    if ONE_ROW:
+    if FLAT:
         place = position.to(tl.int64) * stride_x
     else:
         place = (position // width).to(tl.int64) * stride_y + (position % width).to(tl.int64) * stride_x
@@ -84,9 +84,9 @@ def token_saliency(grads: Tensor, reduction: str) -> Tensor:
     batch, samples, channels, height, width = grads.shape
     positions = height * width
     stride_b, stride_n, stride_c, stride_y, stride_x = grads.stride()
-    one_row = height == 1 or stride_y == width * stride_x
+    flat = height == 1 or stride_y == width * stride_x
     if width == 1:
-        one_row, stride_x = True, stride_y
+        flat, stride_x = True, stride_y
     sizes = tile(stride_c == 1)
     blocks = batch * ceil_div(positions, sizes["BLOCK_P"])
     wanted = ceil_div(PROGRAMS, blocks) if blocks else 1
@@ -98,21 +98,21 @@ def token_saliency(grads: Tensor, reduction: str) -> Tensor:
         _reduce,
         [blocks * splits],
         grads,
-        grads,
-        partial,
-        samples,
-        channels,
-        per_split,
-        splits,
-        positions,
-        width,
-        stride_b,
-        stride_n,
-        stride_c,
-        stride_y,
-        stride_x,
+        grads=grads,
+        out=partial,
+        samples=samples,
+        channels=channels,
+        per_split=per_split,
+        splits=splits,
+        positions=positions,
+        width=width,
+        stride_b=stride_b,
+        stride_n=stride_n,
+        stride_c=stride_c,
+        stride_y=stride_y,
+        stride_x=stride_x,
         REDUCTION=reduction,
-        ONE_ROW=one_row,
+        FLAT=flat,
         **sizes,
     )
     if reduction == "mean":
