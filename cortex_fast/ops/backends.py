@@ -6,7 +6,7 @@ error that states the reason. Nothing falls back silently: `choose` is the only 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from cortex_fast.kernels import cuda, native, triton
 
 IMPL_VARIABLE = "CORTEX_FAST_IMPL"
 NAMES = kernels.BACKENDS
+_REQUESTS = ("auto", *NAMES)
 
 Reason = Callable[[Tensor], str | None]
 HALVES = kernels.HALVES
@@ -61,16 +62,16 @@ def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
     Returns:
         One `Verdict` for each name of `NAMES`, best backend first.
     """
-    answers = []
-    for name in NAMES:
-        if name in backends:
-            reasons = filter(None, map(backends[name], tensors))
-            # reasons that hold even for a forced backend come first
-            against = min(reasons, key=lambda reason: type(reason) is UnlessForced, default=None)
-        else:
-            against = f"no {name} kernel of this operator in this version"
-        answers.append(Verdict(name, against is None, against or "yes"))
-    return answers
+    reasons = {name: _reason_against(backends, name, tensors) for name in NAMES}
+    return [Verdict(name, against is None, against or "yes") for name, against in reasons.items()]
+
+
+def _reason_against(backends: Mapping[str, Reason], name: str, tensors: Sequence[Tensor]) -> str | None:
+    """Why a backend is not usable for these tensors; a reason that holds even if it is forced comes first."""
+    if name not in backends:
+        return f"no {name} kernel of this operator in this version"
+    reasons = [reason for reason in map(backends[name], tensors) if reason is not None]
+    return next((reason for reason in reasons if type(reason) is not UnlessForced), reasons[0] if reasons else None)
 
 
 def check_impl(impl: object, source: str = "impl") -> None:
@@ -83,7 +84,7 @@ def check_impl(impl: object, source: str = "impl") -> None:
     Raises:
         ValueError: for anything else.
     """
-    if not isinstance(impl, str) or impl not in ("auto", *NAMES):
+    if not isinstance(impl, str) or impl not in _REQUESTS:
         raise ValueError(f"{source}: expected 'auto' or one of {', '.join(map(repr, NAMES))}, got {checks.shown(impl)}")
 
 
@@ -106,12 +107,11 @@ def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: T
     check_impl(impl)
     wanted = os.environ.get(IMPL_VARIABLE, "auto") if impl == "auto" else impl
     check_impl(wanted, IMPL_VARIABLE)
-    answers = verdicts(backends, *tensors)
     if wanted == "auto":
-        return next(answer.backend for answer in answers if answer.usable)
-    answer = next(answer for answer in answers if answer.backend == wanted)
-    if not answer.usable_if_forced:
-        raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {answer.reason}")
+        return next(name for name in NAMES if _reason_against(backends, name, tensors) is None)
+    against = _reason_against(backends, wanted, tensors)
+    if against is not None and not isinstance(against, UnlessForced):
+        raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {against}")
     return wanted
 
 

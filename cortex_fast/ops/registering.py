@@ -31,6 +31,8 @@ def refuse_tangents(*arguments: Any) -> None:
     Raises:
         NotImplementedError: if one of the tensors carries a tangent.
     """
+    if forward_ad._current_level < 0:  # no tangents exist outside a dual level
+        return
     for tensor in _tensors(arguments):
         if forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
@@ -88,8 +90,9 @@ class Operator:
         schema = torch.library.infer_schema(kernel, mutates_args=mutates_args)
         _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         self._overload = getattr(torch.ops.cortex_fast, name).default
-        names = [argument.name for argument in self._overload._schema.arguments]
-        _LIBRARY.impl(name, _run(kernel, [names.index(name) for name in mutates_args]), "CompositeExplicitAutograd")
+        self._names = [argument.name for argument in self._overload._schema.arguments]
+        mutated = [self._names.index(argument) for argument in mutates_args]
+        _LIBRARY.impl(name, _run(kernel, mutated), "CompositeExplicitAutograd")
         if mutates_args:
             _LIBRARY.impl(name, self._below_autograd, "Autograd", with_keyset=True)
         else:
@@ -101,6 +104,8 @@ class Operator:
             )
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if named:  # by position, since torch takes 3 us for nine names
+            arguments = (*arguments, *map(named.pop, self._names[len(arguments) :]))
         return self._overload(*arguments, **named)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +158,7 @@ def _run(kernel: Callable[..., Any], mutated: Sequence[int]) -> Callable[..., An
         nonlocal untraced
         if untraced is None and "torch._dynamo" in sys.modules:
             untraced = torch.compiler.disable(kernel)
-        for tensor in _tensors(arguments[position] for position in mutated):
+        for tensor in _tensors([arguments[position] for position in mutated]) if mutated else ():
             if not tensor.is_inference():
                 torch.autograd.graph.increment_version(tensor)
         with torch._C._DisableAutocast():
