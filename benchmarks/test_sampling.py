@@ -1,8 +1,8 @@
 """Sampling 32 images of 16 x 16 tokens from a small prior, top 100, against the procedure of taming-transformers.
 
-Floor: the products of the prior's weights, once for each token, and the attention over the tokens before it. Their
-procedure takes the whole sequence through the prior at each step: a share of its steps is timed, those in the middle,
-whose sequences have the mean length.
+Floor: the products of the prior's weights, once for each token, and the attention over the tokens before it.
+taming-transformers takes the whole sequence through the prior at each step. Some of its steps are timed: those in the
+middle, whose sequences have the mean length.
 """
 
 import copy
@@ -24,7 +24,7 @@ from cortex_fast.vqgm.transformer import GPT
 from tests.vqgm import real_taming
 
 TOLERANCE = 1e-4  # of logits of size 1 to 10
-STEPS = 4  # timed, of theirs
+STEPS = 4  # of taming-transformers, which are timed
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def cached(data: Sampling) -> Tensor:
 
 
 def cache_error(data: Sampling, tokens: Tensor) -> float:
-    """Of the logits by steps along the first two sequences, against the whole pass in float64."""
+    """The error of the logits of single steps along the first two sequences, against one pass in float64."""
     ids = torch.cat([data.labels[:2, None], tokens[:2, :-1]], dim=1)
     cache = new_cache(data.decoder, 2, data.length)
-    found = [
+    logits = [
         step(data.decoder, cache, ids[:, t], torch.tensor([t], device=ids.device), t + 1) for t in range(data.length)
     ]
     exact = copy.deepcopy(data.prior).double().cpu()(ids.cpu())
-    return float((torch.stack(found, dim=1).cpu() - exact).abs().max())
+    return float((torch.stack(logits, dim=1).cpu() - exact).abs().max())
 
 
 def settings_of(prior: GPT) -> dict[str, int]:
@@ -72,7 +72,7 @@ def settings_of(prior: GPT) -> dict[str, int]:
 
 
 def procedure(data: Sampling) -> Tensor:
-    """STEPS steps of taming's from the middle of the sequence, without what those before them took."""
+    """STEPS steps of taming-transformers' procedure from the middle of the sequence."""
     tokens = torch.randint(100, (len(data.labels), data.length // 2 - STEPS // 2), device=data.labels.device)
     pasts = [torch.cat([data.labels[:, None], tokens], dim=1)]
 
@@ -83,7 +83,7 @@ def procedure(data: Sampling) -> Tensor:
 
 
 def taming_itself(data: Sampling) -> Callable[[], Tensor]:
-    """As `procedure`, by the package's own function on its own transformer."""
+    """The same steps by taming-transformers' own function and transformer."""
     with real_taming.taming() as taming:
         theirs = taming.GPT(**settings_of(data.prior))
         theirs.load_state_dict(data.prior.state_dict(), strict=False)  # all but its constant masks

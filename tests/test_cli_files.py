@@ -68,7 +68,7 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
     assert run(capsys, "import-published", tmp_path / "best_model.pth", "--out", tmp_path / "e")[0] == 0
     assert run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")[0] == 0
     status, _, err = run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")
-    assert status == 1 and "back.pth is there already" in err
+    assert status == 1 and "back.pth already exists" in err
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     torch.save({"state_dict": extractor.state_dict(), "made_on": Path("/data")}, tmp_path / "objects.pth")
     command = ("import-published", tmp_path / "objects.pth", "--out", tmp_path / "e2")
@@ -80,7 +80,7 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
 
 
 def _store(path: Path, images: int, seed: int) -> Path:
-    """The class is the one of three tokens that is frequent."""
+    """A store whose classes differ in which of three tokens is frequent."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(3, CODES, (images, 4, 4), generator=generator)
     labels = torch.arange(images) % 3
@@ -100,7 +100,7 @@ def test_train_and_test_an_extractor(tmp_path, capsys):
     top1, top3, *_ = (float(line.split()[2].rstrip("%")) for line in out.splitlines()[1:])
     assert top1 > 70 and top3 == 100
     status, _, err = run(capsys, *command)
-    assert status == 1 and "is there already" in err
+    assert status == 1 and "already exists" in err
     assert run(capsys, *command, "--resume")[0] == 0
 
 
@@ -116,7 +116,7 @@ def test_an_extractor_of_other_sizes_is_named(tmp_path, capsys):
     assert status == 1 and "expected labels below 2" in err and "got 2" in err
 
 
-def test_a_loss_that_is_no_number_is_told_without_a_traceback(tmp_path, capsys):
+def test_a_loss_that_is_nan_is_an_error_without_a_traceback(tmp_path, capsys):
     command = ("train-extractor", _store(tmp_path / "s", 40, 0), "--extractor", "re", "--width", 16, "--lr", 1e30)
     status, _, err = run(capsys, *command, "--epochs", 2, "--batch-size", 8, "--out", tmp_path / "e")
     assert status == 1 and "cortex-fast: the loss of epoch 1 is nan" in err and not (tmp_path / "e").exists()
@@ -156,12 +156,12 @@ def test_absurd_numbers_are_refused_by_name(option, value, named, tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_what_nobody_foresaw_is_a_line_too(tmp_path, capsys, monkeypatch):
+def test_an_unexpected_error_is_a_line_too(tmp_path, capsys, monkeypatch):
     store = _store(tmp_path / "s", 6, 0)
     command = ("test-extractor", store, tmp_path / "e")
-    for error, told in (
-        (KeyError("sizes"), "cortex-fast: KeyError: 'sizes' (not foreseen; for a report, cortex-fast --traceback "),
-        (RuntimeError("a\nlong\nstory"), "cortex-fast: RuntimeError: a (not foreseen"),
+    for error, message in (
+        (KeyError("sizes"), "cortex-fast: KeyError: 'sizes' (unexpected; for a bug report, cortex-fast --traceback "),
+        (RuntimeError("a\nlong\nstory"), "cortex-fast: RuntimeError: a (unexpected"),
         (MemoryError(), "cortex-fast: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "cortex-fast: out of memory"),
         (BackendUnavailableError("no GPU"), "cortex-fast: no GPU\n"),
@@ -172,13 +172,13 @@ def test_what_nobody_foresaw_is_a_line_too(tmp_path, capsys, monkeypatch):
 
         monkeypatch.setattr(TokenStore, "load", broken)
         status, _, err = run(capsys, *command)
-        assert status == 1 and err.startswith(told) and err.count("\n") == 1
+        assert status == 1 and err.startswith(message) and err.count("\n") == 1
         with pytest.raises(type(error)):
             cli.main(["--traceback", *map(str, command)])
 
 
 def _damages(content: bytes, count: int) -> Iterator[bytes]:
-    """Flipped, cut, grown, overwritten."""
+    """Copies of a file with a flipped bit, cut off, with bytes inserted, removed or overwritten."""
     rng = random.Random(len(content))
     for number in range(count):
         at, size = rng.randrange(len(content)), rng.randrange(1, 60)
@@ -222,13 +222,13 @@ def test_no_damaged_file_ends_in_a_traceback(kind, tmp_path, capsys):
         out = () if command[0] == "test-extractor" else ("--out", tmp_path / "out")
         status, _, err = run(capsys, *command, *out)
         (tmp_path / "out").unlink(missing_ok=True)
-        assert status in (0, 1) and "not foreseen" not in err and "out of memory" not in err
+        assert status in (0, 1) and "(unexpected; for a bug report" not in err and "out of memory" not in err
         if kind in ("s.st", "e.st", "m.pth") and damaged != good:  # formats with sums of their own
             assert status == 1 or _same_tensors(path, extractor if kind == "m.pth" else None)
 
 
 def _same_tensors(path: Path, extractor: torch.nn.Module | None) -> bool:
-    """Whether the damage is in bytes that mean nothing."""
+    """Whether the damage is in bytes that no reader uses."""
     if extractor is None:
         return False
     got = torch.load(path, weights_only=True)

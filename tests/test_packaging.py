@@ -1,4 +1,4 @@
-"""The package as it is built, installed and checked."""
+"""How the package is built, installed and checked."""
 
 import ast
 import importlib.metadata
@@ -35,9 +35,9 @@ PINS = {
 
 def requirements(key: str) -> list[str]:
     """The names in a list of pyproject.toml; without tomllib, which Python 3.10 lacks."""
-    found = re.search(rf"^{key} = (\[.*?\])$", PYPROJECT, re.MULTILINE | re.DOTALL)
-    assert found is not None, key
-    return [re.split(r"[<>=\[ ]", name)[0] for name in ast.literal_eval(found[1])]
+    match = re.search(rf"^{key} = (\[.*?\])$", PYPROJECT, re.MULTILINE | re.DOTALL)
+    assert match is not None, key
+    return [re.split(r"[<>=\[ ]", name)[0] for name in ast.literal_eval(match[1])]
 
 
 def package_files(root: Path) -> set[str]:
@@ -97,10 +97,10 @@ def test_core_knows_neither_python_nor_torch() -> None:
 
 
 def objects(level: str) -> list[Path]:
-    """The object files of one level's vector code, from the last build."""
+    """The object files of a level's vector code, from the last build."""
     folder = ROOT / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-    found = sorted((folder / "CMakeFiles" / f"cortex_fast_{level}.dir" / "csrc" / "cpu").glob("*.cpp.o"))
-    return [path for path in found if (ROOT / "csrc" / "cpu" / path.stem).exists()]  # a build folder keeps old ones
+    paths = sorted((folder / "CMakeFiles" / f"cortex_fast_{level}.dir" / "csrc" / "cpu").glob("*.cpp.o"))
+    return [path for path in paths if (ROOT / "csrc" / "cpu" / path.stem).exists()]  # a build folder has old ones too
 
 
 def listing(program: str, *arguments: str | Path) -> str:
@@ -110,15 +110,15 @@ def listing(program: str, *arguments: str | Path) -> str:
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-def test_no_levels_code_can_stand_for_anothers(level: str) -> None:
-    """Of a symbol that several files define weakly the linker keeps one, and it may need what the processor has not."""
+def test_code_of_the_levels_cannot_be_mixed(level: str) -> None:
+    """Of a weak symbol in several files the linker takes one, which may use instructions that the processor lacks."""
     files = objects(level)
     if not files:
         pytest.skip(f"no build of {level} in build/native")
-    own = f"11cortex_fast{len(level)}{level}"  # cortex_fast::<level>, as names are mangled
+    namespace = f"11cortex_fast{len(level)}{level}"  # cortex_fast::<level>, as names are mangled
     weak = re.findall(r" [WwVvu] (\S+)$", listing("nm", *files), re.MULTILINE)
-    assert [name for name in weak if own not in name and name != "DW.ref.__gxx_personality_v0"] == []
-    assert any(own in name for name in weak)  # the templates: nm was understood
+    assert [name for name in weak if namespace not in name and name != "DW.ref.__gxx_personality_v0"] == []
+    assert any(namespace in name for name in weak)  # the templates: nm was understood
 
 
 @pytest.mark.parametrize(("level", "register"), [("avx2", "ymm"), ("avx512", "zmm")])
@@ -162,7 +162,7 @@ def program(path: Path) -> Path:
 
 @pytest.fixture
 def look_for_nvcc(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the part of CMakeLists.txt that looks for nvcc. before: the one that the last build took."""
+    """Runs the part of CMakeLists.txt that looks for nvcc. before: the nvcc of the last build."""
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("no cmake")
@@ -181,7 +181,7 @@ def look_for_nvcc(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
 
 
 def test_nvcc_is_the_first_of_cudacxx_cuda_home_and_path(look_for_nvcc, tmp_path: Path) -> None:
-    """/usr/local/cuda, where there is one, comes last; so does what an earlier build found."""
+    """/usr/local/cuda comes last, if it exists, and so does the nvcc of an earlier build."""
     on_path, at_home = program(tmp_path / "conda" / "bin" / "nvcc"), program(tmp_path / "toolkit" / "bin" / "nvcc")
     named, earlier = program(tmp_path / "my tools" / "nvcc-12.4"), program(tmp_path / "old" / "nvcc")
     path = f"{on_path.parent}:/usr/bin:/bin"
@@ -196,7 +196,7 @@ def test_nvcc_is_the_first_of_cudacxx_cuda_home_and_path(look_for_nvcc, tmp_path
         assert (done.returncode, done.stderr.strip()) == (0, str(expected))
 
 
-def test_a_cuda_home_without_nvcc_is_told_of(look_for_nvcc, tmp_path: Path) -> None:
+def test_a_cuda_home_without_nvcc_is_reported(look_for_nvcc, tmp_path: Path) -> None:
     on_path = program(tmp_path / "conda" / "bin" / "nvcc")
     done = look_for_nvcc(PATH=f"{on_path.parent}:/usr/bin:/bin", CUDA_HOME="/gone/cuda")
     assert done.returncode == 0 and done.stderr.strip().endswith(str(on_path))
@@ -208,9 +208,9 @@ def test_a_cudacxx_that_names_no_program_is_an_error(look_for_nvcc, tmp_path: Pa
     on_path = program(tmp_path / "conda" / "bin" / "nvcc")
     done = look_for_nvcc(PATH=f"{on_path.parent}:/usr/bin:/bin", CUDACXX=named)
     assert done.returncode != 0
-    told = " ".join(done.stderr.split())
-    assert f"CUDACXX: expected the path of nvcc and nothing else, got '{named}'" in told
-    assert "CORTEX_FAST_CUDA=off" in told
+    text = " ".join(done.stderr.split())
+    assert f"CUDACXX: expected the path of nvcc and nothing else, got '{named}'" in text
+    assert "CORTEX_FAST_CUDA=off" in text
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_cudacxx_that_names_no_program_is_an_error(look_for_nvcc, tmp_path: Pa
     ],
     ids=["no nvcc", "no nvcc any more", "misspelt"],
 )
-def test_cuda_kernels_that_cannot_be_built_are_told_of(
+def test_cuda_kernels_that_cannot_be_built_are_reported(
     tmp_path: Path, definitions: dict[str, str], message: str
 ) -> None:
     cmake, make, compiler = (shutil.which(name) for name in ("cmake", "make", "c++"))

@@ -26,7 +26,8 @@ from cortex_fast.extractors import Recipe, accuracy, load_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.report import ConceptPage, Edit, EditStep, ExampleImage, Report, Table, TokenCard, write_report
 from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.decoding import prepare_decoder
+from cortex_fast.vqgm.sampling import decode_tokens
 from tests.known_extractors import tiny
 from tests.vqgm.test_autoencoder import SMALL
 
@@ -74,7 +75,7 @@ def tsv(extractor, store):
 
 
 def test_sampling_saving_and_reading(prior, model, store, tmp_path):
-    flat = sample_tokens(prior, LABELS, CELLS, seed=3, item_ids=torch.arange(12))
+    flat = decode_tokens(prepare_decoder(prior), LABELS, CELLS, seed=3, item_ids=torch.arange(12))
     assert model.grid == store.grid == (ROWS, COLUMNS)
     assert torch.equal(store.tokens.long(), flat.view(12, ROWS, COLUMNS))  # row by row
     store.save(tmp_path / "again")
@@ -125,7 +126,7 @@ def test_training_and_its_file(store, tmp_path):
     fit(store, out, "te", Recipe(epochs=1, batch_size=6), **settings)
     lines = []
     fit(store, out, "te", Recipe(epochs=1, batch_size=6), **settings, report=lines.append)
-    assert lines == [f"{out}: is trained already"]
+    assert lines == [f"{out}: already trained"]
     trained = load_extractor(out)
     assert trained(store.embedding(slice(0, 2))).shape == (2, 3)
     turned = store.tokens.long().transpose(1, 2)

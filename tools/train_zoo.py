@@ -2,8 +2,8 @@
 
     python tools/train_zoo.py --work build/zoo
 
-Takes about two hours on 2 cores; the model card has each stage's minutes. Every stage is kept in the work folder, and a
-second run goes on where the first stopped.
+Takes about two hours on 2 cores; the model card lists each stage's minutes. Every stage's result is saved in the work
+folder, so that a second run continues where the first stopped.
 """
 
 import argparse
@@ -25,16 +25,16 @@ STAGES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="folder for intermediate products")
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the work, to try the code")
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the work, to test the code")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
     work = common.Work(arguments.work, arguments.quick)
     for name in arguments.stages:
-        began = time.time()
+        start = time.time()
         try:
             STAGES[name](work)
         finally:
-            elapsed = time.time() - began
+            elapsed = time.time() - start
             common.add_seconds(work, name, elapsed)
         print(f"{name}: {elapsed:.0f} s", flush=True)
 

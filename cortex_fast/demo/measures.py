@@ -1,4 +1,4 @@
-"""The demo's evaluation: every measure on the judges, as plain results and as numbers for a JSON file."""
+"""The demo's evaluation: every measure on the judges, and its numbers for a JSON file."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from tqdm import tqdm
 
 from cortex_fast import evaluate
 from cortex_fast.data import TokenStore
-from cortex_fast.demo.settings import Settings
-from cortex_fast.demo.stages import edit_problems
-from cortex_fast.explain import ConceptExplanations, TokenSelection, token_saliency
+from cortex_fast.demo.stages import Results, Run, edit_problems
+from cortex_fast.explain import token_saliency
 from cortex_fast.explain.concepts import token_frequency
 from cortex_fast.extractors import accuracy
-from cortex_fast.zoo import Zoo
 from cortex_fast.zoo.composites import make_composites
 
 NS = tuple(range(5, 51, 5))
 INTERVENTION_NS = (10, 30, 50)
+SINGLE_IMAGES_PER_CLASS = 4  # explained images at image level
 
 
 @dataclass(frozen=True)
 class Measures:
-    """All evaluation results. Dictionaries go by extractor name.
+    """All results of the evaluation. Dictionaries are by the extractor's name.
 
-    extractor_accuracy: top 1 on the sampled images. judge_accuracy float32 [J]: top 1 of the judges on them, decoded.
+    extractor_accuracy: top 1 on the explained images. judge_accuracy: float32 [J], top 1 of the judges on the held-out
+    images, decoded.
     """
 
     extractor_accuracy: dict[str, float]
@@ -38,97 +38,108 @@ class Measures:
     intervention: dict[str, evaluate.Intervention]
 
 
-def measure(
-    zoo: Zoo,
-    explained: TokenStore,
-    held_out: TokenStore,
-    tsv: dict[str, Tensor],
-    concepts: dict[str, ConceptExplanations],
-    selections: dict[str, TokenSelection],
-    settings: Settings,
-    progress: bool,
-) -> Measures:
-    """Run every measure. The images that made an explanation and those that judge it are disjoint at concept level."""
-    names = list(tsv)
-    held_images = zoo.vqgm.decode(held_out.tokens)
-    some = slice(0, len(zoo.names) * 4)  # of the explained images: enough to judge single images
-    some_tokens, some_labels = explained.tokens[some].long(), explained.labels[some]
-    some_images = zoo.vqgm.decode(some_tokens)
-    with tqdm(total=3 + 4 * len(names), desc="evaluating", unit="test", disable=not progress) as bar:
-
-        def done(result: Any) -> Any:
+def measure(run: Run, results: Results) -> Measures:
+    """Run every measure. At concept level, the images that judge an explanation are not those it was computed from."""
+    names = list(results.tsv)
+    held_out_images = run.zoo.vqgm.decode(results.held_out.tokens)
+    single = results.explained.select(slice(0, len(run.zoo.names) * SINGLE_IMAGES_PER_CLASS))
+    image_level, concept_level, grounding, intervention = {}, {}, {}, {}
+    with tqdm(total=3 + 4 * len(names), desc="evaluating", unit="test", disable=not run.progress) as bar:
+        probabilities = evaluate.probabilities(run.zoo.judges, held_out_images)
+        judge_accuracy = evaluate.correct(probabilities, results.held_out.labels).mean(dim=1)
+        bar.update()
+        edits = _edits(run, results)
+        bar.update()
+        extractor_accuracy = {name: _accuracy(run, name, results.explained) for name in names}
+        bar.update()
+        for name in names:
+            image_level[name] = _image_level(run, single, results.tsv[name])
             bar.update()
-            return result
-
-        correct = evaluate.correct(evaluate.probabilities(zoo.judges, held_images), held_out.labels)
-        bar.update()
-        tokens, source, target = edit_problems(zoo, held_out, settings)
-        after = {method: selection.tokens for method, selection in selections.items()}
-        edits = done(evaluate.edit_scores(zoo.judges, zoo.vqgm.decode, tokens, after, source, target))
-        extractor_accuracy = {
-            name: accuracy(zoo.extractors[name], explained.codebook, explained.tokens, explained.labels)[1]
-            for name in names
-        }
-        bar.update()
-        return Measures(
-            extractor_accuracy=extractor_accuracy,
-            judge_accuracy=correct.mean(dim=1),
-            image_level={
-                name: done(
-                    evaluate.image_level(
-                        zoo.judges, some_images, some_tokens, tsv[name][some], some_labels, ns=NS, seed=settings.seed
-                    )
-                )
-                for name in names
-            },
-            concept_level={
-                name: done(
-                    evaluate.concept_level(
-                        zoo.judges,
-                        held_images,
-                        held_out.tokens.long(),
-                        held_out.labels,
-                        concepts[name].tokens,
-                        concepts[name].frequent_tokens,
-                        seed=settings.seed,
-                    )
-                )
-                for name in names
-            },
-            edits=edits,
-            grounding={name: done(_grounding(zoo, name, explained, settings)) for name in names},
-            intervention={
-                name: done(
-                    evaluate.intervention(
-                        zoo.judges,
-                        zoo.vqgm.decode,
-                        some_tokens,
-                        tsv[name][some],
-                        some_labels,
-                        ns=INTERVENTION_NS,
-                        seed=settings.seed,
-                    )
-                )
-                for name in names
-            },
-        )
+            concept_level[name] = _concept_level(run, results, name, held_out_images)
+            bar.update()
+            grounding[name] = _grounding(run, name, results.explained)
+            bar.update()
+            intervention[name] = _intervention(run, single, results.tsv[name])
+            bar.update()
+    return Measures(
+        extractor_accuracy=extractor_accuracy,
+        judge_accuracy=judge_accuracy,
+        image_level=image_level,
+        concept_level=concept_level,
+        edits=edits,
+        grounding=grounding,
+        intervention=intervention,
+    )
 
 
-def _grounding(zoo: Zoo, name: str, explained: TokenStore, settings: Settings) -> evaluate.Grounding:
-    """On composites, whose object masks are known, pushed through the tokenizer."""
-    made = make_composites("demo", 0, settings.composites_per_class * len(zoo.names))
-    tokens = zoo.vqgm.encode(torch.from_numpy(made.images).permute(0, 3, 1, 2).float() / 255)
-    labels = torch.from_numpy(made.labels)
+def _accuracy(run: Run, name: str, images: TokenStore) -> float:
+    return accuracy(run.zoo.extractors[name], images.codebook, images.tokens, images.labels)[1]
+
+
+def _edits(run: Run, results: Results) -> evaluate.EditScores:
+    before, source, target = edit_problems(run, results.held_out)
+    after = {method: selection.tokens for method, selection in results.selections.items()}
+    return evaluate.edit_scores(run.zoo.judges, run.zoo.vqgm.decode, before, after, source, target)
+
+
+def _image_level(run: Run, single: TokenStore, tsv: Tensor) -> evaluate.MaskingCurves:
+    """tsv: [n,h,w] of the explained images, of which `single` are the first."""
+    tokens = single.tokens.long()
+    images = run.zoo.vqgm.decode(tokens)
+    return evaluate.image_level(
+        run.zoo.judges, images, tokens, tsv[: len(single)], single.labels, ns=NS, seed=run.settings.seed
+    )
+
+
+def _concept_level(run: Run, results: Results, name: str, held_out_images: Tensor) -> evaluate.ConceptMasking:
+    """held_out_images: float32 [B,3,H,W], decoded."""
+    return evaluate.concept_level(
+        run.zoo.judges,
+        held_out_images,
+        results.held_out.tokens.long(),
+        results.held_out.labels,
+        results.concepts[name].tokens,
+        results.concepts[name].frequent_tokens,
+        seed=run.settings.seed,
+    )
+
+
+def _intervention(run: Run, single: TokenStore, tsv: Tensor) -> evaluate.Intervention:
+    """tsv: [n,h,w] of the explained images, of which `single` are the first."""
+    return evaluate.intervention(
+        run.zoo.judges,
+        run.zoo.vqgm.decode,
+        single.tokens.long(),
+        tsv[: len(single)],
+        single.labels,
+        ns=INTERVENTION_NS,
+        seed=run.settings.seed,
+    )
+
+
+def _grounding(run: Run, name: str, explained: TokenStore) -> evaluate.Grounding:
+    """On composites, whose object masks are known, encoded by the tokenizer."""
+    zoo, settings = run.zoo, run.settings
+    composites = make_composites("demo", 0, settings.composites_per_class * len(zoo.names))
+    tokens = zoo.vqgm.encode(torch.from_numpy(composites.images).permute(0, 3, 1, 2).float() / 255)
+    labels = torch.from_numpy(composites.labels)
     tsv = token_saliency(
         zoo.extractors[name], zoo.vqgm.embed(tokens), labels, num_samples=settings.num_samples, seed=settings.seed
     )
-    cells = evaluate.object_cells(torch.from_numpy(made.masks), zoo.vqgm.grid)
+    cells = evaluate.object_cells(torch.from_numpy(composites.masks), zoo.vqgm.grid)
     frequency = token_frequency(explained.tokens, explained.labels, len(zoo.names), len(zoo.vqgm.codebook))
     return evaluate.grounding(tsv, tokens, labels, cells, frequency, settings.top_n)
 
 
 def as_numbers(value: Any) -> Any:
-    """Results as what JSON holds: dataclasses to objects, tensors to lists of numbers rounded to 6 digits."""
+    """Convert results to what JSON holds.
+
+    Args:
+        value: dataclasses, dictionaries, lists, tuples, tensors and plain values, nested in any way.
+
+    Returns:
+        Dataclasses as dictionaries, tensors as nested lists, floats rounded to 6 digits.
+    """
     if isinstance(value, Tensor):
         return as_numbers(value.tolist())
     if dataclasses.is_dataclass(value):

@@ -1,4 +1,4 @@
-"""What a demo run does, and what made its files."""
+"""The settings of a demo run, and the fingerprint of its files."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,18 +13,36 @@ MOST_IMAGES, MOST_STEPS = 1000, 1_000_000  # images of a class, which are sample
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a demo run. The defaults take about a minute and a half on 2 cores."""
+    """Sizes of a demo run. The defaults take about a minute and a half on 2 cores.
+
+    Args:
+        seed: of everything random. Default 0.
+        images_per_class: images that are explained. Default 16.
+        held_out_per_class: images on which the explanations are judged. Default 8.
+        composites_per_class: images with a known object mask. Default 8.
+        num_samples: N of SmoothGrad. Default 20.
+        top_n: top tokens of an image. Default 20.
+        top_k: tokens of a concept. Default 50.
+        edits_per_class: held-out images that are edited. Default 2.
+        edit_steps: steps of token selection and of its baseline. Default 200.
+        edit_lr: learning rate of token selection, the best of a sweep. Default 0.3.
+        embedding_lr: learning rate of the baseline, the best of a sweep, so that the comparison is fair. Default 0.3.
+        region: the cells that an edit may change, (top, left, bottom, right), half-open. Default (4, 4, 12, 12).
+
+    Raises:
+        TypeError or ValueError: a setting of another type or out of range; the message names it.
+    """
 
     seed: int = 0
-    images_per_class: int = 16  # explained
-    held_out_per_class: int = 8  # judged
-    composites_per_class: int = 8  # with a known object mask
+    images_per_class: int = 16
+    held_out_per_class: int = 8
+    composites_per_class: int = 8
     num_samples: int = 20
     top_n: int = 20
     top_k: int = 50
     edits_per_class: int = 2
     edit_steps: int = 200
-    edit_lr: float = 0.3  # these two: the best of a sweep of each, so that the baseline has its chance
+    edit_lr: float = 0.3
     embedding_lr: float = 0.3
     region: tuple[int, int, int, int] = (4, 4, 12, 12)
 
@@ -38,6 +56,6 @@ class Settings:
 
 
 def fingerprint(settings: Settings, model: str) -> dict[str, str]:
-    """Versions, seed, settings and model, as text."""
-    made = {"cortex-fast": __version__, "torch": torch.__version__, "model": model}
-    return made | {name: str(value) for name, value in dataclasses.asdict(settings).items()}
+    """Versions, settings and the model's fingerprint, as text."""
+    versions = {"cortex-fast": __version__, "torch": torch.__version__, "model": model}
+    return versions | {name: str(value) for name, value in dataclasses.asdict(settings).items()}

@@ -1,4 +1,4 @@
-"""The demo's results as the report's tables and curves, baselines beside ours."""
+"""The tables and curves of the demo's report, with the baselines beside our results."""
 
 from torch import Tensor
 
@@ -8,61 +8,77 @@ from cortex_fast.report import Curves, Table
 
 
 def summary(measures: Measures, top_n: int) -> Table:
-    """The short table: one row for each question, ours against the baselines, averaged over the judges (by CE)."""
-    image, concept = measures.image_level["ce"], measures.concept_level["ce"]
-    column = image.ns.index(top_n) if top_n in image.ns else -1
-    edits, grounding, causal = measures.edits, measures.grounding["ce"], measures.intervention["ce"]
-    middle = len(causal.ns) // 2
+    """The short table: one row for each question, by CE, averaged over the judges, beside the baselines.
 
-    def change(after: Tensor) -> str:
-        return f"{float((after - image.before).mean()):+.3f}"
+    Args:
+        measures: the results of the evaluation.
+        top_n: number of top tokens, which selects the column of the masking curves.
 
-    def beyond_random(method: int) -> str:
-        extra = float((concept.probability[method] - concept.probability[method + 1]).mean())
-        return f"{extra:+.3f} ({float(concept.masked[method]):.0f} cells)"
-
+    Returns:
+        Six rows of the question, our result and the baselines'.
+    """
     rows = [
-        (
-            f"Mask an image's top {image.ns[column]} tokens: probability change (down)",
-            change(image.ours[:, column]),
-            f"random {change(image.random[:, column])}",
-        ),
-        (
-            f"Replace its top {causal.ns[middle]} tokens in the grid: probability change (down)",
-            f"{float((causal.after[0, :, middle] - causal.before).mean()):+.3f}",
-            f"random {float((causal.after[1, :, middle] - causal.before).mean()):+.3f}, "
-            f"lowest {float((causal.after[2, :, middle] - causal.before).mean()):+.3f}",
-        ),
-        (
-            "Mask a concept's tokens in held-out images: change beyond as many random cells (down)",
-            beyond_random(0),
-            f"most frequent tokens {beyond_random(2)}",
-        ),
-        (
-            f"Top {top_n} saliency on the object (up)",
-            f"{float(grounding.ours.mean()):.3f}",
-            f"random {float(grounding.random.mean()):.3f}, frequency {float(grounding.frequency.mean()):.3f}",
-        ),
-        (
-            "Edit: probability change of the target (up)",
-            f"{float(edits.target_change[0].mean()):+.3f}",
-            f"embedding optimisation {float(edits.target_change[1].mean()):+.3f}",
-        ),
-        (
-            "Edit: probability change of the source (down)",
-            f"{float(edits.source_change[0].mean()):+.3f}",
-            f"embedding optimisation {float(edits.source_change[1].mean()):+.3f}",
-        ),
+        _masking_row(measures.image_level["ce"], top_n),
+        _intervention_row(measures.intervention["ce"]),
+        _concept_row(measures.concept_level["ce"]),
+        _grounding_row(measures.grounding["ce"], top_n),
+        *_edit_rows(measures.edits),
     ]
     note = (
         "Mean over four judges that see pixels only; tokens scored by the extractor CE. "
-        "The word in brackets says which way is better."
+        "The word in brackets is the better direction."
     )
     return Table("Summary", ("Question", "cortex-fast", "Baselines"), rows, note)
 
 
+Row = tuple[str, str, str]
+
+
+def _masking_row(curves: evaluate.MaskingCurves, top_n: int) -> Row:
+    column = curves.ns.index(top_n) if top_n in curves.ns else -1
+
+    def change(after: Tensor) -> str:
+        return f"{float((after - curves.before).mean()):+.3f}"
+
+    question = f"Mask an image's top {curves.ns[column]} tokens: probability change (down)"
+    return question, change(curves.ours[:, column]), f"random {change(curves.random[:, column])}"
+
+
+def _intervention_row(result: evaluate.Intervention) -> Row:
+    middle = len(result.ns) // 2
+
+    def change(arm: int) -> str:
+        return f"{float((result.after[arm, :, middle] - result.before).mean()):+.3f}"
+
+    question = f"Replace its top {result.ns[middle]} tokens in the grid: probability change (down)"
+    return question, change(0), f"random {change(1)}, lowest {change(2)}"
+
+
+def _concept_row(result: evaluate.ConceptMasking) -> Row:
+    def beyond_random(method: int) -> str:
+        extra = float((result.probability[method] - result.probability[method + 1]).mean())
+        return f"{extra:+.3f} ({float(result.masked[method]):.0f} cells)"
+
+    question = "Mask a concept's tokens in held-out images: change beyond as many random cells (down)"
+    return question, beyond_random(0), f"most frequent tokens {beyond_random(2)}"
+
+
+def _grounding_row(result: evaluate.Grounding, top_n: int) -> Row:
+    ours, random, frequency = (f"{float(hits.mean()):.3f}" for hits in (result.ours, result.random, result.frequency))
+    return f"Top {top_n} saliency on the object (up)", ours, f"random {random}, frequency {frequency}"
+
+
+def _edit_rows(scores: evaluate.EditScores) -> list[Row]:
+    rows = []
+    for name, change, direction in (("target", scores.target_change, "up"), ("source", scores.source_change, "down")):
+        ours, baseline = (f"{float(change[method].mean()):+.3f}" for method in (0, 1))
+        question = f"Edit: probability change of the {name} ({direction})"
+        rows.append((question, ours, f"embedding optimisation {baseline}"))
+    return rows
+
+
 def evaluation(measures: Measures) -> list[Table | Curves]:
-    """Everything measured, in the order: extractors and judges, single images, concepts, edits."""
+    """All measures in the order of the report: extractors and judges, each extractor's measures, edits."""
     parts: list[Table | Curves] = [_accuracy(measures)]
     for name in measures.image_level:
         parts += [
@@ -96,7 +112,7 @@ def _image_curves(name: str, curves: evaluate.MaskingCurves) -> Curves:
             "top tokens": [start, *curves.ours.mean(dim=0).tolist()],
             "random positions": [start, *curves.random.mean(dim=0).tolist()],
         },
-        "Mean over four judges. The lower curve took more of the concept away.",
+        "Mean over four judges. A lower curve means that more of the concept was removed.",
     )
 
 
@@ -110,7 +126,7 @@ def _intervention_curves(name: str, result: evaluate.Intervention) -> Curves:
         (0.0, *map(float, result.ns)),
         {labels[arm]: [start, *result.after[row].mean(dim=0).tolist()] for row, arm in enumerate(evaluate.ARMS)},
         "Every replacement is another token of the same image. "
-        "If the top tokens carry the concept, their curve is lowest.",
+        "If the top tokens carry the concept, their curve is the lowest.",
     )
 
 
@@ -121,8 +137,8 @@ def _concept_tables(name: str, result: evaluate.ConceptMasking) -> list[Table]:
         title,
         ("Cells masked", "Number", "Accuracy change", "Probability change"),
         list(zip(result.methods, result.masked.tolist(), accuracy, probability, strict=True)),
-        "Mean over the judges. More negative with fewer cells masked is better; compare each method with its random "
-        "control, since the two may mask different amounts.",
+        "Mean over the judges. More negative with fewer masked cells is better. Compare each method with its random "
+        "control, because the methods may mask different numbers of cells.",
     )
     by_judge = Table(
         f"{title}, by judge",
@@ -143,32 +159,32 @@ def _grounding_table(name: str, result: evaluate.Grounding) -> Table:
         f"On the object ({name.upper()}): composites with a known object mask",
         ("Positions", "Share on the object", "Standard error"),
         rows,
-        f"The part of the top positions that lies on the object; higher is better. {len(result.ours)} composites, "
-        "pushed through the tokenizer.",
+        f"The share of the top positions that lies on the object; higher is better. {len(result.ours)} composites, "
+        "encoded by the tokenizer.",
     )
 
 
 def _edit_table(scores: evaluate.EditScores) -> Table:
     def columns(method: int, judge: int | slice) -> list[float]:
-        picked: list[Tensor] = [
+        probabilities: list[Tensor] = [
             scores.source_before[judge],
             scores.source_after[method, judge],
             scores.target_before[judge],
             scores.target_after[method, judge],
         ]
-        return [float(values.mean()) for values in picked]
+        return [float(values.mean()) for values in probabilities]
 
     rows: list[tuple[str | float, ...]] = []
     for j, judge in enumerate((*scores.judges, "mean")):
-        which = slice(None) if judge == "mean" else j
+        rows_of_judge = slice(None) if judge == "mean" else j
         for m, method in enumerate(scores.methods):
-            source_before, source_after, target_before, target_after = columns(m, which)
+            source_before, source_after, target_before, target_after = columns(m, rows_of_judge)
             rows.append((judge, method, source_before, source_after, target_before, target_after))
     return Table(
         f"Edits (eq. 10): {scores.source_before.shape[1]} images, one class to the next",
         ("Judge", "Method", "Source before", "Source after", "Target before", "Target after"),
         rows,
-        "Probabilities on the decoded image. Better: source after is lower, target after is higher.",
+        "Probabilities on the decoded image. A lower source after and a higher target after are better.",
     )
 
 
@@ -183,5 +199,6 @@ def _lead_table(scores: evaluate.EditScores) -> Table:
         f"Edits: lead of {ours} over {baseline}",
         ("Judge", "Target's probability, higher by", "Source's probability, lower by"),
         list(zip(lead.judges, cells(lead.target), cells(lead.source), strict=True)),
-        "Mean over the images, with its 95 % bootstrap interval: where that holds 0, these images do not tell.",
+        "Mean over the images, with its 95 % bootstrap interval. If the interval contains 0, these images do not show "
+        "which method is better.",
     )

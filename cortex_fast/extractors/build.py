@@ -11,7 +11,7 @@ from cortex_fast.extractors.ce_deep import CEDeep
 from cortex_fast.extractors.re import RE
 from cortex_fast.extractors.te import TE
 
-MOST = 2**20  # of any size: what is larger was not meant
+MOST = 2**20  # the largest size that is accepted: a larger one is a mistake
 NAMES = ("ce", "ce_deep", "re", "te")
 
 
@@ -20,12 +20,24 @@ def build(
 ) -> nn.Module:
     """An untrained information extractor f_Y: E [B,in_channels,h,w] -> logits [B,num_classes].
 
-    name: "ce" (convolutional), "ce_deep" (two more convolutions after the second pooling), "re" (residual with squeeze
-    and excitation) or "te" (transformer encoder with a class token). grid: m or (h, w). The defaults are the paper's
-    scale; hidden layers scale with `width`, te's position embedding with `grid`, and te's heads have 64 channels, or 32
-    or 16 where 64 does not divide the width. Parameter names and shapes are the published code's.
-    Raises ValueError for an unknown name, sizes below 1, a width that 16 does not divide, or a grid with a side that 4
-    does not ("ce", "ce_deep"); TypeError for sizes that are not whole numbers.
+    Parameter names and shapes are the published code's, and the defaults are the paper's sizes. The hidden layers scale
+    with `width`, and te's position embedding with `grid`. te's heads have 64 channels, or 32 or 16 where 64 does not
+    divide the width.
+
+    Args:
+        name: "ce" (convolutional), "ce_deep" (two more convolutions after the second pooling), "re" (residual with
+            squeeze and excitation) or "te" (transformer encoder with a class token).
+        num_classes: number of logits, from 1. Default 1000.
+        in_channels: d, from 1. Default 256.
+        width: channels of the hidden layers, a multiple of 16. Default 512.
+        grid: m or (h, w); sides of "ce" and "ce_deep" must be multiples of 4. "re" works on any grid. Default 16.
+
+    Returns:
+        The module, in training mode, with torch's random initial weights.
+
+    Raises:
+        ValueError: an unknown name, a size out of range, or a width or grid that the extractor cannot have.
+        TypeError: a size that is not a whole number.
     """
     checks.one_of("name", name, NAMES)
     for argument, value in (
@@ -40,12 +52,14 @@ def build(
         raise ValueError(f"grid: expected a multiple of 4 (two poolings), got {grid}")
     if name == "re":
         return RE(num_classes=num_classes, in_channels=in_channels, width=width)
-    kinds = {"ce": CE, "ce_deep": CEDeep, "te": TE}
-    return kinds[name](num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
+    classes = {"ce": CE, "ce_deep": CEDeep, "te": TE}
+    return classes[name](num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
 
 
 def check_grid(extractor: nn.Module, shape: Sequence[int]) -> None:
-    """Raise ValueError where tokens or embeddings [...,h,w] have another grid than the extractor of ours was built for:
-    as many tokens in other rows would be taken without a word."""
+    """Raise ValueError if tokens or embeddings [...,h,w] have another grid than one of our extractors was built for.
+
+    Without this check, a grid of as many tokens in other rows would be accepted.
+    """
     if isinstance(extractor, CE | CEDeep | TE) and extractor.grid != tuple(shape[-2:]):
         raise ValueError(f"extractor: expected a grid of {grid_of(extractor.grid)}, got {grid_of(shape)}")

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
-    """This process is `rank` of `size`."""
+    """The processes of a run: this one is number `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> "World":
-        """Of the process group that is there, or one process alone."""
+        """The world of the current process group, or of one process if there is none."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
@@ -29,13 +29,13 @@ class World:
         return rows[self.rank :: self.size]
 
     def total(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """The sum over all processes, computed in place."""
         if self.size > 1:
             dist.all_reduce(numbers)
         return numbers
 
     def wrap(self, extractor: nn.Module, device: torch.device) -> nn.Module:
-        """The module whose backward averages gradients over all processes."""
+        """The module with a backward that averages the gradients over all processes."""
         if self.size == 1:
             return extractor
         return nn.parallel.DistributedDataParallel(
@@ -45,9 +45,10 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[tuple[World, torch.device]]:
-    """The world that torchrun's variables tell of, and this process's device: its GPU where there is one, or the CPU.
+    """Join the process group that torchrun's environment variables describe, and leave it at the end.
 
-    Without torchrun one process alone.
+    Yields the world, which is one process without torchrun, and this process's device: its GPU, or the CPU on a machine
+    without one.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     device = torch.device("cpu")

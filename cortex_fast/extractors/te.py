@@ -58,12 +58,12 @@ class EncoderLayer(nn.Module):
         self.bn_mlp = nn.BatchNorm1d(width)
 
     def forward(self, x: Tensor, first_only: bool = False) -> Tensor:
-        """`first_only`: in eval mode, [B,1,width], the first token's alone."""
+        """With `first_only`, in eval mode, the result is that of the first token alone, [B,1,width]."""
         h = self.norm1(x)
         queries = h
         if first_only and not self.training:  # while training, the batch norms need every token's statistics
             x, queries = x[:, :1], h[:, :1]
-        # A row a token: statistics run over images and tokens alike, and each BatchNorm follows a linear layer, into
+        # Each token is a row: statistics run over images and tokens alike. Each BatchNorm follows a linear layer, into
         # which the engine folds it.
         x = x + self.dropout_attn(self.bn_attn(self.self_attn(queries, h))).view_as(x)
         return x + self.bn_mlp(self.mlp(self.norm2(x).flatten(0, 1))).view_as(x)
@@ -72,7 +72,7 @@ class EncoderLayer(nn.Module):
 class TE(nn.Module):
     """E [B,in_channels,h,w] -> logits [B,num_classes], for grid m or (h, w).
 
-    Projects every token, puts a class token before them and classifies what twelve encoder layers make of that one.
+    Projects every token, puts a class token before them and classifies the class token after twelve encoder layers.
     State-dict names are the published code's.
     """
 

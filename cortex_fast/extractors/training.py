@@ -1,7 +1,7 @@
 """Training an extractor on token grids: the published recipe, resumable, in mixed precision, by several processes."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,48 +13,18 @@ from torch import Tensor, nn
 from cortex_fast import checks
 from cortex_fast.data import digests
 from cortex_fast.data.locks import held
-from cortex_fast.data.token_store import gather
 from cortex_fast.extractors.build import check_grid
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.distributed import World
-
-MOST = 2**31 - 1  # epochs, and images a batch
-PRECISIONS = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Adam with weight decay, a step schedule and cross-entropy; the defaults are the published code's.
-
-    batch_size: of all processes together. The learning rate is multiplied by gamma every step_epochs epochs.
-    Raises TypeError or ValueError naming a setting out of range.
-    """
-
-    epochs: int = 80
-    batch_size: int = 512
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    step_epochs: int = 20
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        plain = {
-            "epochs": checks.whole("epochs", self.epochs, 0, MOST),
-            "batch_size": checks.whole("batch_size", self.batch_size, 2, MOST),
-            "step_epochs": checks.whole("step_epochs", self.step_epochs, 1),
-            "lr": checks.positive("lr", self.lr),
-            "gamma": checks.positive("gamma", self.gamma),
-            "weight_decay": checks.non_negative("weight_decay", self.weight_decay),
-        }
-        for name, value in plain.items():  # Python's own: checkpoints hold them as JSON
-            object.__setattr__(self, name, value)
+from cortex_fast.extractors.images import Images, batches, images_per_epoch
+from cortex_fast.extractors.recipe import PRECISIONS, Recipe
 
 
 def train_extractor(
     extractor: nn.Module,
     codebook: Tensor,
-    tokens: Tensor,
-    labels: Tensor,
+    tokens: checks.Integers,
+    labels: checks.Integers,
     recipe: Recipe,
     *,
     seed: int = 0,
@@ -62,152 +32,190 @@ def train_extractor(
     checkpoint: Path | None = None,
     every: int | None = None,
     about: Mapping[str, Any] | None = None,
-    after_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
-    tick: Callable[[int], object] = lambda images: None,
+    after_epoch: Callable[[int, float], object] | None = None,
+    tick: Callable[[int], object] | None = None,
 ) -> float | None:
-    """Train in place on E gathered from `codebook` [K,d] at `tokens` int [n,h,w] with `labels` int [n].
+    """Train an extractor in place and leave it in eval mode.
 
-    E is gathered on the codebook's device, where the extractor is and the tokens are brought at the beginning.
-    precision: "bfloat16" is autocast, for GPUs. checkpoint: a file written after every epoch, and after every `every`
-    steps; where it is there the run goes on from it, on a CPU to the same bits as one never interrupted. about: what
-    else a checkpoint must be of to be gone on from, in plain values. `after_epoch` gets the epoch's number and mean
-    loss, before that epoch's checkpoint; tick the number of images of each step.
-    In a torch.distributed process group every process trains on its part of each global batch, and the gradients are
-    those of the whole batch, but for BatchNorm: on GPUs it is made SyncBatchNorm; on CPUs each process normalises by
-    its own part, and the running statistics are the first process's.
-    The extractor is left in eval mode. Torch's global random state is neither used nor changed.
-    Returns the mean loss of the last epoch, None where there was none.
-    Raises TypeError or ValueError naming the argument, FloatingPointError where the loss is no longer finite,
-    ResultFileError for a damaged checkpoint or another run's, BlockingIOError while another run writes to it.
+    Torch's global random state is neither used nor changed. In a torch.distributed process group, every process trains
+    on its part of each batch, and the gradients are those of the whole batch. BatchNorm is the exception: on GPUs it is
+    converted to SyncBatchNorm; on CPUs each process normalises by its own part, and the running statistics are those of
+    the first process.
+
+    Args:
+        extractor: module E [B,d,h,w] -> logits [B,classes], on the codebook's device.
+        codebook: float [K,d], C. E is gathered on its device.
+        tokens: int [n,h,w], the images' token grids.
+        labels: int [n], the images' classes.
+        recipe: epochs, batch size and the settings of Adam.
+        seed: fixes the order of the images and the dropout. Default 0.
+        precision: "float32", or "bfloat16" for autocast on GPUs. Default "float32".
+        checkpoint: a file that is written after every epoch. If it exists, the run continues from it; on a CPU the
+            result has the same bits as that of an uninterrupted run. Default None: no checkpoint.
+        every: steps after which the checkpoint is written within an epoch too. Default None: only after epochs.
+        about: further plain values that a checkpoint must agree with. Default None.
+        after_epoch: called with the epoch's number, from 0, and its mean loss, before its checkpoint is written.
+            Default None.
+        tick: called after each step with the number of images in it. Default None.
+
+    Returns:
+        The mean loss of the last epoch, or None for a recipe of no epochs.
+
+    Raises:
+        TypeError or ValueError: an argument is of another type, shape or range; the message names it.
+        FloatingPointError: the loss is no longer finite.
+        ResultFileError: the checkpoint is damaged or belongs to another run.
+        BlockingIOError: another run writes to the checkpoint.
     """
     tokens, labels = checks.integers("tokens", tokens), checks.integers("labels", labels)
-    checks.rank("tokens", tokens, "[n, h, w]")
-    checks.in_range("tokens", tokens, codebook.shape[0])
+    world = World.current()
+    _check_images(extractor, codebook, tokens, labels)
+    _check_counts(len(tokens), recipe, world)
     seed = checks.seed(seed)
     checks.one_of("precision", precision, PRECISIONS)
     if every is not None:
         checks.whole("every", every, 1)
+    identity = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
+    identity |= {"data": digests.of_images(codebook, tokens, labels), **(about or {})}
+    run = _Run(
+        recipe=recipe,
+        seed=seed,
+        precision=precision,
+        world=world,
+        checkpoint=checkpoint,
+        every=every,
+        identity=identity,
+        after_epoch=after_epoch,
+        tick=tick,
+    )
+    with nullcontext() if checkpoint is None or world.rank > 0 else held(checkpoint):
+        images = Images(codebook, tokens, labels)
+        state = _start(extractor, images.device, run)
+        with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+            for epoch in range(state.epoch, recipe.epochs):
+                _train_epoch(state, images, run, epoch)
+        state.extractor.eval()
+    return state.mean_loss if recipe.epochs else None
+
+
+def _check_images(extractor: nn.Module, codebook: Tensor, tokens: Tensor, labels: Tensor) -> None:
+    checks.rank("tokens", tokens, "[n, h, w]")
+    checks.in_range("tokens", tokens, codebook.shape[0])
     checks.same_shape("labels", labels, "tokens' first dimension", tokens.shape[:1])
     check_grid(extractor, tokens.shape)
-    world = World.current()
-    if len(tokens) < 2 * world.size:
-        raise ValueError(f"tokens: expected at least two images a process, got {len(tokens)}")
-    if recipe.batch_size < 2 * world.size:
-        raise ValueError(f"batch_size: expected at least two images a process, got {recipe.batch_size}")
-    run = {**asdict(recipe), "seed": seed, "precision": precision, "processes": world.size}
-    run |= {"data": digests.of_images(codebook, tokens, labels), **(about or {})}
-    with nullcontext() if checkpoint is None or world.rank > 0 else held(checkpoint):
-        return _train(
-            extractor, _Images(codebook, tokens, labels), recipe, run, world, checkpoint, every, after_epoch, tick
-        )
 
 
-def _train(
-    extractor: nn.Module,
-    data: "_Images",
-    recipe: Recipe,
-    run: Mapping[str, Any],
-    world: World,
-    checkpoint: Path | None,
-    every: int | None,
-    after_epoch: Callable[[int, float], object],
-    tick: Callable[[int], object],
-) -> float | None:
-    """`train_extractor` of checked arguments, whose checkpoint is ours alone."""
-    seed, precision = run["seed"], run["precision"]
-    if world.size > 1 and data.device.type == "cuda":
+def _check_counts(image_count: int, recipe: Recipe, world: World) -> None:
+    for name, count in (("tokens", image_count), ("batch_size", recipe.batch_size)):
+        if count < 2 * world.size:
+            raise ValueError(f"{name}: expected at least two images for each process, got {count}")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The checked settings of a run. identity: the plain values that its checkpoint must agree with."""
+
+    recipe: Recipe
+    seed: int
+    precision: str
+    world: World
+    checkpoint: Path | None
+    every: int | None
+    identity: Mapping[str, Any]
+    after_epoch: Callable[[int, float], object] | None
+    tick: Callable[[int], object] | None
+
+
+@dataclass
+class _State:
+    """What a run changes.
+
+    parallel: the extractor, whose backward averages gradients over all processes. epoch, step: where training starts.
+    loss_sum: float64 [], of this process's images in the epoch so far. mean_loss: of the epoch before.
+    """
+
+    extractor: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int
+    step: int
+    loss_sum: Tensor
+    mean_loss: float
+
+
+def _start(extractor: nn.Module, device: torch.device, run: _Run) -> _State:
+    """The state at the beginning, or at the checkpoint."""
+    recipe, world = run.recipe, run.world
+    if world.size > 1 and device.type == "cuda":
         extractor = nn.SyncBatchNorm.convert_sync_batchnorm(extractor)
     optimizer = torch.optim.Adam(extractor.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    nothing = torch.tensor(0.0, dtype=torch.float64)
-    at = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": nothing, "loss": nothing}
-    if checkpoint is not None and checkpoint.exists():
-        at = load_checkpoint(checkpoint, run, extractor, optimizer)
-    first_epoch, first_step, mean = int(at["epoch"]), int(at["step"]), float(at["loss"])
-    parallel = world.wrap(extractor, data.device)
-    total = at["total"].to(data.device)  # of this process; the checkpoint has all processes' sum
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    position = {"epoch": torch.tensor(0), "step": torch.tensor(0), "total": zero, "loss": zero}
+    if run.checkpoint is not None and run.checkpoint.exists():
+        position = load_checkpoint(run.checkpoint, run.identity, extractor, optimizer)
+    loss_sum = position["total"].to(device)
     if world.rank > 0:
-        total.zero_()
-
-    def keep(epoch: int, step: int, loss: Tensor) -> None:
-        if checkpoint is not None and world.rank == 0:
-            where = {"epoch": torch.tensor(epoch), "step": torch.tensor(step), "total": loss.cpu()}
-            where["loss"] = torch.tensor(mean, dtype=torch.float64)
-            save_checkpoint(checkpoint, run, extractor, optimizer, where)
-
-    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
-        for epoch in range(first_epoch, recipe.epochs):
-            extractor.train()
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * recipe.gamma ** (epoch // recipe.step_epochs)
-            for step, rows in _batches(len(data), recipe.batch_size, seed, epoch, world, first_step):
-                torch.manual_seed(digests.seed_of(seed, "dropout", epoch, step, world.rank))
-                part = world.part(rows)
-                embedding, truth = data.take(part)
-                with _autocast(data.device, precision):
-                    loss = F.cross_entropy(parallel(embedding), truth, reduction="sum") / len(rows)
-                optimizer.zero_grad(set_to_none=True)
-                (loss * world.size).backward()  # the processes' gradients are averaged: so they are the batch's
-                optimizer.step()
-                total += loss.detach() * len(rows)
-                tick(len(rows))
-                if every is not None and (step + 1) % every == 0:
-                    so_far = world.total(total.clone())
-                    _finite(so_far, epoch)
-                    keep(epoch, step + 1, so_far)
-            first_step = 0
-            mean = _finite(world.total(total), epoch) / _used(len(data), recipe.batch_size, world)
-            total.zero_()
-            extractor.eval()
-            after_epoch(epoch, mean)
-            keep(epoch + 1, 0, total)
-    extractor.eval()
-    return mean if recipe.epochs else None
+        loss_sum.zero_()  # the checkpoint has the sum over all processes, which the first one continues
+    return _State(
+        extractor=extractor,
+        parallel=world.wrap(extractor, device),
+        optimizer=optimizer,
+        epoch=int(position["epoch"]),
+        step=int(position["step"]),
+        loss_sum=loss_sum,
+        mean_loss=float(position["loss"]),
+    )
 
 
-def _used(images: int, size: int, world: World) -> int:
-    """How many images an epoch sees: BatchNorm has no statistics of one, so a last batch that leaves a process fewer
-    than two is left out."""
-    rest = images % size
-    return images - rest if rest < 2 * world.size else images
+def _train_epoch(state: _State, images: Images, run: _Run, epoch: int) -> None:
+    """The rest of an epoch, its report and its checkpoint."""
+    recipe, world = run.recipe, run.world
+    state.extractor.train()
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.lr_of(epoch)
+    for step, rows in batches(
+        len(images), recipe.batch_size, seed=run.seed, epoch=epoch, world=world, first_step=state.step
+    ):
+        torch.manual_seed(digests.seed_of(run.seed, "dropout", epoch, step, world.rank))
+        _train_step(state, images, run, rows)
+        if run.tick is not None:
+            run.tick(len(rows))
+        if run.every is not None and (step + 1) % run.every == 0:
+            loss_sum = world.total(state.loss_sum.clone())
+            _check_finite(loss_sum, epoch)
+            _save(state, run, epoch, step + 1, loss_sum)
+    loss_sum = world.total(state.loss_sum)
+    _check_finite(loss_sum, epoch)
+    state.mean_loss = loss_sum.item() / images_per_epoch(len(images), recipe.batch_size, world)
+    state.loss_sum.zero_()
+    state.step = 0
+    state.extractor.eval()
+    if run.after_epoch is not None:
+        run.after_epoch(epoch, state.mean_loss)
+    _save(state, run, epoch + 1, 0, state.loss_sum)
 
 
-def _batches(images: int, size: int, seed: int, epoch: int, world: World, first: int) -> Iterator[tuple[int, Tensor]]:
-    """The epoch's global batches of rows, from number `first` on."""
-    order = torch.Generator().manual_seed(digests.seed_of(seed, "order", epoch))
-    batches = torch.randperm(images, generator=order)[: _used(images, size, world)].split(size)
-    yield from enumerate(batches[first:], start=first)
+def _train_step(state: _State, images: Images, run: _Run, rows: Tensor) -> None:
+    """One step of Adam on the global batch `rows` int64 [B]."""
+    embedding, labels = images.take(run.world.part(rows))
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+        loss = F.cross_entropy(state.parallel(embedding), labels, reduction="sum") / len(rows)
+    state.optimizer.zero_grad(set_to_none=True)
+    (loss * run.world.size).backward()  # averaged over processes, these are the gradients of the whole batch's mean
+    state.optimizer.step()
+    state.loss_sum += loss.detach() * len(rows)
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def _save(state: _State, run: _Run, epoch: int, step: int, loss_sum: Tensor) -> None:
+    """Write the checkpoint, from which `step` of `epoch` is next; loss_sum float64 [] is that of all processes."""
+    if run.checkpoint is None or run.world.rank > 0:
+        return
+    position = {"epoch": torch.tensor(epoch), "step": torch.tensor(step), "total": loss_sum.cpu()}
+    position["loss"] = torch.tensor(state.mean_loss, dtype=torch.float64)
+    save_checkpoint(run.checkpoint, run.identity, state.extractor, state.optimizer, position)
 
 
-def _finite(total: Tensor, epoch: int) -> float:
-    loss = total.item()
+def _check_finite(loss_sum: Tensor, epoch: int) -> None:
+    loss = loss_sum.item()
     if not abs(loss) < float("inf"):
         raise FloatingPointError(f"the loss of epoch {epoch + 1} is {loss}: a lower learning rate may help")
-    return loss
-
-
-class _Images:
-    """Tokens and labels on the codebook's device; E is gathered there."""
-
-    def __init__(self, codebook: Tensor, tokens: Tensor, labels: Tensor) -> None:
-        self._codebook = codebook.detach()
-        self.device = codebook.device
-        self._small = tokens.dtype == torch.uint16
-        stored = tokens.view(torch.int16) if self._small else tokens  # CUDA indexes no uint16
-        self._tokens = stored.to(self.device)
-        self._labels = labels.to(self.device, torch.int64)
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """E [B,d,h,w] and labels int64 [B] of some rows."""
-        rows = rows.to(self.device)
-        ids = self._tokens[rows].long()
-        embedding = gather(ids & 0xFFFF if self._small else ids, self._codebook)
-        if self._codebook.shape[1] % 8:  # torch 2.13 on CPUs: a strided 1 x 1 convolution's weight gradient is wrong
-            embedding = embedding.contiguous()  # in channels-last memory with such channel counts
-        return embedding, self._labels[rows]

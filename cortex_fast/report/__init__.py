@@ -1,4 +1,4 @@
-"""The report: what a run found, as a folder of plain HTML pages that opens from disk."""
+"""The report: a run's results as a folder of plain HTML pages that opens from disk."""
 
 from cortex_fast.report.content import (
     Cell,

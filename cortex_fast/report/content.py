@@ -1,4 +1,4 @@
-"""What a report shows, as plain data: nothing here knows a model, a file or a page."""
+"""The content of a report as plain data, without models, files or pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,13 @@ Cell = str | int | float
 
 @dataclass(frozen=True)
 class TokenCard:
-    """One token of a concept: how often it was among the top tokens (`count`, `share` in [0,1]), and where it was seen.
+    """One token of a concept.
 
-    `patches` are uint8 [h,w,3] cuts from decoded images, the token's own cell in the middle third of each.
+    Args:
+        token: its id.
+        count: how often it was among the top tokens.
+        share: the count divided by the number of all top tokens, or of all images, in [0,1].
+        patches: uint8 [h,w,3] each, cut from decoded images, with the token's cell in the middle third.
     """
 
     token: int
@@ -25,7 +29,14 @@ class TokenCard:
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """A decoded image uint8 [H,W,3], its TSV [h,w], and the (row, column) cells of its top tokens."""
+    """An image of a concept.
+
+    Args:
+        image: uint8 [H,W,3], decoded.
+        tsv: float [h,w].
+        boxes: (row, column) cells of the top tokens.
+        caption: a line below the image. Default "".
+    """
 
     image: np.ndarray
     tsv: np.ndarray
@@ -35,7 +46,14 @@ class ExampleImage:
 
 @dataclass(frozen=True)
 class EditStep:
-    """The decoded image uint8 [H,W,3] after `step` steps, and the judges' mean probabilities of source and target."""
+    """An edit after some steps.
+
+    Args:
+        step: number of steps so far.
+        image: uint8 [H,W,3], decoded.
+        source_probability: the judges' mean probability of the source class.
+        target_probability: the judges' mean probability of the target class.
+    """
 
     step: int
     image: np.ndarray
@@ -45,10 +63,15 @@ class EditStep:
 
 @dataclass(frozen=True)
 class Edit:
-    """Token selection in a region that turned `source` into `target`.
+    """Token selection in a region, from one class to another.
 
-    `region` is a half-open box (top, left, bottom, right) in cells. `steps[0]` is the image before.
-    `changes` lists (row, column, token before, token after).
+    Args:
+        source: the class before.
+        target: the class that was aimed at.
+        region: (top, left, bottom, right) in cells, half-open.
+        steps: the recorded steps; the first one is the image before.
+        changes: (row, column, token before, token after) of each changed cell.
+        note: a line of explanation. Default "".
     """
 
     source: str
@@ -61,7 +84,16 @@ class Edit:
 
 @dataclass(frozen=True)
 class ConceptPage:
-    """Everything about one concept. `grid` is the token grid: m cells on a side, or (h, w)."""
+    """The page of a concept.
+
+    Args:
+        name: the concept's.
+        num_images: number of images that it was explained from.
+        grid: m or (h, w), the images' token grid.
+        tokens: cards of its most frequent top tokens.
+        examples: some of its images.
+        edits: edits that start from the concept. Default ().
+    """
 
     name: str
     num_images: int
@@ -73,7 +105,14 @@ class ConceptPage:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table. `note` says how to read it: which direction is better, and against which baseline."""
+    """A titled table.
+
+    Args:
+        title: the heading.
+        columns: names of the columns.
+        rows: cells by row.
+        note: how to read it: the better direction, and the baseline. Default "".
+    """
 
     title: str
     columns: Sequence[str]
@@ -83,7 +122,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over a common `x`. `series` maps a method's name to its values."""
+    """Curves over a common axis.
+
+    Args:
+        title: the heading.
+        x_label: name of the x axis.
+        y_label: name of the y axis.
+        x: values of the x axis.
+        series: each curve's values by its name, as many as of `x`.
+        note: how to read it. Default "".
+    """
 
     title: str
     x_label: str
@@ -95,7 +143,16 @@ class Curves:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report. `fingerprint` (versions, seed, settings, model) is printed at its foot."""
+    """A whole report.
+
+    Args:
+        title: the heading.
+        introduction: paragraphs, separated by empty lines.
+        summary: the first table.
+        concepts: a page each.
+        evaluation: tables and curves.
+        fingerprint: versions, seed, settings and model, printed at the foot. Default {}.
+    """
 
     title: str
     introduction: str

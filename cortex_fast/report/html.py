@@ -1,7 +1,7 @@
 """The report as a folder of plain HTML: an index, a page for each concept, pictures and one style sheet.
 
-It needs no JavaScript and no network, and opens from disk. It is built beside its final place and then renamed, so an
-interrupted run leaves nothing half-written.
+It needs neither JavaScript nor a network, and opens from disk. The folder is built beside its final place and then
+renamed, so that an interrupted run leaves nothing half-written.
 """
 
 import math
@@ -19,9 +19,9 @@ from cortex_fast.data.workspaces import put_in_place, workspace
 from cortex_fast.report import pictures
 from cortex_fast.report.content import Cell, ConceptPage, Curves, Edit, ExampleImage, Report, Table, TokenCard
 
-_MARKER = ".cortex-fast-report"  # the file that tells a folder as ours, to be replaced by the next report
-_IMAGE_SIDE = 320  # pixels: 64 x 64 is enlarged five times, 256 x 256 stays
-_PATCH_SIDE = 144  # pixels: shown at a half and a third of it, so 12 x 12 patches keep square pixels
+_MARKER = ".cortex-fast-report"  # the file that marks a folder as a report, which the next report may replace
+_IMAGE_SIDE = 320  # pixels: 64 x 64 images are enlarged five times, 256 x 256 images are not
+_PATCH_SIDE = 144  # pixels: shown at a half and a third of it, so that 12 x 12 patches keep square pixels
 _GALLERY_PATCHES = 5
 _SLUG_LENGTH = 60
 _NARROW_TABLE = 5  # columns that fit half a page's width
@@ -31,10 +31,18 @@ View = dict[str, Any]
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Writes the report as the folder `folder` and returns the path of its index.html.
+    """Write a report as a folder of HTML pages. After an error, nothing is left behind.
 
-    An older report there, or an empty folder, is replaced whole. Raises FileExistsError if `folder` is anything else,
-    and ValueError if a picture, a TSV, a box or a series of the report is out of shape; then nothing is left behind.
+    Args:
+        report: the content.
+        folder: the folder. An older report or an empty folder is replaced as a whole.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        FileExistsError: `folder` holds anything else.
+        ValueError: a picture, a TSV, a box or a curve has another shape than expected; the message names it.
     """
     target = Path(folder).resolve()
     check_replaceable(target)
@@ -47,9 +55,14 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """A file name without suffix for each name: lower-case ASCII letters, digits and hyphens, and the name's number.
+    """File names for the pages, without a suffix.
 
-    The number at the end makes them differ, and keeps them clear of names that a system reserves ("con", "nul").
+    Args:
+        names: of the concepts.
+
+    Returns:
+        For each name lower-case ASCII letters, digits and hyphens, and its number. The number makes the names differ,
+        from each other and from those that a system reserves ("con", "nul").
     """
     digits = len(str(len(names)))
     return [f"{_slug(name)}-{number:0{digits}d}" for number, name in enumerate(names, start=1)]
@@ -61,7 +74,7 @@ def _slug(name: str) -> str:
 
 
 def check_replaceable(target: Path) -> None:
-    """Raise FileExistsError where the folder holds anything but an older report."""
+    """Raise FileExistsError if the folder holds anything but an older report."""
     if target.exists() and not (target.is_dir() and ((target / _MARKER).is_file() or not any(target.iterdir()))):
         raise FileExistsError(f"folder: expected none, an empty one or an older report, got other content at {target}")
 
@@ -69,7 +82,7 @@ def check_replaceable(target: Path) -> None:
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        # By default only names ending in .html are escaped, and ours end in .j2.
+        # By default only templates with names in .html are escaped; these end in .j2.
         autoescape=select_autoescape(enabled_extensions=("j2",), default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -144,7 +157,7 @@ def _concept_view(concept: ConceptPage, root: Path, stem: str) -> View:
 def _token_view(card: TokenCard, root: Path, prefix: str, most: float) -> View:
     patches = []
     for number, patch in enumerate(card.patches, start=1):
-        # The token's own cell is the middle one of 3 x 3.
+        # The token's cell is the middle one of 3 x 3.
         framed = pictures.outline_region(pictures.enlarge(patch, _PATCH_SIDE), (1, 1, 2, 2), grid=3)
         patches.append(_save(root, f"{prefix}-{number}.png", pictures.png_bytes(framed)))
     width = 100 * card.share / most if card.share > 0 else 0.0
@@ -238,7 +251,7 @@ def _is_whole(cell: Cell) -> bool:
 
 
 def _texts(column: Iterable[Cell]) -> list[str]:
-    """A table column as text: its floats share their decimals, which leave the largest about four digits."""
+    """A table column as text. Its floats have the same number of decimals, which give the largest about four digits."""
     cells = list(column)
     sizes = [abs(c) for c in cells if not isinstance(c, str) and not _is_whole(c) and math.isfinite(c)]
     largest = max(sizes, default=0.0)
@@ -250,13 +263,13 @@ def _text(cell: Cell, decimals: int) -> str:
     if isinstance(cell, str):
         return cell
     if _is_whole(cell):
-        # No thousands' separator: it may be a token's id.
+        # without a thousands separator, because it may be a token's id
         return str(cell).replace("-", _MINUS)
     if math.isnan(cell):
         return _DASH
     if math.isinf(cell):
         return "∞" if cell > 0 else f"{_MINUS}∞"
-    # A value too small for two digits within the column's decimals has its own.
+    # A value too small for two digits within the column's decimals gets more decimals.
     number = f"{cell:.2g}" if 0 < abs(cell) < 10.0 ** (1 - decimals) else f"{cell:.{decimals}f}"
     return number.replace("-", _MINUS)
 

@@ -1,7 +1,7 @@
 """From arrays to pictures: heat, boxes and outlines on images, PNG bytes, and curves as SVG.
 
-Images are uint8 [H,W,3], RGB. A grid of h x w cells covers an image whatever its size: cell (row, column) spans the
-pixels [row H / h, (row + 1) H / h) x [column W / w, (column + 1) W / w). Every function returns a new array.
+Images are uint8 [H,W,3], RGB. A grid of h x w cells covers an image of any size: cell (row, column) spans the pixels
+[row H / h, (row + 1) H / h) x [column W / w, (column + 1) W / w). Every function returns a new array.
 """
 
 import io
@@ -24,10 +24,10 @@ Colour = tuple[int, int, int]
 _RED: Colour = (230, 0, 30)
 _WHITE: Colour = (255, 255, 255)
 _BLACK: Colour = (16, 18, 22)
-# An overlay's part of colour, at the lowest heat and added up to the highest, and the brightness left to the image: as
-# much of the image as still lets the luminance grow with the heat on white.
+# The weight of an overlay's colour at the lowest heat, what the highest heat adds to it, and the image's brightness:
+# the largest at which the luminance still grows with the heat on a white image.
 _HEAT_LOW, _HEAT_MORE, _BRIGHTNESS = 0.35, 0.45, 0.65
-_FEW_PIXELS = 32  # below this side an image is a mosaic: smoothing would only blur its pixels
+_FEW_PIXELS = 32  # below this side an image is shown as a mosaic, because smoothing would only blur its pixels
 
 _INK = "#24292f"
 _GRID = "#d9dde2"
@@ -35,7 +35,7 @@ _GRID = "#d9dde2"
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
 _ON_DARK = {_INK: "#d5dae1", _GRID: "#3a414b", "#0072b2": "#3a9bdc"}
 _DASHES = ("-", "--", ":", "-.")
-_LABEL_GAP = 0.085  # between the labels at the lines' ends, as a part of the axes' height
+_LABEL_GAP = 0.085  # between the labels at the curves' ends, as a share of the axes' height
 
 
 def _checked(image: npt.NDArray[np.generic], name: str = "image") -> Pixels:
@@ -45,9 +45,19 @@ def _checked(image: npt.NDArray[np.generic], name: str = "image") -> Pixels:
 
 
 def enlarge(image: npt.NDArray[np.generic], side: int) -> Pixels:
-    """`image` uint8 [H,W,3] times the largest whole factor (at least 1) that keeps its short side within `side` pixels.
+    """Enlarge an image by the largest whole factor that keeps its short side within `side` pixels, at least by 1.
 
-    Below 32 pixels a side each pixel becomes a square; larger images are interpolated (Lanczos).
+    Pixels of images below 32 pixels a side become squares; larger images are interpolated (Lanczos).
+
+    Args:
+        image: uint8 [H,W,3].
+        side: pixels.
+
+    Returns:
+        uint8 [f H, f W, 3].
+
+    Raises:
+        ValueError: another dtype or shape.
     """
     pixels = _checked(image)
     height, width = pixels.shape[:2]
@@ -57,10 +67,20 @@ def enlarge(image: npt.NDArray[np.generic], side: int) -> Pixels:
 
 
 def heat_overlay(image: npt.NDArray[np.generic], tsv: npt.NDArray[np.generic]) -> Pixels:
-    """The image uint8 [H,W,3] in dim grey under the heat of its TSV [h,w]: viridis, from the lowest value to the top.
+    """Draw the TSV as heat over an image in dim grey: viridis, from the smallest value to the largest.
 
-    Each cell has one colour, so heat and boxes line up. At each pixel the luminance grows with the TSV. A TSV with one
-    value throughout is all lowest heat. Raises ValueError for a TSV that is not [h,w] or not finite.
+    A cell has one colour, so that heat and boxes line up. At each pixel the luminance grows with the TSV. A constant
+    TSV is drawn as the lowest heat.
+
+    Args:
+        image: uint8 [H,W,3].
+        tsv: float [h,w].
+
+    Returns:
+        uint8 [H,W,3].
+
+    Raises:
+        ValueError: another dtype or shape, or values that are not finite.
     """
     pixels = _checked(image)
     values = np.asarray(tsv, dtype=np.float64)
@@ -82,43 +102,77 @@ def heat_overlay(image: npt.NDArray[np.generic], tsv: npt.NDArray[np.generic]) -
 
 
 def box_cells(image: npt.NDArray[np.generic], cells: Sequence[tuple[int, int]], grid: Grid) -> Pixels:
-    """The image uint8 [H,W,3] with a red box just inside each of the (row, column) `cells` of its grid.
+    """Draw a red box just inside each cell, with a white hairline around it, which keeps it visible on red.
 
-    grid: m x m cells, or (h, w). A white hairline outside each box keeps it visible on red. Raises ValueError for
-    a cell outside the grid.
+    Args:
+        image: uint8 [H,W,3].
+        cells: (row, column) of each cell.
+        grid: m or (h, w).
+
+    Returns:
+        uint8 [H,W,3].
+
+    Raises:
+        ValueError: a cell outside the grid, or an image of another dtype or shape.
     """
     boxes = [(row, column, row + 1, column + 1) for row, column in cells]
     return _outlined(image, boxes, grid, (_RED, _WHITE), hairline=True)
 
 
 def outline_region(image: npt.NDArray[np.generic], region: Box, grid: Grid) -> Pixels:
-    """The image uint8 [H,W,3] with a white line just inside `region` and a dark one just outside it.
+    """Draw a white line just inside a region and a dark one just outside it.
 
-    `region` is half-open (top, left, bottom, right) in cells of the grid, of m x m of them or (h, w). Raises ValueError
-    if it is empty or leaves the grid.
+    Args:
+        image: uint8 [H,W,3].
+        region: (top, left, bottom, right) in cells, half-open.
+        grid: m or (h, w).
+
+    Returns:
+        uint8 [H,W,3].
+
+    Raises:
+        ValueError: a region that is empty or leaves the grid, or an image of another dtype or shape.
     """
     return _outlined(image, [region], grid, (_WHITE, _BLACK), hairline=False)
 
 
 def png_bytes(image: npt.NDArray[np.generic]) -> bytes:
-    """`image` uint8 [H,W,3] as a PNG file; equal pixels give equal bytes."""
+    """Encode an image as PNG; equal pixels give equal bytes.
+
+    Args:
+        image: uint8 [H,W,3].
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
     file = io.BytesIO()
     Image.fromarray(_checked(image)).save(file, format="PNG")
     return file.getvalue()
 
 
 def curves_svg(curves: Curves) -> bytes:
-    """The curves as an SVG file, without their title and note; each line is labelled at its end.
+    """Draw curves as SVG, each labelled at its end, without the title and the note.
 
-    Equal curves give equal bytes, whatever the user's matplotlib settings. On a dark page the ink turns light. Raises
-    ValueError for a series that is not as long as `x`.
+    Equal curves give equal bytes, whatever the user's matplotlib settings. On a dark page the ink becomes light.
+
+    Args:
+        curves: the curves.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ValueError: a series that is not as long as `x`.
     """
     for name, values in curves.series.items():
         if len(values) != len(curves.x):
             raise ValueError(f"series {name!r}: expected {len(curves.x)} values, one for each x, got {len(values)}")
     settings = {"svg.hashsalt": "cortex-fast", "svg.fonttype": "path", "font.size": 11.0, "path.simplify": False}
     file = io.BytesIO()
-    # The SVG writer reads its salt from the settings alone, so they are set for these lines and put back.
+    # The SVG writer reads its salt from matplotlib's global settings, which are restored afterwards.
     with style.context(["default", settings]):
         figure = Figure(figsize=(4.4, 3.1))
         axes = figure.add_subplot()
@@ -129,7 +183,7 @@ def curves_svg(curves: Curves) -> bytes:
 
 
 def _edges(pixels: int, cells: int) -> npt.NDArray[np.intp]:
-    """[cells + 1]: where the cells begin and end along a side of `pixels`."""
+    """The cells' borders along a side of `pixels` pixels, int [cells + 1]."""
     edges: npt.NDArray[np.intp] = np.rint(np.arange(cells + 1) * (pixels / cells)).astype(np.intp)
     return edges
 
@@ -137,7 +191,7 @@ def _edges(pixels: int, cells: int) -> npt.NDArray[np.intp]:
 def _outlined(
     image: npt.NDArray[np.generic], boxes: Sequence[Box], grid: Grid, colours: tuple[Colour, Colour], *, hairline: bool
 ) -> Pixels:
-    """Lines just inside the boxes in the first colour; just outside, equally thick or hairlines, in the second."""
+    """Draw lines inside the boxes in the first colour, and outside, as thick or as hairlines, in the second."""
     pixels = _checked(image)
     rows, columns = sides(grid)
     for box in boxes:
@@ -151,7 +205,7 @@ def _outlined(
     ys, xs = _edges(height, rows), _edges(width, columns)
     spans = [(int(ys[t]), int(xs[left]), int(ys[b]), int(xs[right])) for t, left, b, right in boxes]
     outer = 1 if hairline else thickness
-    # All outer lines first: a neighbour's must not cut a box.
+    # All outer lines come first, so that those of a neighbour do not cut a box.
     for top, left, bottom, right in spans:
         _frame(pixels, (top - outer, left - outer, bottom + outer, right + outer), outer, colours[1])
     for span in spans:
@@ -160,7 +214,7 @@ def _outlined(
 
 
 def _frame(pixels: Pixels, span: Box, thickness: int, colour: Colour) -> None:
-    """Paints, in place, the band of `thickness` pixels inside `span`, clipped at the image's border."""
+    """Paint, in place, a band of `thickness` pixels inside `span`, clipped at the image's border."""
     height, width = pixels.shape[:2]
     top, left, bottom, right = span
     rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
@@ -179,9 +233,9 @@ def _draw(axes: Axes, curves: Curves) -> None:
         axes.plot(
             x, y, color=colour, linestyle=dashes, linewidth=2.0, marker="o" if len(x) <= 24 else "", markersize=3.5
         )
-        seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-        if len(seen):
-            ends.append((float(x[seen[-1]]), float(y[seen[-1]]), name, colour))
+        finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        if len(finite):
+            ends.append((float(x[finite[-1]]), float(y[finite[-1]]), name, colour))
     axes.set_xlabel(curves.x_label, color=_INK, parse_math=False)
     axes.set_ylabel(curves.y_label, color=_INK, parse_math=False)
     axes.grid(color=_GRID, linewidth=0.8)
@@ -193,11 +247,11 @@ def _draw(axes: Axes, curves: Curves) -> None:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes each line's name right of the axes, level with its end (x, y, name, colour) or as near as room allows."""
+    """Write the curves' names right of the axes, near the height of their ends (x, y, name, colour)."""
     low, high = axes.get_ylim()
     ranked = sorted(ends, key=lambda end: end[1])
-    wanted = [(y - low) / (high - low) for _, y, _, _ in ranked]
-    for (x, y, name, colour), height in zip(ranked, _spread(wanted, _LABEL_GAP), strict=True):
+    heights = _spread([(y - low) / (high - low) for _, y, _, _ in ranked], _LABEL_GAP)
+    for (x, y, name, colour), height in zip(ranked, heights, strict=True):
         axes.annotate(
             name,
             xy=(x, y),
@@ -212,7 +266,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Rising heights moved as little as needed to lie `gap` apart: touching ones form a block about their mean."""
+    """Rising heights moved as little as possible to be `gap` apart; those that touch form a block around their mean."""
     blocks: list[list[float]] = []
     for height in heights:
         blocks.append([height])
@@ -227,7 +281,7 @@ def _bottom(block: Sequence[float], gap: float) -> float:
 
 
 def _for_dark_pages(svg: bytes) -> bytes:
-    """Adds a rule for dark pages to matplotlib's style sheet; programs that ignore it show the light version."""
+    """Add a rule for dark pages to matplotlib's style sheet; a program that ignores it shows the light version."""
     rules = "".join(
         f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
         for light, dark in _ON_DARK.items()

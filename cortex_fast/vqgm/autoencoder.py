@@ -79,7 +79,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where `attend`; then a change of resolution or none."""
+    """The blocks of one resolution, each followed by attention if `attend`, then the change of resolution, if any."""
 
     def __init__(self, widths: Sequence[tuple[int, int]], attend: bool, dropout: float, groups: int) -> None:
         super().__init__()
@@ -111,9 +111,9 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B,in_channels,H,W] -> latents [B,z_channels,h,w], h = H / 2^(levels - 1) and w alike.
+    """Images [B,in_channels,H,W] -> latents [B,z_channels,h,w], h = H / 2^(levels - 1) and w = W / 2^(levels - 1).
 
-    resolution: the side of the images that attention is placed for, by `attn_resolutions`.
+    resolution: the images' side, which with `attn_resolutions` says which levels have attention.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B,z_channels,h,w] -> images [B,out_ch,H,W], with tanh_out through a tanh as latent-diffusion has it."""
+    """Latents [B,z_channels,h,w] -> images [B,out_ch,H,W]; with tanh_out a tanh follows, as in latent-diffusion."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class VectorQuantizer(nn.Module):
 
 _SHARED = {"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels", "dropout", "norm_groups"}
 _OF_ENCODER, _OF_DECODER = _SHARED | {"in_channels", "double_z"}, _SHARED | {"out_ch", "tanh_out"}
-# Keys of theirs that name another architecture, at the values that name this one.
+# Keys that can ask for another architecture, with the values that ask for this one.
 _FIXED: dict[str, tuple[object, ...]] = {
     "resamp_with_conv": (True,),
     "give_pre_end": (False,),
@@ -216,35 +216,42 @@ _FIXED: dict[str, tuple[object, ...]] = {
 }
 
 
-def _parts_of(ddconfig: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The encoder's settings and the decoder's. Raises ValueError, naming it, for a key that is neither's."""
+def _settings_of(ddconfig: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The encoder's and the decoder's settings. Raises ValueError, naming it, for an unknown key."""
     for name, value in ddconfig.items():
         if name in _FIXED:
             if value not in _FIXED[name]:
                 raise ValueError(f"ddconfig: {name}: expected {' or '.join(map(repr, _FIXED[name]))}, got {value!r}")
         elif name not in _OF_ENCODER | _OF_DECODER:
-            known = ", ".join(sorted(_OF_ENCODER | _OF_DECODER | set(_FIXED)))
-            raise ValueError(f"ddconfig: unknown key {name}; known are {known}")
-    encoder, decoder = ({k: v for k, v in ddconfig.items() if k in of} for of in (_OF_ENCODER, _OF_DECODER))
+            names = ", ".join(sorted(_OF_ENCODER | _OF_DECODER | set(_FIXED)))
+            raise ValueError(f"ddconfig: unknown key {name}; known are {names}")
+    encoder, decoder = ({k: v for k, v in ddconfig.items() if k in keys} for keys in (_OF_ENCODER, _OF_DECODER))
     return encoder, decoder
 
 
 class VQModel(nn.Module):
-    """Autoencoder over a codebook. `ddconfig`, `n_embed` and `embed_dim` are taming-transformers' configuration keys.
+    """An autoencoder with a codebook, configured by the keys of taming-transformers.
 
-    `ddconfig["tanh_out"]` is latent-diffusion's. One key is ours: `ddconfig["norm_groups"]`, 32 there; with few
-    channels 32 groups would erase an image's mean colour. Raises ValueError, naming it, for an unknown key.
+    Args:
+        ddconfig: the encoder's and the decoder's settings. `tanh_out` is latent-diffusion's. `norm_groups` is our own
+            addition, by default 32 as in the published models: with few channels, 32 groups would erase an image's mean
+            colour.
+        n_embed: K, codes of the codebook.
+        embed_dim: d, their channels.
+
+    Raises:
+        ValueError: an unknown key, or a value that asks for another architecture; the message names it.
     """
 
     def __init__(self, *, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int) -> None:
         super().__init__()
-        of_encoder, of_decoder = _parts_of(ddconfig)
-        self.encoder = Encoder(**of_encoder)
-        self.decoder = Decoder(**of_decoder)
+        encoder_settings, decoder_settings = _settings_of(ddconfig)
+        self.encoder = Encoder(**encoder_settings)
+        self.decoder = Decoder(**decoder_settings)
         self.quantize: nn.Module = VectorQuantizer(n_embed, embed_dim)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, kernel_size=1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
-        self.cell: int = 2 ** (len(ddconfig["ch_mult"]) - 1)  # a token's pixels along either side
+        self.cell: int = 2 ** (len(ddconfig["ch_mult"]) - 1)  # pixels of a token along either side
         self.grid: int = ddconfig["resolution"] // self.cell  # m, at the configuration's resolution
 
     @property
@@ -262,7 +269,7 @@ class VQModel(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """The codebook C [K,d] as `embed.weight`, and `proj`, which gives each latent a logit for each code."""
+    """The codebook C [K,d] as `embed.weight`, and `proj`, which maps a latent to a logit for each code."""
 
     def __init__(self, inputs: int, n_embed: int, embed_dim: int) -> None:
         super().__init__()
@@ -271,7 +278,7 @@ class GumbelQuantizer(nn.Module):
 
 
 class GumbelVQ(VQModel):
-    """The autoencoder whose tokens are the codes of largest logit, not the nearest ones."""
+    """The autoencoder whose token is the code of the largest logit instead of the nearest code."""
 
     def __init__(self, *, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int) -> None:
         super().__init__(ddconfig=ddconfig, n_embed=1, embed_dim=embed_dim)
@@ -279,31 +286,10 @@ class GumbelVQ(VQModel):
 
     @property
     def codebook(self) -> Tensor:
+        """C [K,d]."""
         return self.quantize.get_parameter("embed.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1, 1] -> the chosen codes themselves [B,d,h,w], of which the nearest is the token."""
+        """Images [B,3,H,W] in [-1, 1] -> the chosen codes [B,d,h,w], so that the nearest code is the token."""
         logits = self.quantize.get_submodule("proj")(super().latents(images))
         return F.embedding(logits.argmax(dim=1), self.codebook).permute(0, 3, 1, 2)
-
-
-def parameter_count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-F16_16384 = {  # the published ImageNet VQGAN that CORTEX explains: 343 state-dict keys, 76.07 M parameters
-    "n_embed": 16384,
-    "embed_dim": 256,
-    "ddconfig": {
-        "double_z": False,
-        "z_channels": 256,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 128,
-        "ch_mult": [1, 1, 2, 2, 4],
-        "num_res_blocks": 2,
-        "attn_resolutions": [16],
-        "dropout": 0.0,
-    },
-}

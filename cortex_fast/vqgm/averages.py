@@ -1,4 +1,4 @@
-"""Moving averages of the weights, as latent-diffusion's LitEma keeps them beside the weights themselves."""
+"""Moving averages of the weights, which latent-diffusion's LitEma stores beside the weights."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def average_name(name: str, prefix: str = "") -> str:
-    """Under which name a checkpoint has the average of `prefix` + `name`: the parameter's own without its dots."""
+    """The name of the average of the parameter `prefix` + `name` in a checkpoint: the parameter's without its dots."""
     return f"{prefix}model_ema.{name.replace('.', '')}"
 
 
-def averages(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """`wanted`, by names without the prefix, with the averages of `state` where it has them."""
-    return {name: state.get(average_name(name, prefix), tensor) for name, tensor in wanted.items()}
+def averages(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """`weights`, by names without the prefix, or their averages where `state` has them."""
+    return {name: state.get(average_name(name, prefix), tensor) for name, tensor in weights.items()}

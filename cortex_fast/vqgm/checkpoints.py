@@ -1,42 +1,71 @@
-"""Reading torch checkpoints: their tensors, never their code."""
+"""Reading torch checkpoints: the tensors, never the code."""
 
 import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from cortex_fast.data.archives import Inert, check_archive
+from cortex_fast.data.archives import check_archive
 from cortex_fast.data.complaints import complaint
 from cortex_fast.data.foreign import refuse_foreign
+from cortex_fast.vqgm.unpickling import INERT_PICKLE
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or its configuration cannot be used; the message names the file and what is wrong."""
+    """A checkpoint or its configuration cannot be used; the message names the file and the problem."""
 
 
 def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_only: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, mapped from the file: under its first key of `under`, or of it where it has none.
-    A file that is one tensor gives it the name "".
+    """Read the tensors of a checkpoint, mapped from the file.
 
-    By default torch.load's `weights_only=True` reads it, which refuses pickled objects. With `tensors_only` they become
-    inert placeholders: only functions of ours that put tensors together are ever called, whatever the file names.
-    The zip format, which torch writes since 1.6, has checksums: it is read through once to compare them, then mapped.
-    The format before it has none, so that a changed number in it goes unseen; sizes are compared in both.
-    Raises FileNotFoundError, IsADirectoryError, or CheckpointError for a file that is damaged, that carries pickled
-    objects (naming them), or that has no tensors.
+    The zip format, which torch has written since 1.6, has checksums: the file is read through once to compare them. The
+    format before it has none, so that a changed number goes unnoticed; sizes are compared in both.
+
+    Args:
+        path: the file.
+        under: keys of dictionaries of tensors. The first one in the file is read, or the top level if the file has none
+            of them. Default ("state_dict",).
+        tensors_only: whether to read a checkpoint that carries pickled objects. These become inert placeholders: only
+            our own functions that rebuild tensors are called, whatever the file names. Default False: torch.load's
+            `weights_only=True` refuses such a file.
+
+    Returns:
+        The tensors by name; a file that consists of one tensor gives it the name "".
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        IsADirectoryError: it is a folder.
+        CheckpointError: it is damaged, has no tensors, or carries pickled objects, which the message names.
     """
     if path.is_dir():
         raise IsADirectoryError(f"path: expected a checkpoint, got the folder {path}")
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     refuse_foreign(path, CheckpointError)
+    archive = _check_format(path)
+    if tensors_only and not archive:  # rebuilding the older format takes more functions than those of tensors
+        raise CheckpointError(
+            f"{path}: tensors_only reads the zip format of torch since 1.6, and only an undamaged file"
+        )
+    content = _content(path, archive=archive, tensors_only=tensors_only)
+    state = {"": content} if isinstance(content, Tensor) else content
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in under if key in state), state)
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        _check_tensor(path, name, tensor)
+    return tensors
+
+
+def _check_format(path: Path) -> bool:
+    """Whether the file is an undamaged zip archive of torch. Raises CheckpointError for a damaged one."""
     try:
         archive = zipfile.is_zipfile(path)
         torchscript = archive and _is_torchscript(path)
@@ -46,11 +75,16 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if torchscript:
         raise CheckpointError(f"{path}: a TorchScript archive, not a checkpoint")
-    if tensors_only and not archive:  # what came before needs more than tensors put together
-        raise CheckpointError(f"{path}: tensors_only reads the zip format, whole, that torch writes since 1.6")
-    how: dict[str, Any] = {"pickle_module": _INERT, "weights_only": False} if tensors_only else {"weights_only": True}
+    return archive
+
+
+def _content(path: Path, *, archive: bool, tensors_only: bool) -> Any:
+    """What torch.load reads. Raises CheckpointError for a damaged file or pickled objects."""
+    options: dict[str, Any] = {"weights_only": not tensors_only}
+    if tensors_only:
+        options["pickle_module"] = INERT_PICKLE
     try:
-        content = torch.load(path, map_location="cpu", mmap=archive, **how)
+        return torch.load(path, map_location="cpu", mmap=archive, **options)
     except pickle.UnpicklingError as error:
         names = _unsafe_names(path) if archive and not tensors_only else []
         if not names:
@@ -61,19 +95,10 @@ def read_state(path: Path, *, under: Sequence[str] = ("state_dict",), tensors_on
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(f"{path}: not a readable checkpoint ({complaint(error)})") from error
-    if isinstance(content, Tensor):
-        content = {"": content}
-    state = next((content[key] for key in under if key in content), content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: no tensors under {' or '.join(map(repr, under))}")
-    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    for name, tensor in found.items():
-        _check_tensor(path, name, tensor)
-    return found
 
 
 def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
-    """Its numbers are in the file: a stride of 0, as after `expand`, makes any size of a few bytes."""
+    """Refuse a tensor that the file cannot hold: with a stride of 0, a few bytes can claim any size."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise CheckpointError(f"{path}: {name}: expected a plain tensor, got {tensor.layout}, {tensor.dtype}")
     if tensor.numel() * tensor.itemsize > (size := path.stat().st_size):
@@ -81,78 +106,14 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """torch.load would hand it to another reader."""
+    """Whether torch.load would pass the file to the reader of TorchScript."""
     with zipfile.ZipFile(path) as file:
         return any(name.endswith("constants.pkl") for name in file.namelist())
 
 
 def _unsafe_names(path: Path) -> list[str]:
+    """The classes and functions that torch.load refuses."""
     try:
         return sorted(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # it reads the pickle by itself, and a damaged one raises nearly anything
+    except Exception:  # a damaged pickle raises nearly anything
         return []
-
-
-class _Allowed:
-    """A function that a pickle may call, and nothing else: without attributes of its own that it could set."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function
-
-    def __call__(self, *args: object) -> object:
-        return self._function(*args)
-
-    def __setstate__(self, _state: object) -> None:
-        raise pickle.UnpicklingError("a checkpoint tried to change the function that it calls")
-
-
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_rest: object) -> Tensor:
-    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
-
-
-def _typed_tensor(
-    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], _grad: bool, _hooks: object,
-    dtype: torch.dtype, *_rest: object,
-) -> Tensor:  # fmt: skip
-    return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, size, stride)
-
-
-class _Bytes(Inert):
-    """Stands for the storage of types that have no storage of their own, such as uint16."""
-
-    dtype = torch.uint8
-
-
-def _parameter(data: Tensor, *_rest: object) -> Tensor:
-    return data
-
-
-_FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Resolves tensors' own functions, and dtypes, by name; everything else is inert. (torch resolves storages.)"""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _FUNCTIONS:
-            return _Allowed(_FUNCTIONS[module, name])
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-            return dtype
-        return _Bytes if (module, name) == ("torch.storage", "UntypedStorage") else Inert
-
-
-def _refuse(*_args: object, **_kwargs: object) -> None:
-    raise pickle.UnpicklingError("not a zip archive of torch")
-
-
-# What torch.load takes for a pickle module. `load` is for formats older than the archive.
-_INERT = SimpleNamespace(__name__="inert", Unpickler=_Unpickler, load=_refuse)

@@ -1,7 +1,7 @@
 """One token after another through a GPT: its weights prepared for that, a static cache, and one step.
 
-A step has the shapes of every other one, its position lies on the device, and nothing is looked at on the host, so that
-it can be captured into a CUDA graph. On the CPU, where shapes cost nothing, attention takes only the positions filled.
+All steps have the same shapes, the position lies on the device, and the host reads no result, so that a step can be
+captured into a CUDA graph. On the CPU, where another shape costs nothing, attention takes only the filled positions.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A GPT's weights in one dtype, with the head's rows of the tokens that may come. Gradients are never needed."""
+    """A GPT's weights in one dtype, with the head's rows of the codebook's tokens, without gradients."""
 
     tokens: Tensor  # [V,c]
     positions: Tensor  # [T,c]
@@ -48,7 +48,16 @@ class Cache:
 
 
 def prepare_decoder(prior: GPT, *, codebook_size: int | None = None, dtype: torch.dtype | None = None) -> Decoder:
-    """The prior's weights in `dtype` (default: their own), shared where nothing changes; logits below codebook_size."""
+    """Prepare a prior for decoding.
+
+    Args:
+        prior: the transformer.
+        codebook_size: K, the number of logits; tokens from K on are conditions. Default None: the whole vocabulary.
+        dtype: that of the weights. Default None: theirs.
+
+    Returns:
+        The weights, which share the prior's memory if they do not change.
+    """
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.detach().to(dtype or tensor.dtype)
@@ -80,17 +89,25 @@ def prepare_decoder(prior: GPT, *, codebook_size: int | None = None, dtype: torc
 
 
 def new_cache(decoder: Decoder, batch: int, length: int) -> Cache:
-    """For `batch` sequences of at most `length` tokens; zeros, for what is masked must still be finite."""
+    """A cache of zeros for `batch` sequences of at most `length` tokens: masked values must be finite too."""
     width = decoder.tokens.shape[1]
     shape = (len(decoder.layers), batch, decoder.heads, length, width // decoder.heads)
     return Cache(decoder.tokens.new_zeros(shape), decoder.tokens.new_zeros(shape))
 
 
 def step(decoder: Decoder, cache: Cache, tokens: Tensor, position: Tensor, filled: int | None = None) -> Tensor:
-    """The logits float32 [B,K] of what follows `tokens` int64 [B], which stand at `position`, int64 [1].
+    """The logits of the next token; the cache is extended in place.
 
-    The cache is extended in place. filled: position + 1 on the host, where attention may have another shape at each
-    step; None: over the whole cache, with what lies ahead masked.
+    Args:
+        decoder: the prior.
+        cache: keys and values of the positions before.
+        tokens: int64 [B], the current tokens.
+        position: int64 [1], where they stand, on the device.
+        filled: position + 1 as a number of the host, so that attention takes the filled positions alone. Default None:
+            attention takes the whole cache, with the positions ahead masked.
+
+    Returns:
+        float32 [B,K].
     """
     batch, width = len(tokens), decoder.tokens.shape[1]
     mask = None

@@ -1,4 +1,4 @@
-"""A VQGM as the explanations see it: codebook, grid, embed, encode, decode, sample."""
+"""The interface of a VQGM: codebook, grid, embed, encode, decode, sample."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,14 +13,15 @@ from cortex_fast.data.grids import Grid, grid_of, sides
 from cortex_fast.data.token_store import embed
 from cortex_fast.ops import nearest_code
 
-_OVERSHOOT = 1e-3  # of pixels, by rounding
+_OVERSHOOT = 1e-3  # of pixels outside [0, 1], by rounding
 
 
 class VQGM(Protocol):
-    """What a vector-quantised generative model offers. `Model` is one; any object with these members is another.
+    """A vector-quantised generative model: `Model`, or any other object with these members.
 
-    codebook: float [K,d] as the model looks codes up (normalised where it normalises). grid: m or (h, w), of what it
-    samples. fingerprint: which weights these are. What a model cannot do raises UnsupportedError with the reason.
+    codebook is float [K,d], with the codes as they are looked up (normalised if the model normalises them); grid is m
+    or (h, w), that of its samples; fingerprint identifies the weights. A method that the model does not support raises
+    UnsupportedError with the reason.
     """
 
     @property
@@ -38,14 +39,18 @@ class VQGM(Protocol):
 
 
 class UnsupportedError(RuntimeError):
-    """The model has no such part; the message says which and why."""
+    """The model has no such part; the message names it and states the reason."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model's prior. draw: (condition int64 [n], item_ids int64 [n], seed, tick) -> tokens int64 [n,h,w], each image
-    fixed by its condition, item and the seed; tick is called after each position. conditions: how many there are,
-    0 to conditions - 1."""
+    """A model's prior.
+
+    Args:
+        draw: (condition int64 [n], item_ids int64 [n], seed, tick) -> tokens int64 [n,h,w]. Condition, item id and seed
+            fix an image. tick is called without arguments after each position.
+        conditions: number of conditions, which are 0 to conditions - 1.
+    """
 
     draw: Callable[[Tensor, Tensor, int, Callable[[], object]], Tensor]
     conditions: int
@@ -53,14 +58,19 @@ class Sampler:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A VQGM made of functions, as the adapters build it.
+    """A VQGM that consists of functions, as the adapters build it.
 
-    codebook C float [K,d]; grid m or (h, w); fingerprint. latents: images [B,3,H,W] in [-1,1] -> [B,d,h,w] in the
-    codebook's space. quantise: latents [B,d,h,w] -> tokens int64 [B,h,w], of a model whose token is not the nearest
-    code's. pixels: E [B,d,h,w] -> images [B,3,H,W], nominally in [-1,1]. sampler: of the prior. Each is None where the
-    model has none, and `reasons` says why ("latents", "pixels", "sampler").
-    cell: a token's pixels along either side, of a model that encodes images of any size made of whole cells; `grid` is
-    then that of its configuration. None: it encodes images of `grid` alone.
+    Args:
+        codebook: float [K,d], C.
+        grid: m or (h, w), the grid of samples.
+        fingerprint: identifies the weights.
+        latents: images [B,3,H,W] in [-1,1] -> [B,d,h,w] in the codebook's space. Default None: there is no encoder.
+        pixels: E [B,d,h,w] -> images [B,3,H,W], nominally in [-1,1]. Default None: there is no decoder.
+        sampler: the prior. Default None: there is none.
+        reasons: why "latents", "pixels" or "sampler" is None. Default {}.
+        quantise: latents [B,d,h,w] -> tokens int64 [B,h,w]. Default None: the token is the nearest code.
+        cell: pixels of a token along either side, of a model that encodes images of any size made of whole cells.
+            Default None: the model encodes images of `grid` alone.
     """
 
     codebook: Tensor
@@ -78,19 +88,38 @@ class Model:
 
     @property
     def conditions(self) -> int:
-        """How many conditions `sample` knows. Raises UnsupportedError without a prior."""
+        """Number of conditions of `sample`. Raises UnsupportedError without a prior."""
         return self._part("sample", "sampler", self.sampler).conditions
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens int [B,h,w] -> E [B,d,h,w]."""
+        """Look tokens up in the codebook.
+
+        Args:
+            tokens: int [B,h,w].
+
+        Returns:
+            E [B,d,h,w], in the codebook's dtype.
+
+        Raises:
+            TypeError or ValueError: another dtype or shape, or tokens outside [0, K).
+        """
         return embed(tokens, self.codebook)
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Images float [B,3,H,W] in [0,1], of any float dtype, -> tokens int64 [B,h,w].
+        """Encode images as tokens.
 
-        Of any H and W made of whole cells where the model's `cell` says how large they are; else of the size that
-        gives `grid`. Raises TypeError or ValueError for others, UnsupportedError without an encoder.
+        Args:
+            images: [B,3,H,W] in [0,1], of any float dtype. H and W are multiples of `cell` if the model has one, or the
+                size that gives `grid`.
+            batch_size: images encoded at a time. Default 64.
+
+        Returns:
+            Tokens int64 [B,h,w].
+
+        Raises:
+            TypeError or ValueError: another dtype, shape, size or range.
+            UnsupportedError: the model has no encoder.
         """
         checks.rank("images", images, "[B, 3, H, W]")
         checks.floating("images", images)
@@ -112,18 +141,27 @@ class Model:
 
     @torch.no_grad()
     def decode(self, source: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Tokens int [B,h,w], or E float [B,d,h,w] of any float dtype, -> images float32 [B,3,H,W] in [0,1].
+        """Decode tokens or embeddings to images.
 
-        h and w are the caller's: the model's functions say which grids they decode.
+        Args:
+            source: tokens int [B,h,w], or E [B,d,h,w] of any float dtype. Any h and w that the model's decoder takes.
+            batch_size: images decoded at a time. Default 64.
+
+        Returns:
+            Images float32 [B,3,H,W] in [0,1].
+
+        Raises:
+            TypeError or ValueError: another dtype or shape, or tokens outside [0, K).
+            UnsupportedError: the model has no decoder.
         """
         pixels_of = self._part("decode", "pixels", self.pixels)
-        given = isinstance(source, Tensor) and source.is_floating_point()
-        embedding = source if given else self.embed(source)
+        is_embedding = isinstance(source, Tensor) and source.is_floating_point()
+        embedding = source if is_embedding else self.embed(source)
         checks.rank("source", embedding, "[B, d, h, w]")
         if embedding.shape[1] != self.codebook.shape[1]:
             raise ValueError(f"source: expected {self.codebook.shape[1]} channels, got {list(embedding.shape)}")
         count = len(embedding)
-        if not count:  # the image's size is the model's to say, and some cannot take an empty batch
+        if not count:  # an image of zeros gives the images' size; some models refuse an empty batch
             embedding = embedding.new_zeros(1, *embedding.shape[1:])
         parts = [pixels_of(part.to(self.codebook.dtype)).float() for part in embedding.split(max(1, batch_size))]
         return ((torch.cat(parts)[:count] + 1) / 2).clamp(0, 1)
@@ -135,14 +173,39 @@ class Model:
         *,
         seed: int = 0,
         item_ids: checks.Integers | None = None,
-        tick: Callable[[], object] = lambda: None,
+        tick: Callable[[], object] | None = None,
     ) -> Tensor:
-        """Token grids int64 [n,h,w] of a class (with n) or of a label each, int [n].
+        """Sample token grids. Seed, item id and condition fix an image.
 
-        An image is fixed by seed and its item id (item_ids int [n], default 0, 1, 2, ...). tick is called after each
-        position. Raises UnsupportedError without a prior, ValueError for a class that it does not know.
+        Args:
+            condition: one class for `n` images, or a class for each image, int [n].
+            n: number of images of one class. Default None, with a class for each image.
+            seed: of the noise. Default 0.
+            item_ids: int [n], the images' numbers, from 0 to 2^32 - 1. Default None: 0, 1, 2, ...
+            tick: called after each position. Default None.
+
+        Returns:
+            Tokens int64 [n,h,w].
+
+        Raises:
+            TypeError or ValueError: an argument of another type, shape or range, or a class that the prior lacks.
+            UnsupportedError: the model has no prior.
         """
         sampler = self._part("sample", "sampler", self.sampler)
+        labels = self._labels(condition, n)
+        checks.in_range("condition", labels, sampler.conditions)
+        seed = checks.seed(seed)
+        if item_ids is None:
+            items = torch.arange(len(labels), device=labels.device)
+        else:
+            items = checks.integers("item_ids", item_ids, labels.device)
+            checks.same_shape("item_ids", items, "condition", labels.shape)
+            checks.in_range("item_ids", items, 2**32)  # the noise has 32 bits for them
+        tokens = sampler.draw(labels.long(), items.long(), seed, tick or (lambda: None))
+        return tokens.view(-1, *sides(self.grid))
+
+    def _labels(self, condition: int | checks.Integers, n: int | None) -> Tensor:
+        """The class of each image, int [n], of `sample`'s arguments."""
         if n is None and not is_single(condition):
             labels = checks.integers("condition", condition, self.codebook.device)
         elif not is_single(condition):
@@ -151,17 +214,10 @@ class Model:
             label, count = checks.whole("condition", condition, 0), checks.whole("n", n, 0)
             labels = torch.full((count,), label, dtype=torch.int64, device=self.codebook.device)
         checks.rank("condition", labels, "[n]")
-        checks.in_range("condition", labels, sampler.conditions)
-        seed = checks.seed(seed)
-        if item_ids is not None:
-            item_ids = checks.integers("item_ids", item_ids, labels.device)
-            checks.same_shape("item_ids", item_ids, "condition", labels.shape)
-            checks.in_range("item_ids", item_ids, 2**32)  # beyond it they would be others again
-        items = torch.arange(len(labels), device=labels.device) if item_ids is None else item_ids
-        return sampler.draw(labels.long(), items.long(), seed, tick).view(-1, *sides(self.grid))
+        return labels
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
-        """(h, w) of the tokens of images, which have any size that the model's cells fill."""
+        """(h, w) of the tokens of images. Raises ValueError if their sides are not multiples of the model's cell."""
         if self.cell is None:
             return sides(self.grid)
         height, width = images.shape[2:]

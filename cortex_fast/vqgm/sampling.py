@@ -1,24 +1,38 @@
 """Sampling token grids from a class-conditional autoregressive prior."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from cortex_fast import checks
 from cortex_fast.ops.random_stream import sampling_gumbel
-from cortex_fast.vqgm.decoding import Decoder, new_cache, prepare_decoder, step
-from cortex_fast.vqgm.transformer import GPT
-
-SETTINGS = ("temperature", "top_k", "top_p", "dtype")
-_FIRST_LOOK = 256  # of so many largest logits the probability asked for is usually there, and no sort is needed
+from cortex_fast.vqgm.decoding import Decoder, new_cache, step
 
 
-def check_sampling(settings: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for a name that is not of SETTINGS, and for a value outside its range."""
+class SamplingSettings(TypedDict, total=False):
+    """The settings with which a model samples, all optional.
+
+    temperature: the logits are divided by it.
+    top_k: only the k largest logits are considered.
+    top_p: of these, only the smallest set of at least this probability is considered.
+    dtype: that of the prior's weights.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    dtype: torch.dtype | None
+
+
+_FIRST_LOOK = 256  # logits looked at first: they usually hold the probability asked for, so that no sort is needed
+
+
+def check_sampling(settings: Mapping[str, object]) -> None:
+    """Raise ValueError or TypeError for a name that is not of SamplingSettings and for a value out of range."""
     for name in settings:
-        checks.one_of("sampling", name, SETTINGS)
+        checks.one_of("sampling", name, tuple(SamplingSettings.__annotations__))
     checks.positive("temperature", settings.get("temperature", 1.0))
     if settings.get("top_k") is not None:
         checks.whole("top_k", settings["top_k"], 1)
@@ -30,9 +44,9 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
 
 
 def _keep_top(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Set every logit outside the top k, and outside the smallest set of probability >= top_p of those, to -inf.
+    """The logits float [B,K], with -inf outside the top k and outside their smallest set of probability >= top_p.
 
-    Logits equal to the smallest one kept are kept too, so that nothing depends on their order.
+    Logits equal to the smallest remaining one remain too, so that nothing depends on their order.
     """
     size = logits.shape[1]
     if top_k is not None and top_k < size:
@@ -41,42 +55,13 @@ def _keep_top(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         return logits
     probability = logits.softmax(dim=1)
     first = min(top_k or _FIRST_LOOK, size)
-    for look in (size,) if logits.is_cuda else (first, size):  # a GPU would have to wait for the answer
+    for look in (size,) if logits.is_cuda else (first, size):  # on a GPU the host would have to wait for the answer
         ordered = (probability.topk(look, dim=1) if look < size else probability.sort(dim=1, descending=True)).values
         sums = ordered.cumsum(dim=1)
         if look < size and bool((sums[:, -1] >= top_p).all()):
             break
-    last = (sums[:, :-1] < top_p).sum(dim=1, keepdim=True)  # a token stays while those before it do not suffice
+    last = (sums[:, :-1] < top_p).sum(dim=1, keepdim=True)  # a token remains while those before it do not suffice
     return logits.masked_fill(probability < ordered.gather(1, last), -torch.inf)
-
-
-def sample_tokens(
-    prior: GPT,
-    labels: Tensor,
-    length: int,
-    *,
-    seed: int,
-    item_ids: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    codebook_size: int | None = None,
-    dtype: torch.dtype | None = None,
-    tick: Callable[[], object] = lambda: None,
-) -> Tensor:
-    """`decode_tokens` of a prior prepared for this one call: in `dtype`, for tokens below `codebook_size`."""
-    decoder = prepare_decoder(prior, codebook_size=codebook_size, dtype=dtype)
-    return decode_tokens(
-        decoder,
-        labels,
-        length,
-        seed=seed,
-        item_ids=item_ids,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        tick=tick,
-    )
 
 
 @torch.no_grad()
@@ -90,14 +75,29 @@ def decode_tokens(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    tick: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Token sequences int64 [B,length] for first tokens `labels` int [B], which are not in the result.
+    """Sample token sequences: each token is argmax(logits / temperature + Gumbel noise).
 
-    Each token is argmax(logits / temperature + Gumbel), the logits limited to the `top_k` largest and the smallest set
-    of probability `top_p`, with the noise fixed by (seed, item id, position), so an image does not depend on its batch
-    mates, but for a lead so small that the rounding of products of another shape turns it over. `tick` is called after
-    each position. Raises TypeError or ValueError for settings outside their range.
+    The noise depends on (seed, item id, position) alone, so an image does not depend on the others of its batch. The
+    exception is a lead so small that the rounding of products of another shape reverses it.
+
+    Args:
+        decoder: the prior, prepared by `prepare_decoder`.
+        labels: int [B], the tokens before the sequences; they are not in the result.
+        length: tokens of a sequence, at most the decoder's positions.
+        seed: of the noise.
+        item_ids: int64 [B], the images' numbers.
+        temperature: the logits are divided by it. Default 1.
+        top_k: only the k largest logits are considered. Default None: all.
+        top_p: of these, only the smallest set of at least this probability is considered. Default None: all.
+        tick: called after each position. Default None.
+
+    Returns:
+        int64 [B,length].
+
+    Raises:
+        TypeError or ValueError: a setting is out of range; the message names it.
     """
     check_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     checks.whole("length", length, 0, len(decoder.positions))
@@ -112,9 +112,10 @@ def decode_tokens(
         logits = step(decoder, cache, current, position, None if labels.is_cuda else number + 1)
         if temperature != 1:
             logits /= temperature
-        noise = sampling_gumbel(seed, item_ids, position, logits.shape[1])[:, 0]
-        current = noise.add_(_keep_top(logits, top_k, top_p)).argmax(dim=1)
+        gumbel = sampling_gumbel(seed, item_ids, position, logits.shape[1])[:, 0]
+        current = gumbel.add_(_keep_top(logits, top_k, top_p)).argmax(dim=1)
         tokens[:, number] = current
         position += 1
-        tick()
+        if tick is not None:
+            tick()
     return tokens

@@ -1,6 +1,6 @@
-"""A VQGAN and its class-conditional transformer, in the names of the taming-transformers package, as a VQGM."""
+"""A VQGAN and its class-conditional transformer, under the names of the taming-transformers package, as a VQGM."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from cortex_fast.data.grids import Grid, sides
 from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.decoding import prepare_decoder
 from cortex_fast.vqgm.model import Model, Sampler
-from cortex_fast.vqgm.sampling import check_sampling, decode_tokens
+from cortex_fast.vqgm.sampling import SamplingSettings, check_sampling, decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 
 
@@ -22,15 +22,30 @@ def taming_model(
     cell: int | None = None,
     num_classes: int = 0,
     first_token: int = 0,
-    sampling: dict[str, Any] | None = None,
+    sampling: SamplingSettings | None = None,
     reason: str | None = None,
 ) -> Model:
-    """`prior` knows `num_classes` conditions, of the tokens from `first_token` on; it draws a grid m or (h, w) row by
-    row. sampling: `sample_tokens`' settings (temperature, top_k, top_p, dtype). reason: why there is no prior. cell: as
-    `Model` has it; None holds images to `grid`.
+    """Build a VQGM of an autoencoder and a prior.
 
-    Puts both modules into eval mode, without gradients of their parameters. Raises ValueError for a prior of no class,
-    TypeError or ValueError for other names or values in `sampling`.
+    Both modules are put into eval mode, and their parameters need no gradients any more.
+
+    Args:
+        autoencoder: the autoencoder.
+        prior: the transformer that samples, or None.
+        grid: m or (h, w), which the prior draws row by row.
+        fingerprint: identifies the weights.
+        cell: a token's pixels along either side, see `Model`. Default None: only images of `grid` are encoded.
+        num_classes: number of conditions of the prior. Default 0.
+        first_token: the token of condition 0; the others follow it. Default 0.
+        sampling: temperature, top_k, top_p and dtype, see `SamplingSettings`. Default None: the prior's distribution.
+        reason: why there is no prior, for the error that `sample` raises. Default None: it is an autoencoder only.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a prior without classes, or an unknown name or a value out of range in `sampling`.
+        TypeError: a value of another type in `sampling`.
     """
     check_sampling(sampling or {})
     if prior is not None and num_classes < 1:
@@ -38,15 +53,7 @@ def taming_model(
     codebook = autoencoder.eval().requires_grad_(False).codebook
     sampler = None
     if prior is not None:
-        limits = dict(sampling or {})
-        prior.eval().requires_grad_(False)
-        height, width = sides(grid)
-        decoder = prepare_decoder(prior, codebook_size=len(codebook), dtype=limits.pop("dtype", None))
-
-        def draw(labels: Tensor, items: Tensor, seed: int, tick: Callable[[], object]) -> Tensor:
-            firsts = labels + first_token
-            return decode_tokens(decoder, firsts, height * width, seed=seed, item_ids=items, tick=tick, **limits)
-
+        draw = _draw_of(prior, len(codebook), sides(grid), first_token, sampling or {})
         sampler = Sampler(draw, num_classes)
     return Model(
         codebook,
@@ -58,3 +65,18 @@ def taming_model(
         reasons={"sampler": reason or "this model has no prior, only an autoencoder"},
         cell=cell,
     )
+
+
+def _draw_of(
+    prior: GPT, codebook_size: int, grid: tuple[int, int], first_token: int, sampling: Mapping[str, Any]
+) -> Callable[[Tensor, Tensor, int, Callable[[], object]], Tensor]:
+    """A sampler's `draw` by the prior, which is put into eval mode without gradients."""
+    limits = dict(sampling)
+    prior.eval().requires_grad_(False)
+    decoder = prepare_decoder(prior, codebook_size=codebook_size, dtype=limits.pop("dtype", None))
+
+    def draw(labels: Tensor, items: Tensor, seed: int, tick: Callable[[], object]) -> Tensor:
+        first_tokens = labels + first_token
+        return decode_tokens(decoder, first_tokens, grid[0] * grid[1], seed=seed, item_ids=items, tick=tick, **limits)
+
+    return draw

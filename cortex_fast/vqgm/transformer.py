@@ -1,4 +1,4 @@
-"""The autoregressive prior over token grids: a decoder-only transformer. `decoding` takes it token by token.
+"""The autoregressive prior over token grids: a decoder-only transformer. `decoding` runs it token by token.
 
 State-dict names are those of taming-transformers' GPT (itself minGPT's), without the constant `attn.mask` buffers.
 The class label is the sequence's first token and shares the vocabulary, as in the class-conditional ImageNet model.
@@ -43,7 +43,17 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids [B,T] -> next-token logits [B,T,vocab_size]."""
+    """Token ids int64 [B,T] -> next-token logits [B,T,vocab_size].
+
+    Args:
+        vocab_size: tokens of the codebook and of the conditions.
+        block_size: most tokens of a sequence.
+        n_layer: number of blocks.
+        n_head: heads of attention.
+        n_embd: channels, a multiple of n_head.
+        embd_pdrop: dropout of the embedded tokens. Default 0.
+        resid_pdrop: dropout of the blocks' branches. Default 0.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The bundled demo model: a small VQGAN with its prior, two extractors and four judges, trained on sprite composites.
 
-MODEL_CARD.md beside this file has its measured figures, NOTICE the sources and licences of the pictures.
+MODEL_CARD.md beside this file lists measured figures, and NOTICE the sources and licences of the pictures.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ EXTRACTORS = ("ce", "re")
 
 @dataclass(frozen=True)
 class Zoo:
-    """`vqgm`: 64 x 64 px, a 16 x 16 grid, of the modules `tokenizer` and `prior`. `extractors`: "ce" and "re".
+    """The bundled model.
 
-    `judges`: four image classifiers of pixels in [0,1]. `names`: the classes', which the extractors have too, for
-    targets by name. `fingerprint`: of all weight files.
+    vqgm: 64 x 64 px images, a 16 x 16 grid; it consists of the modules `tokenizer` and `prior`. extractors: "ce" and
+    "re", with the classes' names, so that a target may be a name. judges: four classifiers of pixels in [0,1]. names:
+    of the classes. fingerprint: of all weight files.
     """
 
     vqgm: Model
@@ -38,14 +39,25 @@ class Zoo:
 
 
 def load(folder: Path = FOLDER) -> Zoo:
-    """The bundled model, in float32 on the CPU, eval mode. Raises FileNotFoundError where a weight file is missing."""
+    """Load the bundled model.
+
+    Args:
+        folder: of the weight files. Default: the package's own.
+
+    Returns:
+        Its modules, in float32 on the CPU, in eval mode, without parameter gradients.
+
+    Raises:
+        FileNotFoundError: a weight file is missing.
+        ResultFileError: a weight file is damaged; the message names it.
+    """
     names = class_names()
     files = {name: folder / f"{name}.safetensors" for name in ("tokenizer", "prior", *EXTRACTORS, *JUDGES)}
     tokenizer = VQModel(**read_config(files["tokenizer"]))
     load_weights(files["tokenizer"], tokenizer)
-    config = read_config(files["prior"])
-    sampling = config.pop("sampling")
-    prior = GPT(**config)
+    prior_config = read_config(files["prior"])
+    sampling = prior_config.pop("sampling")
+    prior = GPT(**prior_config)
     load_weights(files["prior"], prior)
     vqgm = taming_model(
         tokenizer,
@@ -56,12 +68,19 @@ def load(folder: Path = FOLDER) -> Zoo:
         num_classes=len(names),
         sampling=sampling,
     )
-    extractors = {}
-    for name in EXTRACTORS:
-        extractor = build(name, **read_config(files[name]))
-        extractors[name] = name_classes(load_weights(files[name], extractor), names)
-    judges = {name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES}
-    return Zoo(vqgm, tokenizer, prior, extractors, judges, names, of_files(list(files.values())))
+    return Zoo(
+        vqgm=vqgm,
+        tokenizer=tokenizer,
+        prior=prior,
+        extractors={name: _extractor(name, files[name], names) for name in EXTRACTORS},
+        judges={name: load_weights(files[name], build_judge(name, len(names))) for name in JUDGES},
+        names=names,
+        fingerprint=of_files(list(files.values())),
+    )
+
+
+def _extractor(name: str, file: Path, names: tuple[str, ...]) -> nn.Module:
+    return name_classes(load_weights(file, build(name, **read_config(file))), names)
 
 
 __all__ = ["EXTRACTORS", "FOLDER", "JUDGES", "Zoo", "class_names", "load"]

@@ -1,7 +1,7 @@
 """Composites: a sprite on a generated background, with the exact mask of the object.
 
-The bundled model is trained on these, and the evaluation uses their masks as ground truth. Composite `i` of a `split`
-depends on nothing but (split, i), so any part of a set can be made again.
+The bundled model is trained on them, and the evaluation uses their masks as ground truth. Composite `i` of a `split`
+depends on (split, i) alone, so any part of a set can be computed again.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,7 @@ _SCALE = (0.7, 0.95)  # the sprite's side as a part of the picture's
 
 @dataclass(frozen=True)
 class Composites:
-    """`images` uint8 [n,64,64,3], `labels` int64 [n], `masks` float32 [n,64,64] (1 on the object), `styles` int64
-    [n]."""
+    """images: uint8 [n,64,64,3]. labels: int64 [n]. masks: float32 [n,64,64], 1 on the object. styles: int64 [n]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -41,14 +40,14 @@ def class_names() -> tuple[str, ...]:
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A random RGB colour in [0,1], from pale to dark but rarely garish."""
+    """A random RGB colour in [0,1], from pale to dark, rarely garish."""
     hue, saturation, value = rng.random(), 0.6 * rng.random(), 0.25 + 0.75 * rng.random()
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return value * (1 - saturation + saturation * wheel)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """[64,64,3] in [0,1]: plain, a linear gradient, or low-frequency noise between two colours."""
+    """[64,64,3] in [0,1]: one colour, a linear gradient, or low-frequency noise between two colours."""
     kind = rng.integers(3)
     first = _colour(rng)
     if kind == 0:
@@ -66,6 +65,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _composite(sprite: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The sprite, flipped, turned, scaled and placed at random: image uint8 [64,64,3] and mask float32 [64,64]."""
     picture = Image.fromarray(sprite)
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -81,9 +81,18 @@ def _composite(sprite: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def make_composites(split: str, start: int, count: int) -> Composites:
-    """Composites `start` ... `start + count - 1` of a split; labels run 0, 1, ..., 11, 0, 1, ...
+    """Compute composites `start` to `start + count - 1` of a split.
 
-    Raises ValueError for an unknown split.
+    Args:
+        split: "train", "test" or "demo".
+        start: number of the first one.
+        count: how many.
+
+    Returns:
+        The composites, whose labels run 0, 1, ..., 11, 0, 1, ...
+
+    Raises:
+        ValueError: an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")

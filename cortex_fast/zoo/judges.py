@@ -1,6 +1,6 @@
-"""Image classifiers that judge explanations: they see pixels only, never tokens.
+"""Image classifiers that judge explanations: they see pixels, never tokens.
 
-Two residual networks and two vision transformers of different size, as the paper judges with two of each.
+There are two residual networks and two vision transformers of different sizes, as in the paper.
 """
 
 import torch
@@ -49,7 +49,7 @@ class ResidualJudge(nn.Module):
 
 
 class TransformerJudge(nn.Module):
-    """Images [B,3,64,64] in [0,1] -> logits [B,num_classes], by way of 8 x 8 px patches."""
+    """Images [B,3,64,64] in [0,1] -> logits [B,num_classes], by patches of 8 x 8 px."""
 
     PATCH = 8
 
@@ -69,7 +69,18 @@ class TransformerJudge(nn.Module):
 
 
 def build_judge(name: str, num_classes: int) -> nn.Module:
-    """An untrained judge: "residual-s", "residual-m", "transformer-s" or "transformer-m"."""
+    """Build an untrained judge.
+
+    Args:
+        name: "residual-s", "residual-m", "transformer-s" or "transformer-m".
+        num_classes: number of logits.
+
+    Returns:
+        The module, images [B,3,64,64] in [0,1] -> logits [B,num_classes].
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if name == "residual-s":
         return ResidualJudge(num_classes=num_classes, width=16, blocks=1)
     if name == "residual-m":

@@ -15,7 +15,16 @@ from cortex_fast.data.results import ResultFileError, parse_json, replace_whole
 
 
 def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """Write a module's state in float16 (integers as they are) and its configuration."""
+    """Write a module's state in float16, with integers unchanged, and its configuration.
+
+    Args:
+        path: the file, which is replaced.
+        module: the module.
+        config: JSON-able arguments that build it.
+
+    Raises:
+        ValueError: a weight is not finite in float16; the message names it.
+    """
     half = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).detach().contiguous()
         for name, tensor in module.state_dict().items()
@@ -27,7 +36,18 @@ def save_weights(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration beside the tensors. Raises ResultFileError, naming the file, where it is not whole."""
+    """Read the configuration of a weight file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The configuration that `save_weights` wrote.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ResultFileError: it is damaged; the message names it.
+    """
     refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
@@ -37,8 +57,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, module: nn.Module) -> nn.Module:
-    """Fill a module from `save_weights`'s file, in float32, and put it into eval mode without parameter gradients."""
-    read_config(path)  # refuses a damaged file by its name
+    """Fill a module from a file of `save_weights`.
+
+    Args:
+        path: the file.
+        module: the module to fill, in place.
+
+    Returns:
+        The module, in float32, channels last, in eval mode, without parameter gradients.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ResultFileError: it is damaged; the message names it.
+    """
+    read_config(path)  # raises an error that names a damaged file
     state = load_file(path)
     module.load_state_dict({k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()})
     module.to(dtype=torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]

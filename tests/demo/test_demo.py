@@ -1,4 +1,4 @@
-"""The demo at its smallest: every file, resuming, refusals, and the command line's manners."""
+"""The demo at its smallest: its files, resuming, errors, and the command line."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ TINY = Settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def few_points():
-    """Curves of one and two points instead of three and ten, each of which the judges look at."""
+    """Curves of one and two points instead of three and ten, because the judges take time for each."""
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(measures, "NS", (20, 50))
         changed.setattr(measures, "INTERVENTION_NS", (30,))
@@ -39,15 +39,15 @@ def finished(tmp_path_factory):
     return folder, run_demo(folder, TINY, progress=False)
 
 
-def test_every_result_is_there_and_loads(finished):
+def test_every_result_exists_and_loads(finished):
     folder, summary = finished
     store = TokenStore.load(folder / "samples.safetensors")
     assert len(store) == 24 and store.tokens.dtype == torch.uint16
     for name in ("ce", "re"):
         concepts = ConceptExplanations.load(folder / f"concepts-{name}.safetensors")
         assert concepts.counts.sum(dim=1).max() <= 20 and concepts.names == store.names
-        made = concepts.fingerprint["saliency"]  # computed, though they went through a file
-        assert made["made_by"] == "score_tokens" and name.upper() in made["extractor"]["class"]
+        saliency = concepts.fingerprint["saliency"]  # as computed, although it was read from a file
+        assert saliency["made_by"] == "score_tokens" and name.upper() in saliency["extractor"]["class"]
     edits = TokenSelection.load(folder / "edits-tokens.safetensors")
     assert edits.loss.shape == (3, 12) and not edits.changed[:, :4].any()
     assert len(summary.rows) == 6
@@ -74,9 +74,9 @@ def test_report_has_a_page_for_each_concept(finished):
     assert len(list((folder / "report" / "concepts").glob("*.html"))) == 12
 
 
-def test_a_second_run_reuses_what_is_there(finished, monkeypatch):
+def test_a_second_run_reuses_the_files(finished, monkeypatch):
     folder, first = finished
-    monkeypatch.setattr(run, "write_report", lambda *_: None)  # tests/report writes over a report
+    monkeypatch.setattr(run, "write_report", lambda *_: None)  # tests/report replaces a report
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert run_demo(folder, TINY, progress=False).rows == first.rows
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == times
@@ -95,7 +95,7 @@ class StoppedError(Exception):
     pass
 
 
-def test_a_file_of_other_settings_is_made_again(finished, tmp_path, monkeypatch):
+def test_a_file_of_other_settings_is_computed_again(finished, tmp_path, monkeypatch):
     folder, _ = finished
 
     def stop(*_):
@@ -134,7 +134,7 @@ def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_forced_backend_that_cannot_serve(tmp_path, monkeypatch, capsys):
+def test_forcing_an_unavailable_backend_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CORTEX_FAST_IMPL", "cuda")
     assert main(["demo", "--out", str(tmp_path), "--quiet"]) == 1
     assert "impl='cuda' cannot serve" in capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_a_forced_backend_that_cannot_serve(tmp_path, monkeypatch, capsys):
         (["tune", "--codes", "0"], "codes"),
     ],
 )
-def test_careless_commands_fail_with_a_sentence(arguments, message, tmp_path, capsys):
+def test_commands_with_bad_arguments_fail_with_a_message(arguments, message, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     places = {"file": tmp_path / "file", "new": tmp_path / "new"}
     assert main([argument.format(**places) for argument in arguments]) == 1

@@ -1,4 +1,4 @@
-"""Extractors against the published code's shapes and figures, and the training recipe on a task that can be learnt."""
+"""Extractors against the published code's shapes and figures, and the training recipe on an easy task."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def test_state_dict_is_the_published_one(name):
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
-    """Of all extractors, by the convolutions that made the golden figures: others' rounding turns ReLUs over."""
+    """The figures of all extractors, by the convolutions of the golden figures: other rounding flips ReLUs."""
     path = tmp_path_factory.mktemp("figures") / "figures.npz"
     script = Path(__file__).parent / "figures.py"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -134,7 +134,7 @@ def test_bad_sizes_are_named(arguments, named):
 
 
 def _separable(count: int, seed: int):
-    """Grids whose class is the only one of four tokens that occurs in their left half."""
+    """Grids whose class is the only one of tokens 0 to 3 in their left half."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(4, 20, (count, 8, 8), generator=generator)
     labels = torch.arange(count) % 4
@@ -150,8 +150,8 @@ def _trained(name: str, epochs: int, images: int = 400):
     torch.manual_seed(0)
     extractor, losses = build(name, num_classes=4, in_channels=6, width=16, grid=8), []
     recipe = Recipe(epochs=epochs, batch_size=16, lr=3e-3)
-    keep = lambda epoch, loss: losses.append(loss)  # noqa: E731
-    train_extractor(extractor, codebook, *_separable(images, 1), recipe, seed=3, after_epoch=keep)
+    record = lambda epoch, loss: losses.append(loss)  # noqa: E731
+    train_extractor(extractor, codebook, *_separable(images, 1), recipe, seed=3, after_epoch=record)
     return extractor, codebook, losses
 
 
@@ -166,10 +166,10 @@ def test_training_learns(name):
 # te is slow, and test_training.py resumes it to the same bits.
 @pytest.mark.parametrize("name", ["ce", "ce_deep", "re"])
 def test_training_repeats(name):
-    (one, _, losses), (other, _, again) = (_trained(name, 2, 100) for _ in range(2))
+    (first, _, losses), (second, _, again) = (_trained(name, 2, 100) for _ in range(2))
     assert losses == again
-    for key, value in one.state_dict().items():
-        assert torch.equal(other.state_dict()[key], value), key
+    for key, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
 
 
 def test_training_names_tokens_outside_the_codebook():

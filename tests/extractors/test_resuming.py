@@ -1,4 +1,4 @@
-"""A training's files: damaged ones are told, two runs never share them, and those of older runs are not taken."""
+"""The files of a training run: damaged ones are refused, two runs never share them, and older runs' are not used."""
 
 import threading
 import zipfile
@@ -16,7 +16,7 @@ from cortex_fast.extractors.fitting import best_of, checkpoint_of, fit
 from tests.extractors.test_training import CODEBOOK, Stop, images, store
 from tests.killing import die, hidden, killed
 
-AT = {
+POSITION = {
     "epoch": torch.tensor(1),
     "step": torch.tensor(2),
     "total": torch.tensor(3.0, dtype=torch.float64),
@@ -34,12 +34,12 @@ def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
     return extractor, optimizer
 
 
-def test_a_checkpoint_comes_back_whole(tmp_path):
+def test_a_checkpoint_is_restored(tmp_path):
     extractor, optimizer = trained()
-    save_checkpoint(tmp_path / "run.pt", RUN, extractor, optimizer, AT)
+    save_checkpoint(tmp_path / "run.pt", RUN, extractor, optimizer, POSITION)
     other = nn.Linear(2, 3)
     into = torch.optim.Adam(other.parameters())
-    assert load_checkpoint(tmp_path / "run.pt", RUN, other, into) == AT
+    assert load_checkpoint(tmp_path / "run.pt", RUN, other, into) == POSITION
     assert torch.equal(other.weight, extractor.weight)
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -47,31 +47,31 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
 
 
 def _with(part: str, value: object):
-    return lambda kept: kept | {part: value}
+    return lambda content: content | {part: value}
 
 
 def _at(**values: object):
-    return lambda kept: kept | {"at": AT | values}
+    return lambda content: content | {"at": POSITION | values}
 
 
 def _moments(**values: object):
-    def change(kept):
-        states = {number: state | values for number, state in kept["optimizer"]["state"].items()}
-        return kept | {"optimizer": kept["optimizer"] | {"state": states}}
+    def change(content):
+        states = {number: state | values for number, state in content["optimizer"]["state"].items()}
+        return content | {"optimizer": content["optimizer"] | {"state": states}}
 
     return change
 
 
 FORMS = {
-    "a tensor": lambda kept: torch.zeros(3),
-    "a list": lambda kept: [kept],
-    "without at": lambda kept: {name: value for name, value in kept.items() if name != "at"},
+    "a tensor": lambda content: torch.zeros(3),
+    "a list": lambda content: [content],
+    "without at": lambda content: {name: value for name, value in content.items() if name != "at"},
     "run is a number": _with("run", 5),
     "run is a list": _with("run", [1]),
     "run holds tensors": _with("run", {"lr": torch.ones(2), "sizes": {}}),
     "extractor is a list": _with("extractor", []),
     "extractor is a number": _with("extractor", 7),
-    "extractor lacks one": _with("extractor", {"weight": torch.zeros(3, 2)}),
+    "extractor lacks a tensor": _with("extractor", {"weight": torch.zeros(3, 2)}),
     "extractor of other shapes": _with("extractor", {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}),
     "extractor of other types": _with("extractor", {"weight": torch.zeros(3, 2).int(), "bias": torch.zeros(3)}),
     "extractor of texts": _with("extractor", {"weight": "w", "bias": "b"}),
@@ -81,7 +81,7 @@ FORMS = {
     "optimizer of another": _with("optimizer", torch.optim.SGD(nn.Linear(2, 3).parameters()).state_dict()),
     "moments of other shapes": _moments(exp_avg=torch.zeros(1)),
     "moments that are texts": _moments(exp_avg_sq="none"),
-    "moments of no parameter": lambda kept: kept | {"optimizer": kept["optimizer"] | {"state": {9: {}}}},
+    "moments of no parameter": lambda content: content | {"optimizer": content["optimizer"] | {"state": {9: {}}}},
     "at is a number": _with("at", 7),
     "at is empty": _with("at", {}),
     "epoch is a number": _at(epoch=1),
@@ -95,7 +95,7 @@ FORMS = {
 def test_a_checkpoint_of_another_form_is_refused_by_name(form, tmp_path):
     path = tmp_path / "run.pt"
     extractor, optimizer = trained()
-    save_checkpoint(path, RUN, extractor, optimizer, AT)
+    save_checkpoint(path, RUN, extractor, optimizer, POSITION)
     torch.save(FORMS[form](torch.load(path, weights_only=True)), path)
     other = nn.Linear(2, 3)
     before = other.weight.clone()
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_another_form_is_refused_by_name(form, tmp_path):
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     path = tmp_path / "run.pt"
     extractor, optimizer = trained()
-    save_checkpoint(path, RUN, extractor, optimizer, AT)
+    save_checkpoint(path, RUN, extractor, optimizer, POSITION)
     whole = path.read_bytes()
     at = whole.index(extractor.weight.detach().numpy().tobytes())
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
 def test_a_second_training_to_the_same_file_is_refused(tmp_path):
     """While the first is at its first epoch; the first is not disturbed."""
     recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
-    alone, out, told = tmp_path / "alone", tmp_path / "e.safetensors", []
+    alone, out, messages = tmp_path / "alone", tmp_path / "e.safetensors", []
     fit(store(), alone, "re", recipe, **settings)
 
     def meanwhile(line: str) -> None:
@@ -139,21 +139,21 @@ def test_a_second_training_to_the_same_file_is_refused(tmp_path):
                 try:
                     train()
                 except BlockingIOError as error:
-                    told.append(str(error))
+                    messages.append(str(error))
 
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
 
     fit(store(), out, "re", recipe, **settings, report=meanwhile)
-    assert len(told) == 4
-    assert told[0].startswith(f"{out}: another run is writing it (process ")
-    assert told[1].startswith(f"{checkpoint_of(out)}: another run is writing it (process ")
+    assert len(messages) == 4
+    assert messages[0].startswith(f"{out}: another run is writing it (process ")
+    assert messages[1].startswith(f"{checkpoint_of(out)}: another run is writing it (process ")
     assert out.read_bytes() == alone.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "e.safetensors"]
 
 
-def test_resumed_after_its_last_epoch_it_writes_the_same_file(tmp_path, monkeypatch):
+def test_resuming_after_the_last_epoch_writes_the_same_file(tmp_path, monkeypatch):
     recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "resume": True}
     alone, out = tmp_path / "alone", tmp_path / "e"
     fit(store(), alone, "re", recipe, **settings)
@@ -172,8 +172,8 @@ def test_resumed_after_its_last_epoch_it_writes_the_same_file(tmp_path, monkeypa
     assert "loss" not in extractor_header(tmp_path / "none")["fingerprint"]
 
 
-def test_the_best_epoch_of_an_older_run_is_not_taken(tmp_path):
-    """Neither where its checkpoint is gone, nor where another run's checkpoint lies beside it, nor a damaged one."""
+def test_the_best_epoch_of_an_older_run_is_not_used(tmp_path):
+    """If its checkpoint is gone, if the checkpoint is another run's, or if the file is damaged."""
     recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
     alone, out = tmp_path / "alone", tmp_path / "e"
     fit(store(), alone, "re", recipe, **settings)
@@ -206,29 +206,32 @@ def test_the_best_epoch_of_an_older_run_is_not_taken(tmp_path):
     assert out.read_bytes() == alone.read_bytes()
 
 
-def test_the_best_epoch_of_an_older_run_is_not_the_result_of_one_without(tmp_path):
-    """Of a run that judges no epoch, because it has no validation store or no epoch."""
+def test_the_best_epoch_of_an_older_run_is_no_result_of_a_run_without_validation(tmp_path):
+    """A run judges no epoch if it has no validation store or no epochs."""
     alone, out = tmp_path / "alone", tmp_path / "e"
     fit(store(), alone, "re", Recipe(epochs=1, batch_size=16), width=16, seed=7, validation=store(30))
     for settings in ({"epochs": 1, "batch_size": 16}, {"epochs": 0}):
         validation = None if settings["epochs"] else store(30)
         best_of(out).write_bytes(alone.read_bytes())
         fit(store(), out, "re", Recipe(**settings), width=16, validation=validation)
-        made = extractor_header(out)["fingerprint"]
-        assert (made["seed"], made["epochs"]) == (0, settings["epochs"]) and "validation_loss" not in made
+        fingerprint = extractor_header(out)["fingerprint"]
+        assert (fingerprint["seed"], fingerprint["epochs"]) == (
+            0,
+            settings["epochs"],
+        ) and "validation_loss" not in fingerprint
         assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "e"]
         out.unlink()
 
 
-def test_of_equal_losses_the_first_epoch_is_kept(tmp_path, monkeypatch):
+def test_of_equal_losses_the_first_epoch_is_written(tmp_path, monkeypatch):
     losses = iter([0.5, 0.25, 0.25, 0.5, 0.25])
     monkeypatch.setattr(fitting, "mean_loss", lambda *_: next(losses))
     fit(store(), tmp_path / "e", "re", Recipe(epochs=5, batch_size=16), width=16, validation=store(30))
-    made = extractor_header(tmp_path / "e")["fingerprint"]
-    assert (made["epoch"], made["validation_loss"]) == (2, 0.25)
+    fingerprint = extractor_header(tmp_path / "e")["fingerprint"]
+    assert (fingerprint["epoch"], fingerprint["validation_loss"]) == (2, 0.25)
 
 
-def test_what_a_killed_run_left_goes_when_the_next_finds_it_trained(tmp_path):
+def test_the_next_run_removes_the_files_of_a_killed_one(tmp_path):
     """Killed after the extractor was written and before the checkpoint was removed."""
     out, settings = tmp_path / "e", {"width": 16, "validation": store(30), "resume": True}
     fit(store(), out, "re", Recipe(epochs=1, batch_size=16), **settings)
@@ -240,7 +243,7 @@ def test_what_a_killed_run_left_goes_when_the_next_finds_it_trained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "message"),
     [
         ({"num_classes": 10**6}, "weights do not fit"),
         ({"width": 16 * 2**16}, "weights do not fit"),
@@ -254,11 +257,11 @@ def test_what_a_killed_run_left_goes_when_the_next_finds_it_trained(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["ce", "te", "re"])
-def test_a_small_file_that_claims_other_sizes_is_refused_before_they_are_made(name, sizes, told, tmp_path):
+def test_a_small_file_that_claims_other_sizes_is_refused_before_memory_is_taken(name, sizes, message, tmp_path):
     right = {"num_classes": 3, "in_channels": 8, "width": 16, "grid": 4}
     path = tmp_path / "e.safetensors"
     save_extractor(path, build(name, **right), name, right | sizes, {})
-    with pytest.raises(ResultFileError, match=rf"e\.safetensors: .*{told}"):
+    with pytest.raises(ResultFileError, match=rf"e\.safetensors: .*{message}"):
         load_extractor(path)
 
 

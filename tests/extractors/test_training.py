@@ -1,4 +1,4 @@
-"""Training: resumed to the same bits, by two processes as by one, mixed precision, and what it refuses."""
+"""Training: resumed to the same bits, by two processes as by one, in mixed precision, and its errors."""
 
 import dataclasses
 import errno
@@ -34,8 +34,8 @@ def state(extractor: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in extractor.state_dict().items()}
 
 
-def same_bits(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same_bits(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_default_recipe_is_the_published_one():
@@ -49,8 +49,8 @@ def test_the_default_recipe_is_the_published_one():
     }
 
 
-def test_it_is_adam_with_torchs_step_schedule():
-    """Against a plain loop: whole batches, so that the order of images does not matter."""
+def test_training_is_adam_with_torchs_step_schedule():
+    """Against a plain loop over whole batches, so that the order of images does not matter."""
     tokens, labels = images(40)
     ours, theirs = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)).double(), nn.Linear(128, 3).double()
     theirs.load_state_dict(ours[1].state_dict())
@@ -100,7 +100,7 @@ def test_resumed_to_the_same_bits(name, after, tmp_path):
     settings = {"checkpoint": path, "every": 1, "after_epoch": lambda epoch, loss: parts.append(loss)}
     with pytest.raises(Stop):
         train_extractor(fresh(), CODEBOOK, tokens, labels, recipe, tick=stop, **settings)
-    torch.manual_seed(99)  # whatever happened in between
+    torch.manual_seed(99)  # the state of another process
     again = build(name, num_classes=3, in_channels=8, width=16, grid=4).to(memory_format=torch.channels_last)
     train_extractor(again, CODEBOOK, tokens, labels, recipe, **settings)
     assert same_bits(state(once), state(again)) and parts == whole
@@ -125,7 +125,7 @@ def test_another_run_and_a_damaged_checkpoint_are_refused(tmp_path):
         train_extractor(extractor, CODEBOOK, tokens, labels, Recipe(epochs=1), checkpoint=path)
 
 
-def test_torchs_random_state_is_left_alone_and_not_used():
+def test_torchs_random_state_is_neither_used_nor_changed():
     tokens, labels = images()
     extractors = []
     for seed in (1, 2):
@@ -138,17 +138,22 @@ def test_torchs_random_state_is_left_alone_and_not_used():
     assert same_bits(*map(state, extractors))
 
 
-def test_stored_tokens_train_as_any_integers():
+def test_uint16_tokens_train_as_other_integers():
     tokens, labels = images()
     codebook = torch.randn(60_000, 8, generator=torch.Generator().manual_seed(0))
     tokens = tokens + 59_980  # beyond int16
     trained = []
-    for kept in (tokens, tokens.to(torch.uint16)):
+    for stored in (tokens, tokens.to(torch.uint16)):
         torch.manual_seed(0)
         extractor = build("re", num_classes=3, in_channels=8, width=16, grid=4)
         losses = []
         train_extractor(
-            extractor, codebook, kept, labels, Recipe(epochs=2), after_epoch=lambda e, loss, to=losses: to.append(loss)
+            extractor,
+            codebook,
+            stored,
+            labels,
+            Recipe(epochs=2),
+            after_epoch=lambda e, loss, to=losses: to.append(loss),
         )
         trained.append((state(extractor), losses))
     assert trained[0][1] == trained[1][1] and same_bits(trained[0][0], trained[1][0])
@@ -166,7 +171,7 @@ def test_mixed_precision_keeps_float32_weights_and_learns():
     assert losses[-1] < losses[0]
 
 
-def test_an_infinite_loss_ends_the_run_and_is_not_kept(tmp_path):
+def test_an_infinite_loss_ends_the_run_without_a_checkpoint(tmp_path):
     tokens, labels = images()
     extractor = nn.Sequential(nn.Flatten(), nn.Linear(128, 3))
     extractor[1].bias.data[0] = torch.inf
@@ -201,8 +206,7 @@ def test_bad_recipes_are_named(setting):
 
 
 def _plain() -> nn.Module:
-    """Without BatchNorm, whose statistics are each process's own on CPUs; float64, so that the order of sums shows
-    nothing."""
+    """Without BatchNorm, whose statistics differ between processes on CPUs; float64, for sums in another order."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(8, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)).double()
 
@@ -247,8 +251,8 @@ def _process(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    _train_plain(tmp_path / "one.pt")
-    wanted = torch.load(tmp_path / "one.pt", weights_only=True)
+    _train_plain(tmp_path / "single.pt")
+    wanted = torch.load(tmp_path / "single.pt", weights_only=True)
     mp.spawn(_process, (tmp_path,), nprocs=2)
     for name in ("0.pt", "1.pt", "resumed0.pt", "resumed1.pt"):
         got = torch.load(tmp_path / name, weights_only=True)
@@ -271,7 +275,7 @@ def test_fit_writes_the_extractor_of_least_validation_loss(tmp_path):
     assert os.listdir(tmp_path) == ["e.safetensors"]  # noqa: PTH208 (names are enough)
 
 
-def test_fit_goes_on_only_when_asked_and_to_the_same_file(tmp_path):
+def test_fit_resumes_only_when_asked_and_to_the_same_file(tmp_path):
     recipe = Recipe(epochs=3, batch_size=16)
     once, out = tmp_path / "once", tmp_path / "e"
     fit(store(), once, "re", recipe, width=16, validation=store(30))
@@ -290,11 +294,11 @@ def test_fit_goes_on_only_when_asked_and_to_the_same_file(tmp_path):
     assert same_bits(state(load_extractor(out)), state(load_extractor(once)))
     lines = []
     fit(store(), out, "re", recipe, width=16, validation=store(30), resume=True, report=lines.append)
-    assert lines == [f"{out}: is trained already"]
+    assert lines == [f"{out}: already trained"]
 
 
-def test_fit_goes_on_only_from_the_same_run(tmp_path):
-    """Finished or not, another extractor, recipe, data or validation is refused, and the file stays."""
+def test_fit_resumes_only_the_same_run(tmp_path):
+    """Another extractor, recipe, data or validation is refused by finished and unfinished runs, whose files stay."""
     recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
     finished, stopped = tmp_path / "finished", tmp_path / "stopped"
 
@@ -306,7 +310,7 @@ def test_fit_goes_on_only_from_the_same_run(tmp_path):
     with pytest.raises(Stop):
         fit(store(), stopped, "re", recipe, **settings, report=stop)
     before = finished.read_bytes(), checkpoint_of(stopped).read_bytes(), best_of(stopped).read_bytes()
-    for change, told in (
+    for change, message in (
         ({"name": "ce"}, "'ce'"),
         ({"width": 32}, "sizes"),
         ({"recipe": Recipe(epochs=3, batch_size=16)}, "epochs: expected 3, got 2"),
@@ -317,7 +321,7 @@ def test_fit_goes_on_only_from_the_same_run(tmp_path):
     ):
         for out in (finished, stopped):
             given = {"store": store(), "out": out, "name": "re", "recipe": recipe, **settings} | change
-            with pytest.raises(ResultFileError, match=rf"{out.name}.*: .*another run \(.*{told}"):
+            with pytest.raises(ResultFileError, match=rf"{out.name}.*: .*another run \(.*{message}"):
                 fit(**given)
     assert before == (finished.read_bytes(), checkpoint_of(stopped).read_bytes(), best_of(stopped).read_bytes())
 
@@ -326,18 +330,18 @@ def test_validation_is_judged_by_its_own_codebook_and_must_fit(tmp_path):
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
     tokens, labels = images(30)
     other = TokenStore(order.argsort()[tokens], labels, CODEBOOK[order], ("a", "b", "c"))  # the same E
-    kept = []
-    for name, validation in (("one", store(30)), ("other", other)):
+    losses = []
+    for name, validation in (("first", store(30)), ("second", other)):
         fit(store(), tmp_path / name, "re", Recipe(epochs=1, batch_size=16), width=16, validation=validation)
-        kept.append(extractor_header(tmp_path / name)["fingerprint"]["validation_loss"])
-    assert kept[0] == kept[1]
-    for off, told in (
+        losses.append(extractor_header(tmp_path / name)["fingerprint"]["validation_loss"])
+    assert losses[0] == losses[1]
+    for off, message in (
         (TokenStore(tokens, labels, CODEBOOK[:, :5], "abc"), "in_channels 8 as in the training store, got 5"),
         (TokenStore(tokens[:, :2, :2], labels, CODEBOOK, "abc"), "grid 4 as in the training store, got 2"),
         (TokenStore(tokens, labels + 1, CODEBOOK, "abcd"), r"labels: expected values in \[0, 3\), got 1 to 3"),
         (store().select(slice(0, 0)), "at least one image"),
     ):
-        with pytest.raises(ValueError, match=rf"^validation: .*{told}"):
+        with pytest.raises(ValueError, match=rf"^validation: .*{message}"):
             fit(store(), tmp_path / "off", "re", Recipe(epochs=1), width=16, validation=off)
     assert not (tmp_path / "off").exists()
 
@@ -348,14 +352,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(path, {}, extractor, optimizer, {})
     before = path.read_bytes()
 
-    def full(kept, file):
+    def full(content, file):
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"No space left on device: .*run\.pt"):
         save_checkpoint(path, {}, extractor, optimizer, {})
-    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["run.pt"]
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_accuracy_counts_the_lower_class_first_where_logits_tie():

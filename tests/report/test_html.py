@@ -1,4 +1,4 @@
-"""The report as a reader and a browser meet it: the pages are parsed and every reference followed."""
+"""The report as a reader and a browser see it: the pages are parsed, and every reference is followed."""
 
 import dataclasses
 import re
@@ -112,7 +112,7 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
         ).replace("script-alert-1-script", "")
 
 
-def test_everything_referred_to_is_there_and_local(tmp_path: Path) -> None:
+def test_every_reference_exists_and_is_local(tmp_path: Path) -> None:
     index = write_report(report("apple", "pear", "soccer ball"), tmp_path / "report")
     assert index == tmp_path / "report" / "index.html"
     reached = {index.resolve()}
@@ -204,7 +204,7 @@ def test_an_empty_report_reads_well(tmp_path: Path) -> None:
     assert "Edits" not in text
 
 
-def test_a_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_refused_and_stays(tmp_path: Path) -> None:
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "index.html").write_text("mine")
@@ -257,7 +257,7 @@ def test_a_failed_exchange_puts_the_old_report_back(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_killed_between_its_renames_an_old_report_comes_back_with_the_next(tmp_path: Path, old: bool) -> None:
+def test_the_next_run_restores_a_report_whose_replacement_was_killed(tmp_path: Path, old: bool) -> None:
     folder = tmp_path / "report"
     if old:
         write_report(report("apple"), folder)

@@ -1,4 +1,4 @@
-"""Pictures against what they must show, pixel by pixel, by means other than the code's own."""
+"""Pictures against their expected pixels, computed in another way than by the code."""
 
 import io
 from xml.etree import ElementTree
@@ -122,13 +122,13 @@ def test_a_flat_tsv_is_lowest_heat() -> None:
 
 
 @pytest.mark.parametrize("tsv", [np.zeros((3, 4, 1)), np.zeros(16), np.zeros((0, 0)), np.full((2, 2), np.nan)])
-def test_a_tsv_that_is_no_grid_is_refused(tsv: np.ndarray) -> None:
+def test_a_tsv_of_another_shape_is_refused(tsv: np.ndarray) -> None:
     with pytest.raises(ValueError, match="tsv: expected"):
         heat_overlay(GREY, tsv)
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
-def test_other_arrays_are_no_images(image: np.ndarray) -> None:
+def test_arrays_of_other_shapes_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="image: expected uint8"):
         png_bytes(image)
 

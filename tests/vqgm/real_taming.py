@@ -1,4 +1,4 @@
-"""The taming-transformers package itself, with stand-ins for what it only needs to train."""
+"""The taming-transformers package, with stand-ins for the modules that only its training needs."""
 
 import importlib
 import sys
@@ -48,4 +48,4 @@ def taming() -> Iterator[SimpleNamespace]:
         gpt = importlib.import_module("taming.modules.transformer.mingpt").GPT
         yield SimpleNamespace(VQModel=vqgan.VQModel, Net2NetTransformer=transformer.Net2NetTransformer, GPT=gpt)
     for name in [name for name in sys.modules if name == "taming" or name.startswith("taming.")]:
-        del sys.modules[name]  # made with the stand-ins
+        del sys.modules[name]  # imported with the stand-ins

@@ -1,10 +1,10 @@
-"""The VQGAN modules: published names and sizes, and what encode and decode promise."""
+"""The VQGAN modules: published names and sizes, and the results of encode and decode."""
 
 import pytest
 import torch
 
 from cortex_fast.vqgm import UnsupportedError, VQModel, taming_model
-from cortex_fast.vqgm.autoencoder import F16_16384, parameter_count
+from tests.vqgm.f16_16384 import F16_16384
 
 SMALL = {
     "n_embed": 20,
@@ -27,8 +27,8 @@ def test_paper_scale_has_the_published_keys_and_parameters():
         model = VQModel(**F16_16384)
     state = model.state_dict()
     assert len(state) == 343
-    assert round(parameter_count(model) / 1e6, 2) == 76.07
-    assert round(parameter_count(model.decoder) / 1e6, 1) == 42.4
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == 76.07
+    assert round(sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6, 1) == 42.4
     for key, shape in {
         "encoder.conv_in.weight": (128, 3, 3, 3),
         "encoder.down.1.downsample.conv.weight": (128, 128, 3, 3),
@@ -81,15 +81,15 @@ def test_bad_arguments_and_missing_prior_are_named():
         vqgm.sample(0, 2)
 
 
-def test_any_float_dtype_and_what_is_no_such_input():
+def test_any_float_dtype_is_taken_and_other_inputs_are_refused():
     vqgm = model()
     images = torch.randint(0, 256, (2, 3, 16, 16)) / 256  # as float16 holds them exactly
     tokens = vqgm.encode(images)
     for dtype in (torch.float16, torch.float64):
         assert torch.equal(vqgm.encode(images.to(dtype)), tokens)
         torch.testing.assert_close(vqgm.decode(vqgm.embed(tokens).to(dtype)), vqgm.decode(tokens), rtol=0, atol=1e-3)
-    for off, told in ((images * 2 - 1, "-1 to"), (images * 255, "0 to 2"), (images.log() - images.log(), "nan")):
-        with pytest.raises(ValueError, match=rf"^images: expected values in \[0, 1\], got {told}"):
+    for off, message in ((images * 2 - 1, "-1 to"), (images * 255, "0 to 2"), (images.log() - images.log(), "nan")):
+        with pytest.raises(ValueError, match=rf"^images: expected values in \[0, 1\], got {message}"):
             vqgm.encode(off)
     with pytest.raises(ValueError, match=r"^source: expected 6 channels, got \[1, 5, 8, 8\]"):
         vqgm.decode(torch.zeros(1, 5, 8, 8))

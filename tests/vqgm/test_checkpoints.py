@@ -14,7 +14,7 @@ from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 
 
 class Hyperparameters(dict):
-    """As Lightning keeps beside the tensors."""
+    """Lightning saves such objects beside the tensors."""
 
     def __init__(self, **entries):
         super().__init__(**entries)
@@ -22,7 +22,7 @@ class Hyperparameters(dict):
 
 
 class Callback:
-    """Its class is a key, its instance a value."""
+    """The class is a key, and an instance a value."""
 
     def __init__(self):
         self.best = torch.zeros(2)
@@ -30,7 +30,7 @@ class Callback:
 
 
 class Evil:
-    """Does what it is told when it is unpickled: a function, its arguments, a state, items."""
+    """Unpickling calls a function with arguments, sets a state, adds items."""
 
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -42,7 +42,7 @@ class Evil:
 @pytest.fixture
 def state():
     torch.manual_seed(0)
-    kept = OrderedDict(
+    tensors = OrderedDict(
         weight=torch.randn(3, 4),
         parameter=nn.Parameter(torch.randn(2)),
         turned=torch.randn(4, 5).T,
@@ -52,8 +52,8 @@ def state():
         flag=torch.tensor(True),
         none=torch.empty(0, 2),
     )
-    kept._metadata = {"": {"version": 1}}
-    return kept
+    tensors._metadata = {"": {"version": 1}}
+    return tensors
 
 
 def assert_same(read, state):
@@ -100,15 +100,15 @@ def test_nothing_in_a_file_is_executed(tmp_path, state, protocol):
         Evil(torch.load, (str(proof),)),
         Evil(setattr, (Callback, "changed", True)),
     ]
-    for kept in (*evil, evil):
-        torch.save({"callbacks": kept, "state_dict": state}, path, pickle_protocol=protocol)
+    for callbacks in (*evil, evil):
+        torch.save({"callbacks": callbacks, "state_dict": state}, path, pickle_protocol=protocol)
         assert_same(read_state(path, tensors_only=True), state)
     assert not proof.exists() and not hasattr(Callback, "changed")
-    assert pickle.loads(pickle.dumps(Evil(exec, (code,)), protocol)) is None and proof.exists()  # they do work
+    assert pickle.loads(pickle.dumps(Evil(exec, (code,)), protocol)) is None and proof.exists()  # they do act
 
 
 def test_a_pickle_cannot_change_the_functions_it_calls(tmp_path, state):
-    """A state for a function is what unpickling would set its attributes from."""
+    """Unpickling would set the attributes of a function from a state."""
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": state, "evil": Evil(OrderedDict, (), None)}, path)
     assert_same(read_state(path, tensors_only=True), state)
@@ -166,28 +166,28 @@ def test_other_files_are_refused_by_name(tmp_path, state):
 
 
 def rewritten(path, to, change, **options):
-    """The archive with `change` made to the content of each of its records."""
+    """The archive with the content of each record passed through `change`."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", **options) as new:
         for record in old.infolist():
             new.writestr(record.filename, change(record.filename, old.read(record.filename)))
 
 
 @pytest.mark.parametrize("tensors_only", [False, True])
-def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path, state, tensors_only):
-    """Between records there are bytes that mean nothing."""
-    kept = {name: state[name] for name in ("weight", "half", "flag")}
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, state, tensors_only):
+    """Bytes between records mean nothing."""
+    tensors = {name: state[name] for name in ("weight", "half", "flag")}
     path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": kept, "epoch": 3}, path)
-    whole, told = path.read_bytes(), 0
+    torch.save({"state_dict": tensors, "epoch": 3}, path)
+    whole, refused = path.read_bytes(), 0
     for at in range(int(tensors_only), len(whole), 5):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
         try:
-            assert_same(read_state(path, tensors_only=tensors_only), kept)
+            assert_same(read_state(path, tensors_only=tensors_only), tensors)
         except CheckpointError as error:
             assert "last.ckpt: " in str(error)
-            told += 1
-    values = kept["weight"].numpy().tobytes()
-    assert values in whole and told > len(whole) // 10
+            refused += 1
+    values = tensors["weight"].numpy().tobytes()
+    assert values in whole and refused > len(whole) // 10
     for at in (whole.index(values), whole.index(values) + 47):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(CheckpointError, match=r"last\.ckpt: .*data/0 is damaged: its checksum is another"):
@@ -213,7 +213,7 @@ def test_a_record_that_does_not_fit_its_tensor_is_refused(tmp_path, state, tenso
         read_state(bad, tensors_only=tensors_only)
 
 
-def test_sizes_of_the_format_before_are_compared_too(tmp_path, state):
+def test_sizes_are_compared_in_the_older_format_too(tmp_path, state):
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {"weight": state["weight"]}}, path, _use_new_zipfile_serialization=False)
     whole = path.read_bytes()
@@ -227,20 +227,20 @@ def test_sizes_of_the_format_before_are_compared_too(tmp_path, state):
 @pytest.mark.parametrize("tensors_only", [False, True])
 def test_a_tensor_that_its_file_cannot_hold_is_refused(tmp_path, tensors_only):
     path = tmp_path / "last.ckpt"
-    for weight, told in (
+    for weight, message in (
         (torch.zeros(1).expand(10**9, 1000), r"weight: \[1000000000, 1000\] is more than a file of \d+ bytes holds"),
         (torch.zeros(2, 2).to_sparse(), "weight: expected a plain tensor, got torch.sparse_coo"),
     ):
         torch.save({"state_dict": {"weight": weight, "bias": torch.zeros(2)}}, path)
-        if weight.is_sparse and tensors_only:  # what puts it together is not called
+        if weight.is_sparse and tensors_only:  # the function that rebuilds it is not called
             assert list(read_state(path, tensors_only=True)) == ["bias"]
             continue
-        with pytest.raises(CheckpointError, match=rf"last\.ckpt: {told}"):
+        with pytest.raises(CheckpointError, match=rf"last\.ckpt: {message}"):
             read_state(path, tensors_only=tensors_only)
 
 
 def test_functions_of_torch_itself_are_not_called_either(tmp_path, state):
-    """What has a tensor's function's module, or a name beside it, is as inert as all else."""
+    """Other names in the modules of the functions that rebuild tensors are inert too."""
     path, changed, proof = tmp_path / "last.ckpt", tmp_path / "changed.ckpt", tmp_path / "proof"
     torch.save({"state_dict": state, "evil": Evil(torch.serialization.save, ({"x": 1}, str(proof)))}, path)
     for module in (b"torch", b"torch.serialization", b"torch._utils", b"collections"):

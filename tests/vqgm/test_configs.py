@@ -1,4 +1,4 @@
-"""Configurations: what OmegaConf would resolve is resolved, what cannot be is refused by file, key and reason."""
+"""Configurations: references are resolved as by OmegaConf, or refused with the file, the key and the reason."""
 
 import re
 
@@ -63,7 +63,7 @@ def test_a_part_may_be_a_reference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: {b: '${oc.env:HOME}'}", "a.b: the interpolation ${oc.env:HOME} calls a resolver"),
         ("a: {b: '${now:%Y-%m-%d}'}", "a.b: the interpolation ${now:%Y-%m-%d} calls a resolver"),
@@ -87,19 +87,19 @@ def test_a_part_may_be_a_reference(tmp_path):
         ),
     ],
 )
-def test_references_that_lead_nowhere_are_named(tmp_path, text, told):
+def test_references_that_cannot_be_resolved_are_named(tmp_path, text, message):
     config = read(tmp_path, text)
-    with pytest.raises(CheckpointError, match=rf"model\.yaml: .*{re.escape(told)}"):
+    with pytest.raises(CheckpointError, match=rf"model\.yaml: .*{re.escape(message)}"):
         config["a"]["b"]
 
 
-def test_what_nobody_reads_may_refer_to_anything(tmp_path):
+def test_unread_values_may_refer_to_anything(tmp_path):
     config = read(tmp_path, "a: {b: 1, c: '${oc.env:NOWHERE}', d: '???'}")
     assert config["a"]["b"] == 1 and set(config["a"]) == {"b", "c", "d"}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[1, 2]", "expected a mapping, got list"),
         ("", "expected a mapping, got NoneType"),
@@ -113,8 +113,8 @@ def test_what_nobody_reads_may_refer_to_anything(tmp_path):
         ("a: " + "{b: " * 20_000, "nested too deeply"),
     ],
 )
-def test_what_is_no_configuration_is_named(tmp_path, text, told):
-    with pytest.raises(CheckpointError, match=rf"model\.yaml: .*{told}"):
+def test_other_files_are_named(tmp_path, text, message):
+    with pytest.raises(CheckpointError, match=rf"model\.yaml: .*{message}"):
         read(tmp_path, text)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from cortex_fast.vqgm import GPT, VQModel, taming_model
 from cortex_fast.vqgm.decoding import new_cache, prepare_decoder, step
-from cortex_fast.vqgm.sampling import _keep_top, sample_tokens
+from cortex_fast.vqgm.sampling import _keep_top, decode_tokens
 from tests.vqgm.test_autoencoder import SMALL
 
 CONFIG = {"vocab_size": 17, "block_size": 12, "n_layer": 3, "n_head": 2, "n_embd": 16}
@@ -53,16 +53,18 @@ def test_steps_equal_the_whole_pass(prior, fixed_shapes):
 
 def test_an_image_does_not_depend_on_its_batch(prior):
     labels, items = torch.tensor([1, 2, 3, 1]), torch.arange(4)
-    whole = sample_tokens(prior, labels, 12, seed=3, item_ids=items)
-    part = sample_tokens(prior, labels[2:], 12, seed=3, item_ids=items[2:])
+    decoder = prepare_decoder(prior)
+    whole = decode_tokens(decoder, labels, 12, seed=3, item_ids=items)
+    part = decode_tokens(decoder, labels[2:], 12, seed=3, item_ids=items[2:])
     assert torch.equal(whole[2:], part)
     assert not torch.equal(whole[0], whole[3])  # the same class, another item
-    assert not torch.equal(whole, sample_tokens(prior, labels, 12, seed=4, item_ids=items))
+    assert not torch.equal(whole, decode_tokens(decoder, labels, 12, seed=4, item_ids=items))
 
 
 def test_the_first_token_has_the_models_distribution(prior):
     count = 4000
-    tokens = sample_tokens(prior, torch.full((count,), 5), 1, seed=0, item_ids=torch.arange(count), temperature=1.3)
+    labels, items = torch.full((count,), 5), torch.arange(count)
+    tokens = decode_tokens(prepare_decoder(prior), labels, 1, seed=0, item_ids=items, temperature=1.3)
     wanted = (prior(torch.tensor([[5]]))[0, 0] / 1.3).softmax(dim=0) * count
     got = torch.bincount(tokens[:, 0], minlength=17)
     common = wanted > 5
@@ -72,36 +74,35 @@ def test_the_first_token_has_the_models_distribution(prior):
 
 def test_top_k_and_top_p_by_hand():
     logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
-    kept = lambda **limits: (_keep_top(logits, **limits) > -torch.inf)[0].tolist()  # noqa: E731
-    assert kept(top_k=2, top_p=None) == [False, True, True, False]
-    assert kept(top_k=None, top_p=0.5) == [False, True, True, False]
-    assert kept(top_k=None, top_p=0.4) == [False, True, False, False]
-    assert kept(top_k=None, top_p=1e-9) == [False, True, False, False]
-    assert kept(top_k=9, top_p=1.0) == [True] * 4
+    remaining = lambda **limits: (_keep_top(logits, **limits) > -torch.inf)[0].tolist()  # noqa: E731
+    assert remaining(top_k=2, top_p=None) == [False, True, True, False]
+    assert remaining(top_k=None, top_p=0.5) == [False, True, True, False]
+    assert remaining(top_k=None, top_p=0.4) == [False, True, False, False]
+    assert remaining(top_k=None, top_p=1e-9) == [False, True, False, False]
+    assert remaining(top_k=9, top_p=1.0) == [True] * 4
     torch.testing.assert_close(_keep_top(logits, 2, None)[0, 1:3], logits[0, 1:3])
 
 
 def test_tokens_stay_below_the_codebook(prior):
-    tokens = sample_tokens(
-        prior, torch.arange(10), 12, seed=0, item_ids=torch.arange(10), codebook_size=4, temperature=5.0
-    )
+    decoder = prepare_decoder(prior, codebook_size=4)
+    tokens = decode_tokens(decoder, torch.arange(10), 12, seed=0, item_ids=torch.arange(10), temperature=5.0)
     assert tokens.max() < 4
 
 
-@pytest.mark.parametrize("scale", [0.1, 5.0])  # the set is beyond the first look, and within it
+@pytest.mark.parametrize("scale", [0.1, 5.0])  # the set is larger than the first look, and smaller
 @pytest.mark.parametrize("top_k", [None, 300])
 def test_top_p_is_the_smallest_set_that_suffices(scale, top_k):
     logits = scale * torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
-    for row, kept in zip(logits.double(), _keep_top(logits, top_k, 0.7) > -torch.inf, strict=True):
+    for row, remaining in zip(logits.double(), _keep_top(logits, top_k, 0.7) > -torch.inf, strict=True):
         order = row.argsort(descending=True)[: top_k or 1000]
         probability = row[order].softmax(dim=0)
         count = 1
         while probability[:count].sum() < 0.7:
             count += 1
-        assert set(order[:count].tolist()) == set(kept.nonzero()[:, 0].tolist())
+        assert set(order[:count].tolist()) == set(remaining.nonzero()[:, 0].tolist())
 
 
-def test_another_dtype_gives_float32_logits_near_its_own(prior):
+def test_another_dtype_gives_float32_logits_near_the_priors(prior):
     decoder = prepare_decoder(prior, dtype=torch.bfloat16)
     logits = step(decoder, new_cache(decoder, 2, 12), torch.tensor([3, 4]), torch.tensor([0]), 1)
     assert logits.dtype == torch.float32 and decoder.tokens.dtype == torch.bfloat16
@@ -110,16 +111,16 @@ def test_another_dtype_gives_float32_logits_near_its_own(prior):
 
 def test_no_images(prior):
     none = torch.zeros(0).long()
-    assert sample_tokens(prior, none, 12, seed=0, item_ids=none, top_k=3, top_p=0.5).shape == (0, 12)
+    assert decode_tokens(prepare_decoder(prior), none, 12, seed=0, item_ids=none, top_k=3, top_p=0.5).shape == (0, 12)
 
 
 @pytest.mark.parametrize(
     "settings", [{"topk": 3}, {"dtype": "float16"}, {"dtype": torch.int32}, {"top_k": 2.0}, {"temperature": -1}]
 )
-def test_settings_of_a_model_are_checked_when_it_is_made(prior, settings):
+def test_settings_of_a_model_are_checked_when_it_is_built(prior, settings):
     (name,) = settings
-    told = "sampling: expected one of .*'top_k'.*got 'topk'" if name == "topk" else f"^{name}: expected"
-    with pytest.raises((TypeError, ValueError), match=told):
+    message = "sampling: expected one of .*'top_k'.*got 'topk'" if name == "topk" else f"^{name}: expected"
+    with pytest.raises((TypeError, ValueError), match=message):
         taming_model(VQModel(**SMALL), prior, grid=8, fingerprint="x", num_classes=3, sampling=settings)
 
 
@@ -128,6 +129,6 @@ def test_settings_of_a_model_are_checked_when_it_is_made(prior, settings):
     [({"temperature": 0.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({}, "length")],
 )
 def test_settings_outside_their_range_are_named(prior, settings, named):
-    length = 12 if settings else 13
+    length, decoder = 12 if settings else 13, prepare_decoder(prior)
     with pytest.raises(ValueError, match=rf"^{named}:"):
-        sample_tokens(prior, torch.zeros(1).long(), length, seed=0, item_ids=torch.zeros(1).long(), **settings)
+        decode_tokens(decoder, torch.zeros(1).long(), length, seed=0, item_ids=torch.zeros(1).long(), **settings)

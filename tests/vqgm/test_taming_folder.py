@@ -1,4 +1,4 @@
-"""Folders of taming-transformers: loaded, they do what the package's own models do with the same weights."""
+"""Folders of taming-transformers: loaded models compute what the package's models do with the same weights."""
 
 import copy
 import re
@@ -8,11 +8,12 @@ import torch
 import yaml
 
 from cortex_fast.vqgm import CheckpointError, UnsupportedError, load
-from cortex_fast.vqgm.autoencoder import F16_16384
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.decoding import prepare_decoder
+from cortex_fast.vqgm.sampling import decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 from tests.official.fill import fill_
 from tests.vqgm import real_taming
+from tests.vqgm.f16_16384 import F16_16384
 
 SMALL = {
     "n_embed": 20,
@@ -61,12 +62,12 @@ def write(folder, config, state, name="2021-04-03T19-39-50-project.yaml", **besi
 
 @pytest.fixture(scope="module")
 def taming():
-    with real_taming.taming() as found:
-        yield found
+    with real_taming.taming() as package:
+        yield package
 
 
 def scattered(theirs):
-    """With codes among the latents, so that every code is somewhere the nearest, and attention that is not uniform."""
+    """With codes among the latents, so that each is the nearest of some, and attention that is not uniform."""
     masks = {name: tensor.clone() for name, tensor in theirs.state_dict().items() if name.endswith("attn.mask")}
     fill_(theirs).load_state_dict(masks, strict=False)
     autoencoder = getattr(theirs, "first_stage_model", theirs)
@@ -89,7 +90,7 @@ def transformer(taming):
 
 
 def assert_same_autoencoder(model, theirs, images):
-    """In the same pixels, latents and tokens, each compared where the tokens do not hang on rounding."""
+    """Compare codebook, latents, tokens and pixels."""
     with torch.no_grad():
         latents = theirs.quant_conv(theirs.encoder(images * 2 - 1))
         tokens = theirs.encode(images * 2 - 1)[2][2].view(len(images), model.grid, model.grid)
@@ -132,7 +133,8 @@ def test_a_class_conditional_transformer_is_tamings(tmp_path, transformer):
     assert torch.equal(greedy.sample(labels).flatten(1), chosen)
     assert len(chosen.unique()) > 2
     drawn = load("taming", folder).sample(labels, seed=5)
-    assert torch.equal(drawn.flatten(1), sample_tokens(prior, labels, 64, seed=5, item_ids=torch.arange(3)))
+    tokens = decode_tokens(prepare_decoder(prior, codebook_size=20), labels, 64, seed=5, item_ids=torch.arange(3))
+    assert torch.equal(drawn.flatten(1), tokens)
     with pytest.raises(ValueError, match=r"^condition: .*\[0, 7\)"):
         greedy.sample(7, 1)
 
@@ -179,7 +181,7 @@ def test_gumbel_tokens_are_the_largest_logits(tmp_path, autoencoder):
     assert torch.equal(model.codebook, state["quantize.embed.weight"])
 
 
-def test_the_newest_project_counts_and_model_yaml_where_there_is_none(tmp_path, autoencoder):
+def test_the_newest_project_is_read_or_else_model_yaml(tmp_path, autoencoder):
     state = autoencoder.state_dict()
     write(tmp_path, {**autoencoder_config(), "target": "x.Old"}, state, "2020-11-09T13-33-36-project.yaml")
     write(tmp_path, autoencoder_config(), state)
@@ -200,16 +202,16 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
     state["encoder.nonsense"] = state.pop("encoder.conv_in.weight")
     state["quant_conv.bias"] = torch.zeros(3)
     write(tmp_path, autoencoder_config(), state)
-    told = (
+    message = (
         r"last\.ckpt: .*missing: encoder\.conv_in\.weight; .*unknown: encoder\.nonsense; "
         r".*shape: quant_conv\.bias \(expected \[6\], got \[3\]\)"
     )
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         load("taming", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"target": "taming.models.vqgan.VQSegmentationModel"}, "expected VQModel, VQModelInterface, GumbelVQ"),
         ({"params": None}, "do not make a VQModel"),
@@ -219,14 +221,14 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path, autoencoder):
         ({"params": {**SMALL, "ddconfig": {**SMALL["ddconfig"], "ch_mult": []}}}, "do not make a VQModel"),
     ],
 )
-def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, told):
+def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, message):
     write(tmp_path, autoencoder_config() | change, autoencoder.state_dict())
-    with pytest.raises(CheckpointError, match=rf"project\.yaml: .*{told}"):
+    with pytest.raises(CheckpointError, match=rf"project\.yaml: .*{message}"):
         load("taming", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "told"),
+    ("part", "change", "message"),
     [
         ("transformer_config", {"block_size": 63}, "block_size: expected at least 64"),
         ("transformer_config", {"vocab_size": 19}, "vocab_size: expected at least 20"),
@@ -237,11 +239,11 @@ def test_other_autoencoders_are_refused_by_name(tmp_path, autoencoder, change, t
         ("cond_stage_config", {"n_classes": None}, "n_classes: expected a whole number, got None"),
     ],
 )
-def test_other_transformers_are_refused_by_name(tmp_path, transformer, part, change, told):
+def test_other_transformers_are_refused_by_name(tmp_path, transformer, part, change, message):
     config = prior_config()
     config["params"][part]["params"] |= change
     write(tmp_path, config, transformer.state_dict())
-    with pytest.raises(CheckpointError, match=re.escape(told)):
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         load("taming", tmp_path)
 
 
@@ -271,11 +273,11 @@ def test_images_of_other_sizes_give_other_grids(tmp_path, taming, autoencoder):
             model.encode(torch.rand(1, 3, *size))
 
 
-@pytest.mark.parametrize(("grid", "kept"), [((6, 10), (6, 10)), ([6, 10], (6, 10)), (4, 4), ((4, 4), 4)])
-def test_a_grid_that_is_asked_for_holds_images_to_it(tmp_path, autoencoder, grid, kept):
+@pytest.mark.parametrize(("grid", "expected"), [((6, 10), (6, 10)), ([6, 10], (6, 10)), (4, 4), ((4, 4), 4)])
+def test_with_a_grid_only_its_images_are_encoded(tmp_path, autoencoder, grid, expected):
     model = load("taming", write(tmp_path, autoencoder_config(), autoencoder.state_dict()), grid=grid)
-    height, width = (kept, kept) if isinstance(kept, int) else kept
-    assert model.grid == kept
+    height, width = (expected, expected) if isinstance(expected, int) else expected
+    assert model.grid == expected
     assert model.encode(torch.rand(1, 3, 2 * height, 2 * width)).shape == (1, height, width)
     for size in ((16, 16), (2 * width + 2, 2 * height)):
         with pytest.raises(ValueError, match=r"^images: expected the size that gives a grid of"):
@@ -288,7 +290,7 @@ def test_other_grids_are_refused(tmp_path, grid):
         load("taming", tmp_path, grid=grid)
 
 
-def test_a_transformer_keeps_its_own_grid(tmp_path, transformer):
+def test_a_transformer_samples_its_grid_alone(tmp_path, transformer):
     folder = write(tmp_path, prior_config(), transformer.state_dict())
     assert load("taming", folder).encode(torch.rand(1, 3, 12, 20)).shape == (1, 6, 10)
     assert load("taming", folder, grid=8).sample(0, 1).shape == (1, 8, 8)
@@ -308,8 +310,8 @@ def test_settings_may_refer_to_others(tmp_path, autoencoder):
     assert_same_autoencoder(load("taming", folder), autoencoder, torch.rand(2, 3, 16, 16))
     text.pop("channels")
     file.write_text(yaml.safe_dump(text), encoding="utf-8")
-    told = "project.yaml: model.params.ddconfig.z_channels: the interpolation ${channels} names no key of the file"
-    with pytest.raises(CheckpointError, match=re.escape(told)):
+    message = "project.yaml: model.params.ddconfig.z_channels: the interpolation ${channels} names no key of the file"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         load("taming", folder)
 
 
@@ -325,7 +327,7 @@ def test_latent_diffusions_tanh_out_is_obeyed(tmp_path, autoencoder):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"tanh_in": True}, "ddconfig: unknown key tanh_in; known are"),
         ({"num_head_channels": 8}, "ddconfig: unknown key num_head_channels"),
@@ -336,13 +338,13 @@ def test_latent_diffusions_tanh_out_is_obeyed(tmp_path, autoencoder):
         ({"use_linear_attn": True}, "ddconfig: use_linear_attn: expected False, got True"),
     ],
 )
-def test_settings_of_another_architecture_are_named(tmp_path, autoencoder, change, told):
-    with pytest.raises(CheckpointError, match=rf"project\.yaml: .*{re.escape(told)}"):
+def test_settings_of_another_architecture_are_named(tmp_path, autoencoder, change, message):
+    with pytest.raises(CheckpointError, match=rf"project\.yaml: .*{re.escape(message)}"):
         load("taming", write(tmp_path, with_ddconfig(**change), autoencoder.state_dict()))
 
 
 @pytest.mark.parametrize(
-    ("place", "change", "told"),
+    ("place", "change", "message"),
     [
         (("params",), {"n_embedd": 20}, "Net2NetTransformer: unknown settings n_embedd; known are"),
         (("params", "first_stage_config", "params"), {"l2_norm": True}, "VQModel: unknown settings l2_norm"),
@@ -351,13 +353,13 @@ def test_settings_of_another_architecture_are_named(tmp_path, autoencoder, chang
         (("params", "cond_stage_config", "params"), {"n_class": 3}, "Labelator: unknown settings n_class"),
     ],
 )
-def test_unknown_settings_are_named(tmp_path, transformer, place, change, told):
+def test_unknown_settings_are_named(tmp_path, transformer, place, change, message):
     config = prior_config()
     part = config
     for key in place:
         part = part[key]
     part |= change
-    with pytest.raises(CheckpointError, match=rf"project\.yaml: {re.escape(told)}"):
+    with pytest.raises(CheckpointError, match=rf"project\.yaml: {re.escape(message)}"):
         load("taming", write(tmp_path, config, transformer.state_dict()))
 
 
@@ -383,22 +385,22 @@ def test_settings_of_the_training_are_known(tmp_path, autoencoder):
 
 
 def averaged_state(state, prefix="", factor=1.5):
-    """As latent-diffusion's LitEma keeps its averages: under the parameters' names without their dots."""
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    averages = {f"{prefix}model_ema.{name.replace('.', '')}": tensor * factor for name, tensor in own.items()}
+    """With averages as latent-diffusion's LitEma saves them: under the parameters' names without their dots."""
+    weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    averages = {f"{prefix}model_ema.{name.replace('.', '')}": tensor * factor for name, tensor in weights.items()}
     averages |= {
         f"{prefix}model_ema.decay": torch.tensor(0.9999),
         f"{prefix}model_ema.num_updates": torch.tensor(7),
         f"{prefix}model_ema.lossdiscriminatormain0weight": torch.zeros(3),
     }
-    return state | averages, own
+    return state | averages, weights
 
 
-def test_moving_averages_are_taken_or_left(tmp_path, autoencoder):
-    state, own = averaged_state(autoencoder.state_dict())
+def test_moving_averages_are_taken_or_not(tmp_path, autoencoder):
+    state, weights = averaged_state(autoencoder.state_dict())
     folder = write(tmp_path, autoencoder_config() | LDM, state)
     theirs = copy.deepcopy(autoencoder)
-    theirs.load_state_dict({name: tensor * 1.5 for name, tensor in own.items()})
+    theirs.load_state_dict({name: tensor * 1.5 for name, tensor in weights.items()})
     images = torch.rand(2, 3, 16, 16)
     taken, left = load("taming", folder), load("taming", folder, averaged=False)
     assert_same_autoencoder(left, autoencoder, images)
@@ -406,7 +408,7 @@ def test_moving_averages_are_taken_or_left(tmp_path, autoencoder):
     torch.testing.assert_close(taken.latents(images * 2 - 1), latents, rtol=1e-5, atol=1e-5 * latents.abs().max())
     assert torch.equal(taken.codebook, 1.5 * autoencoder.quantize.embedding.weight)
     assert taken.fingerprint != left.fingerprint
-    assert left.fingerprint == load("taming", write(tmp_path / "x", autoencoder_config(), own)).fingerprint
+    assert left.fingerprint == load("taming", write(tmp_path / "x", autoencoder_config(), weights)).fingerprint
     write(tmp_path, autoencoder_config() | LDM, state | {"model_ema.nonsense": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"unknown: model_ema\.nonsense"):
         load("taming", folder)
@@ -414,9 +416,9 @@ def test_moving_averages_are_taken_or_left(tmp_path, autoencoder):
 
 
 def test_the_first_stages_averages_are_taken_too(tmp_path, transformer):
-    state, own = averaged_state(transformer.state_dict(), "first_stage_model.")
+    state, weights = averaged_state(transformer.state_dict(), "first_stage_model.")
     folder = write(tmp_path, prior_config(), state)
-    codebook = own["quantize.embedding.weight"]
+    codebook = weights["quantize.embedding.weight"]
     assert torch.equal(load("taming", folder).codebook, 1.5 * codebook)
     assert torch.equal(load("taming", folder, averaged=False).codebook, codebook)
 
@@ -435,7 +437,7 @@ def test_the_fingerprint_is_that_of_the_weights_used_and_the_settings(tmp_path, 
     assert load("taming", folder).fingerprint != first.fingerprint
 
 
-def test_careless_arguments_are_named(tmp_path):
+def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^name: expected one of .*'taming'.*, got 'tame'"):
         load("tame", "nowhere")
     with pytest.raises(ValueError, match=r"^device: expected a torch device .*, got 'gpu'"):

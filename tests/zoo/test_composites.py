@@ -1,4 +1,4 @@
-"""Composites: reproducible, balanced, and with a mask that really is the object's."""
+"""Composites: reproducible, balanced, and with the object's true mask."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def test_twelve_classes():
     assert len(names) == len(set(names)) == 12 and "penguin" in names
 
 
-def test_a_composite_depends_on_its_number_only():
+def test_a_composite_depends_on_its_number_alone():
     whole, part = make_composites("train", 0, 30), make_composites("train", 17, 5)
     for field in ("images", "labels", "masks", "styles"):
         assert np.array_equal(getattr(whole, field)[17:22], getattr(part, field))
@@ -20,23 +20,23 @@ def test_a_composite_depends_on_its_number_only():
 
 
 def test_shapes_types_and_ranges():
-    made = make_composites("demo", 5, 24)
-    assert made.images.shape == (24, 64, 64, 3) and made.images.dtype == np.uint8
-    assert made.masks.shape == (24, 64, 64) and made.masks.min() >= 0 and made.masks.max() <= 1
+    composites = make_composites("demo", 5, 24)
+    assert composites.images.shape == (24, 64, 64, 3) and composites.images.dtype == np.uint8
+    assert composites.masks.shape == (24, 64, 64) and composites.masks.min() >= 0 and composites.masks.max() <= 1
     assert len(make_composites("demo", 0, 0).images) == 0
 
 
-def test_outside_the_mask_lies_a_smooth_background():
+def test_the_background_outside_the_mask_is_smooth():
     """Backgrounds are plain, gradients or low-frequency noise: neighbours differ by little, except at objects."""
-    made = make_composites("test", 0, 60)
-    bare = made.masks == 0
+    composites = make_composites("test", 0, 60)
+    bare = composites.masks == 0
     pairs = bare[:, :, 1:] & bare[:, :, :-1]
-    steps = np.abs(np.diff(made.images.astype(int), axis=2)).max(axis=3)
+    steps = np.abs(np.diff(composites.images.astype(int), axis=2)).max(axis=3)
     assert steps[pairs].max() <= 12
-    covered = made.masks == 1
+    covered = composites.masks == 1
     inside = covered[:, :, 1:] & covered[:, :, :-1]
     assert np.percentile(steps[inside], 90) > 12
-    share = made.masks.mean(axis=(1, 2))
+    share = composites.masks.mean(axis=(1, 2))
     assert share.min() > 0.02 and share.max() < 0.85
 
 

@@ -1,4 +1,4 @@
-"""The bundled model: does it do what its card says, with small samples and bounds far below the card's figures?"""
+"""The bundled model reaches the figures of its card, on small samples and with much lower bounds."""
 
 import re
 
@@ -18,8 +18,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def composites():
-    made = make_composites("test", 5000, 60)
-    return torch.from_numpy(made.images).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(made.labels)
+    result = make_composites("test", 5000, 60)
+    return torch.from_numpy(result.images).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(result.labels)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def samples(model):
     return model.vqgm.sample(labels, seed=77), labels
 
 
-def test_weights_are_small_and_licences_there():
+def test_weights_are_small_and_licences_exist():
     assert sum(file.stat().st_size for file in zoo.FOLDER.glob("*.safetensors")) <= 15e6
     folder = zoo.FOLDER.parent
     notice = (folder / "NOTICE").read_text()
@@ -61,14 +61,14 @@ def test_extractors_and_judges_know_samples(model, samples):
     assert correct.mean() > 0.5  # pixels only, independent of tokens: chance is 0.083
 
 
-def test_samples_repeat_whatever_the_batch(model, samples):
+def test_samples_are_the_same_in_any_batch(model, samples):
     tokens, labels = samples
     part = model.vqgm.sample(labels[20:], seed=77, item_ids=torch.arange(20, 24))
     assert (part == tokens[20:]).float().mean() > 0.98  # products of another batch size may round a tie differently
 
 
 @pytest.mark.parametrize("condition", [12, -1, torch.tensor([0, 12]), 1.5])
-def test_classes_that_the_prior_does_not_know(model, condition):
+def test_unknown_classes_are_refused(model, condition):
     with pytest.raises((ValueError, TypeError), match=r"^condition:"):
         model.vqgm.sample(condition, None if isinstance(condition, torch.Tensor) else 2)
 

@@ -1,4 +1,4 @@
-"""What every training stage shares: whole files or none, resuming, and a learning-rate schedule."""
+"""Shared by the training stages: files that are whole or absent, resuming, and a learning-rate schedule."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from cortex_fast.data.results import replace_whole
 from cortex_fast.zoo.composites import make_composites
 
-CHUNK = 500  # composites made by one task
+CHUNK = 500  # composites computed by one task
 
 
 @dataclass(frozen=True)
 class Work:
-    """`folder` keeps every stage's product; `seconds` of a stage are written beside it. `quick` shrinks all sizes."""
+    """folder: where every stage writes its results. quick: whether all sizes are divided by 100."""
 
     folder: Path
     quick: bool
@@ -30,20 +30,20 @@ class Work:
 
 
 def add_seconds(work: Work, stage: str, seconds: float) -> None:
-    """Keep how long each stage took, over all runs that it needed."""
+    """Add to the time that a stage has taken, over all its runs."""
     path = work.folder / "seconds.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept[stage] = kept.get(stage, 0.0) + seconds
-    replace_whole(path, lambda file: file.write_text(json.dumps(kept, indent=1), "utf-8"))
+    times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    times[stage] = times.get(stage, 0.0) + seconds
+    replace_whole(path, lambda file: file.write_text(json.dumps(times, indent=1), "utf-8"))
 
 
 def _images_and_labels(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    made = make_composites(*task)
-    return made.images, made.labels
+    composites = make_composites(*task)
+    return composites.images, composites.labels
 
 
 def composites(work: Work, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` composites of a split (images uint8 [n,64,64,3], labels [n]), made on all cores and kept."""
+    """The first `count` composites of a split (images uint8 [n,64,64,3], labels [n]), computed on all cores, saved."""
     path = work.folder / f"composites-{split}-{count}.npz"
     if not path.exists():
         tasks = [(split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
@@ -71,9 +71,10 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 100) -> float:
 def resumable_steps(
     work: Work, stage: str, steps: int, state: dict[str, nn.Module | torch.optim.Optimizer], every: int = 200
 ) -> Iterator[int]:
-    """Yield the step numbers still to do. `state` is restored first, and saved every so often and dropped at the end.
+    """Yield the numbers of the remaining steps.
 
-    Each step must draw its randomness from its own number, so that a resumed run equals an uninterrupted one.
+    `state` is restored first, saved after each `every` steps and removed at the end. Torch's seed is
+    the step's number, so that a resumed run equals an uninterrupted one.
     """
     path = work.folder / f"{stage}.resume.pt"
     first = 0
@@ -82,16 +83,16 @@ def resumable_steps(
         first = saved.pop("step")
         for name, part in state.items():
             part.load_state_dict(saved[name])
-    began = time.time()
+    start = time.time()
     for step in range(first, steps):
         torch.manual_seed(step)
         yield step
         if (step + 1) % every == 0 and step + 1 < steps:
             parts = {name: part.state_dict() for name, part in state.items()}
-            replace_whole(path, lambda file, at=step + 1, kept=parts: torch.save({"step": at, **kept}, file))
+            replace_whole(path, lambda file, at=step + 1, parts=parts: torch.save({"step": at, **parts}, file))
         if (step + 1) % 50 == 0:
             print(
-                f"{stage}: step {step + 1}/{steps}, {(time.time() - began) / (step + 1 - first):.2f} s a step",
+                f"{stage}: step {step + 1}/{steps}, {(time.time() - start) / (step + 1 - first):.2f} s a step",
                 flush=True,
             )
     path.unlink(missing_ok=True)

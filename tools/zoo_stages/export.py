@@ -1,4 +1,4 @@
-"""Stage 5: the weights into the package, in half precision, and the model card with figures measured on those."""
+"""Stage 5: the package's weights, in half precision, and the model card with figures measured on them."""
 
 import json
 import platform
@@ -21,7 +21,7 @@ TEST_COMPOSITES = 960
 
 
 def write_package(work: Work, folder: Path) -> None:
-    """All weight files of the package."""
+    """Write all weight files of the package."""
     save_weights(folder / "tokenizer.safetensors", tokenizer.train(work), tokenizer.CONFIG)
     save_weights(folder / "prior.safetensors", prior.train(work), {**prior.CONFIG, "sampling": prior.SAMPLING})
     for name, extractor in extractors.train(work).items():
@@ -32,7 +32,7 @@ def write_package(work: Work, folder: Path) -> None:
 
 @torch.no_grad()
 def measure(work: Work, folder: Path) -> dict[str, float]:
-    """The card's figures, on the exported weights and on held-out images."""
+    """The card's figures, measured on the exported weights and held-out images."""
     model = zoo.load(folder)
     images, labels = composites(work, "test", work.size(TEST_COMPOSITES))
     pictures, truth = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels)
@@ -42,8 +42,8 @@ def measure(work: Work, folder: Path) -> dict[str, float]:
     flat = tokens.flatten(1)
     inputs = torch.cat((truth[:, None], flat[:, :-1]), dim=1)
     nats = [
-        F.cross_entropy(model.prior(part).flatten(0, 1), wanted.flatten()).item()
-        for part, wanted in zip(inputs.split(60), flat.split(60), strict=True)
+        F.cross_entropy(model.prior(part).flatten(0, 1), targets.flatten()).item()
+        for part, targets in zip(inputs.split(60), flat.split(60), strict=True)
     ]
     sampled, classes = prior.samples(work)["test"]
     sampled = sampled.view(-1, 16, 16)
@@ -66,7 +66,7 @@ def measure(work: Work, folder: Path) -> dict[str, float]:
 
 
 def export(work: Work) -> None:
-    """Write the package's weights and its card; with --quick, into the work folder instead."""
+    """Write the package's weights and card, or with --quick the work folder's."""
     folder = work.folder / "weights" if work.quick else zoo.FOLDER
     write_package(work, folder)
     figures = measure(work, folder)
@@ -80,7 +80,7 @@ def _card(figures: dict[str, float], times: dict[str, float]) -> str:
     seconds = "\n".join(f"| {name} | {value / 60:.0f} |" for name, value in times.items())
     ce, re = (extractors.CONFIGS[name]["width"] for name in ("ce", "re"))
     sampling = f"temperature {prior.SAMPLING['temperature']}, top-k {prior.SAMPLING['top_k']}"
-    seen, made, judged = (f"{n:,}" for n in (tokenizer.IMAGES, prior.TRAIN_SAMPLES, prior.TEST_SAMPLES))
+    seen, sampled, tested = (f"{n:,}" for n in (tokenizer.IMAGES, prior.TRAIN_SAMPLES, prior.TEST_SAMPLES))
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return f"""# The bundled model
 
@@ -91,7 +91,7 @@ Made for demonstrations and tests of cortex-fast; it knows nothing of the world 
 Data: composites of bundled sprites (NOTICE) on generated backgrounds; `cortex_fast.zoo.composites`. Splits share the
 sprites and differ in everything else (background, place, size, turn, flip), so "held-out" means new composites, not new
 drawings. The tokenizer and the judges saw {seen} training composites, the prior the same through the tokenizer.
-The extractors saw {made} images sampled from the prior ({sampling}) and are measured on {judged} others.
+The extractors saw {sampled} images sampled from the prior ({sampling}) and are measured on {tested} others.
 
 | measured on the shipped float16 weights | |
 |---|---|

@@ -18,7 +18,7 @@ RECIPE = Recipe(epochs=12, batch_size=64, lr=1e-3, weight_decay=1e-4, step_epoch
 
 
 def train(work: Work) -> dict[str, nn.Module]:
-    """Train (or load) both extractors."""
+    """Train or load both extractors."""
     codebook = tokenizer.train(work).quantize.embedding.weight.detach()
     trained = {}
     for name, config in CONFIGS.items():

@@ -1,4 +1,4 @@
-"""Stage 4: the four judges, on pixels of composites only."""
+"""Stage 4: the four judges, trained on the pixels of composites."""
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,19 @@ BATCH = 64
 
 
 def _augment(images: Tensor) -> Tensor:
-    """Brightness, contrast, blur and blackened 4 x 4 px cells, so that a judge weighs evidence and not artefacts."""
+    """Vary brightness, contrast and blur, and blacken 4 x 4 px cells, so that masking is nothing unusual to a judge."""
     batch = len(images)
     gain, offset = 0.8 + 0.4 * torch.rand(batch, 1, 1, 1), 0.2 * torch.rand(batch, 3, 1, 1) - 0.1
     images = (images * gain + offset).clamp(0, 1)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, blurred, torch.rand(batch, 1, 1, 1))
     dropped = 0.25 * torch.rand(batch, 1, 1, 1) * (torch.rand(batch, 1, 1, 1) < 0.5)
-    keep = (torch.rand(batch, 1, 16, 16) >= dropped).float()
-    return images * F.interpolate(keep, scale_factor=4)
+    visible = (torch.rand(batch, 1, 16, 16) >= dropped).float()
+    return images * F.interpolate(visible, scale_factor=4)
 
 
 def train(work: Work) -> dict[str, nn.Module]:
-    """Train (or load) the judges."""
+    """Train or load the judges."""
     trained = {}
     for name in JUDGES:
         path = work.folder / f"{name}.safetensors"
@@ -38,14 +38,14 @@ def train(work: Work) -> dict[str, nn.Module]:
         if path.exists():
             judge.load_state_dict(load_file(path))
         else:
-            _train_one(work, name, judge)
+            _train_judge(work, name, judge)
             weights = {key: tensor.contiguous() for key, tensor in judge.state_dict().items()}
             replace_whole(path, lambda file, weights=weights: save_file(weights, file))
         trained[name] = judge.eval()
     return trained
 
 
-def _train_one(work: Work, name: str, judge: nn.Module) -> None:
+def _train_judge(work: Work, name: str, judge: nn.Module) -> None:
     images, labels = composites(work, "train", work.size(IMAGES))
     truth = torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=0.02)

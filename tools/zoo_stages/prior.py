@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from cortex_fast.data.results import replace_whole
 from cortex_fast.ops import nearest_code
 from cortex_fast.vqgm.autoencoder import VQModel
-from cortex_fast.vqgm.sampling import sample_tokens
+from cortex_fast.vqgm.decoding import prepare_decoder
+from cortex_fast.vqgm.sampling import decode_tokens
 from cortex_fast.vqgm.transformer import GPT
 
 from . import tokenizer
@@ -26,14 +27,14 @@ SAMPLE_SEED = 20_000
 
 @torch.no_grad()
 def encoded(work: Work, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """Token grids int64 [n,256] and labels [n] of composites, through the tokenizer."""
+    """Token grids int64 [n,256] and labels [n] of composites, by the tokenizer."""
     path = work.folder / f"encoded-{split}-{count}.safetensors"
     if not path.exists():
         model = tokenizer.train(work)
         images, labels = composites(work, split, count)
         parts = [encode(model, images[start : start + 100]) for start in range(0, count, 100)]
-        kept = {"tokens": torch.cat(parts).to(torch.int16), "labels": torch.from_numpy(labels)}
-        replace_whole(path, lambda file: save_file(kept, file))
+        tensors = {"tokens": torch.cat(parts).to(torch.int16), "labels": torch.from_numpy(labels)}
+        replace_whole(path, lambda file: save_file(tensors, file))
     loaded = load_file(path)
     return loaded["tokens"].long(), loaded["labels"]
 
@@ -52,7 +53,7 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def train(work: Work) -> GPT:
-    """Train (or load) the prior."""
+    """Train or load the prior."""
     path = work.folder / "prior.safetensors"
     torch.manual_seed(1)
     model = GPT(**CONFIG)
@@ -82,19 +83,19 @@ def train(work: Work) -> GPT:
 
 
 def samples(work: Work) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sampled token grids [n,256] and labels [n], "train" and "test", labels in turn."""
+    """Sampled token grids [n,256] and labels [n] of "train" and "test"; the labels take turns."""
     path = work.folder / "samples.safetensors"
     sizes = {"train": work.size(TRAIN_SAMPLES), "test": work.size(TEST_SAMPLES)}
     if not path.exists():
-        prior = train(work)
+        decoder = prepare_decoder(train(work))
         total = sum(sizes.values())
         parts = []
         for start in range(0, total, SAMPLE_BATCH):
             items = torch.arange(start, min(start + SAMPLE_BATCH, total))
-            parts.append(sample_tokens(prior, items % 12, 256, seed=SAMPLE_SEED, item_ids=items, **SAMPLING))
+            parts.append(decode_tokens(decoder, items % 12, 256, seed=SAMPLE_SEED, item_ids=items, **SAMPLING))
             print(f"samples: {int(items[-1]) + 1}/{total}", flush=True)
-        kept = {"tokens": torch.cat(parts).to(torch.int16)}
-        replace_whole(path, lambda file: save_file(kept, file))
+        tensors = {"tokens": torch.cat(parts).to(torch.int16)}
+        replace_whole(path, lambda file: save_file(tensors, file))
     tokens = load_file(path)["tokens"].long()
     labels = torch.arange(len(tokens)) % 12
     cut = sizes["train"]

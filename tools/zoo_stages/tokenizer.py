@@ -30,12 +30,12 @@ CONFIG = {
 IMAGES = 36_000
 STEPS = 1_700
 BATCH = 16
-FREE_STEPS = 150  # first the autoencoder alone, so that the codebook starts among real latents
+FREE_STEPS = 150  # of the autoencoder without quantisation, so that the codebook starts among real latents
 DECAY = 0.98
 
 
 class CodebookAverage(nn.Module):
-    """The codebook as a moving average of the latents that chose each token; an unused token is moved to a latent."""
+    """The codebook as a moving average of each token's latents; an unused token is moved to a random latent."""
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class CodebookAverage(nn.Module):
 
     @torch.no_grad()
     def start(self, codebook: Tensor, latents: Tensor) -> None:
-        """k-means on latents [n,d], from random members."""
+        """Start from k-means on latents [n,d], whose centres start from random latents."""
         centres = latents[torch.randperm(len(latents))[: len(codebook)]].clone()
         for _ in range(10):
             nearest = torch.cdist(latents, centres).argmin(1)
@@ -57,6 +57,7 @@ class CodebookAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, codebook: Tensor, latents: Tensor, tokens: Tensor) -> None:
+        """One step of the average, by latents [n,d] and their tokens int64 [n]."""
         count = torch.bincount(tokens, minlength=len(codebook)).float()
         self.count.lerp_(count, 1 - DECAY)
         self.total.lerp_(torch.zeros_like(self.total).index_add_(0, tokens, latents), 1 - DECAY)
@@ -68,14 +69,28 @@ class CodebookAverage(nn.Module):
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
-    """Absolute and squared error, and the absolute error of both image gradients (edges carry the drawing)."""
+    """Absolute and squared error, and the absolute error of both image gradients, because drawings consist of edges."""
     error = output - target
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return error.abs().mean() + error.square().mean() + edges
 
 
+def _quantised_loss(
+    model: VQModel, average: CodebookAverage, codebook: Tensor, latents: Tensor, target: Tensor
+) -> Tensor:
+    """The loss of the quantised images, straight through to the latents [B,d,h,w]; updates the codebook."""
+    flat = latents.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
+    tokens = torch.cdist(flat.detach(), codebook).argmin(1)
+    quantised = F.embedding(tokens, codebook)
+    commitment = (flat - quantised).square().mean()
+    straight = (flat + (quantised - flat).detach()).view(BATCH, *latents.shape[2:], -1).permute(0, 3, 1, 2)
+    loss = _loss(model.decode(straight), target) + 0.25 * commitment
+    average.update(codebook, flat.detach(), tokens)
+    return loss
+
+
 def train(work: Work) -> VQModel:
-    """Train (or load) the tokenizer."""
+    """Train or load the tokenizer."""
     path = work.folder / "tokenizer.safetensors"
     torch.manual_seed(0)
     model = VQModel(**CONFIG).to(memory_format=torch.channels_last)
@@ -87,26 +102,21 @@ def train(work: Work) -> VQModel:
     average = CodebookAverage(*codebook.shape)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.95))
     steps, free_steps = work.size(STEPS), work.size(FREE_STEPS)
-    kept: list[Tensor] = []
+    samples: list[Tensor] = []  # of latents, from which the codebook starts
     for step in resumable_steps(work, "tokenizer", steps, {"model": model, "average": average, "optimizer": optimizer}):
         for group in optimizer.param_groups:
             group["lr"] = cosine(step, steps, 1.5e-3)
         target = pixels(images[torch.randint(len(images), (BATCH,)).numpy()])
         latents = model.latents(target)
-        flat = latents.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
         if step < free_steps:
+            flat = latents.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
             loss = _loss(model.decode(latents), target) + 0.01 * flat.square().mean()
-            kept.append(flat.detach()[torch.randperm(len(flat))[:2000]])
+            samples.append(flat.detach()[torch.randperm(len(flat))[:2000]])
             if step == free_steps - 1:
-                average.start(codebook, torch.cat(kept[-16:]))
-                kept.clear()
+                average.start(codebook, torch.cat(samples[-16:]))
+                samples.clear()
         else:
-            tokens = torch.cdist(flat.detach(), codebook).argmin(1)
-            quantised = F.embedding(tokens, codebook)
-            commitment = (flat - quantised).square().mean()
-            straight = (flat + (quantised - flat).detach()).view(BATCH, *latents.shape[2:], -1).permute(0, 3, 1, 2)
-            loss = _loss(model.decode(straight), target) + 0.25 * commitment
-            average.update(codebook, flat.detach(), tokens)
+            loss = _quantised_loss(model, average, codebook, latents, target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""Models of other libraries as VQGMs. None of those is imported here: each adapter takes an object of its library."""
+"""Models of other libraries as VQGMs. None of the libraries is imported: an adapter takes an object of its library."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = [
     "unit_range",
 ]
 
-# By the class's name and a part of its module's; the first that fits.
+# By the class's name and a part of its module's name; the first match counts.
 _ADAPTERS: dict[tuple[str, str], Callable[..., Model]] = {
     ("VQModel", "diffusers"): diffusers_vqmodel,
     ("JanusVQVAE", "transformers"): janus,
@@ -39,16 +39,26 @@ _ADAPTERS: dict[tuple[str, str], Callable[..., Model]] = {
 
 
 def adapt(model: Any, *, grid: Grid | None = None) -> Model:
-    """A model object of another library as a VQGM, recognised by its class; see that library's adapter.
+    """A model of another library as a VQGM; its class selects the adapter.
 
-    grid: m or (h, w), where the model's configuration does not say it; then only images of that size are encoded, by
-    default those of any size that the model's cells fill.
-    Raises TypeError, naming what is known, for an object of another class.
+    The model is put into eval mode, and its parameters need no gradients any more.
+
+    Args:
+        model: the model object.
+        grid: m or (h, w), the only grid whose images are encoded. Default None: the configuration's grid, with images
+            of any size made of whole cells.
+
+    Returns:
+        The VQGM.
+
+    Raises:
+        TypeError: a class without an adapter; the message lists those with one.
+        ValueError: the adapter needs `grid`, or does not support the model.
     """
     kinds = type(model).__mro__
     for kind in kinds:
         for (name, place), adapter in _ADAPTERS.items():
             if kind.__name__ == name and place in kind.__module__.split("."):
                 return adapter(model, grid=grid)
-    known = ", ".join(f"{name} ({place})" for name, place in _ADAPTERS)
-    raise TypeError(f"model: expected one of {known}, got {kinds[0].__module__}.{kinds[0].__qualname__}")
+    names = ", ".join(f"{name} ({place})" for name, place in _ADAPTERS)
+    raise TypeError(f"model: expected one of {names}, got {kinds[0].__module__}.{kinds[0].__qualname__}")

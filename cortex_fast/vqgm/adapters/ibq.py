@@ -1,4 +1,4 @@
-"""IBQ's tokenizers (SEED-Voken): taming's autoencoder, whose token is the code of largest product with the latent.
+"""IBQ's tokenizers (SEED-Voken): taming's autoencoder; the token is the code of the largest product with the latent.
 
 Shi et al., "Scalable Image Tokenization with Index Backpropagation Quantization" (ICCV 2025).
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cortex_fast.data.digests import of_state
 from cortex_fast.data.grids import Grid
-from cortex_fast.vqgm.adapters.shapes import autoencoder_of
+from cortex_fast.vqgm.adapters.shapes import filled_autoencoder
 from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, extent, freeze, latents_of, pixels_of
 from cortex_fast.vqgm.averages import averages
 from cortex_fast.vqgm.checkpoints import read_state
@@ -19,15 +19,24 @@ from cortex_fast.vqgm.model import Model
 
 IMAGE_SIZE = 256
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
-ROWS, CODES = 1024, 8192  # of logits that are kept at a time: 64 MiB
+ROWS, CODES = 1024, 8192  # latents and codes multiplied at a time: 64 MiB of products
 
 
 def ibq(model: Any, *, grid: Grid | None = None) -> Model:
-    """An `IBQ` of SEED-Voken's src.IBQ.models.ibqgan, put into eval mode, its parameters frozen.
+    """An `IBQ` of SEED-Voken's src.IBQ.models.ibqgan as a VQGM.
 
-    Its weights are taken as they stand: `model.model_ema.copy_to(model)` first gives the averaged ones, which the
-    published evaluation uses. grid: m or (h, w), see `adapt`; by default that of the configuration's resolution.
-    Raises ValueError for a quantiser that remaps its tokens.
+    The weights are not replaced by their averages. Call `model.model_ema.copy_to(model)` first for the averaged ones,
+    which the published evaluation uses.
+
+    Args:
+        model: the model. It is put into eval mode, and its parameters need no gradients any more.
+        grid: m or (h, w), see `adapt`. Default None: that of the configuration's resolution.
+
+    Returns:
+        The VQGM.
+
+    Raises:
+        ValueError: the quantiser remaps its tokens.
     """
     if model.quantize.remap is not None:
         raise ValueError(f"model: expected a quantiser without remap, got {model.quantize.remap!r}")
@@ -42,18 +51,28 @@ def load_ibq(
     tensors_only: bool = False,
     device: torch.device | str = "cpu",
 ) -> Model:
-    """A published checkpoint, imagenet256_262144.ckpt for instance, by our own modules; sizes are read off it.
+    """Load a published checkpoint, such as imagenet256_262144.ckpt, into our own modules.
 
-    averaged: the moving average of the weights where the checkpoint has it, as in the published evaluation. grid: m or
-    (h, w), see `adapt`; by default that of 256 x 256 images.
-    tensors_only: for checkpoints that carry pickled objects, see `read_state`.
-    Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
+    Args:
+        path: the checkpoint, whose shapes give the model's sizes.
+        grid: m or (h, w), see `adapt`. Default None: that of 256 x 256 images.
+        averaged: whether to take the moving average of the weights, as the published evaluation does, where the
+            checkpoint has it. Default True.
+        tensors_only: whether to read a checkpoint that carries pickled objects, see `read_state`. Default False.
+        device: where the model is. Default "cpu".
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        CheckpointError: it is damaged, carries pickled objects, or is of another model.
     """
     state = read_state(Path(path), tensors_only=tensors_only)
-    mine = {name: tensor for name, tensor in state.items() if name.startswith(PARTS)}
+    weights = {name: tensor for name, tensor in state.items() if name.startswith(PARTS)}
     if averaged:
-        mine = averages(mine, state)
-    model = autoencoder_of(Path(path), mine, IMAGE_SIZE, device)
+        weights = averages(weights, state)
+    model = filled_autoencoder(Path(path), weights, IMAGE_SIZE, device)
     return _model(model, grid, IMAGE_SIZE, len(model.encoder.down))
 
 
@@ -74,12 +93,19 @@ def _model(model: Any, grid: Grid | None, resolution: int, levels: int) -> Model
 
 
 def largest_product(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index int64 [...] of the row c of the codebook [K,d] with the largest <z,c>, z [...,d]; the lowest among equals.
+    """The index of the code c with the largest product <z,c>, the lowest one among equals.
 
-    In float64 like `nearest_code`, so that it does not depend on what else is in the batch; some rows and codes at a
-    time, since K goes to 262,144.
+    The products are float64, as in `nearest_code`, so that an index does not depend on the rest of the batch. Some rows
+    and codes are multiplied at a time, because K goes up to 262,144.
+
+    Args:
+        z: float [...,d].
+        codebook: float [K,d].
+
+    Returns:
+        int64 [...].
     """
-    found = []
+    indices = []
     for rows in z.reshape(-1, z.shape[-1]).double().split(ROWS):
         best = rows.new_full((len(rows),), -torch.inf)
         index = torch.zeros(len(rows), dtype=torch.int64, device=z.device)
@@ -87,5 +113,5 @@ def largest_product(z: Tensor, codebook: Tensor) -> Tensor:
             value, code = (rows @ codebook[start : start + CODES].double().T).max(dim=1)
             index = torch.where(value > best, code + start, index)
             best = torch.maximum(value, best)
-        found.append(index)
-    return torch.cat(found).view(z.shape[:-1])
+        indices.append(index)
+    return torch.cat(indices).view(z.shape[:-1])

@@ -14,19 +14,24 @@ from torch import Tensor
 
 from cortex_fast.data.digests import of_state
 from cortex_fast.data.grids import Grid
-from cortex_fast.vqgm.adapters.shapes import autoencoder_of
+from cortex_fast.vqgm.adapters.shapes import filled_autoencoder
 from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, extent, freeze, latents_of, pixels_of
 from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 from cortex_fast.vqgm.model import Model
 
-IMAGE_SIZE = 256  # the smallest that it was published for
+IMAGE_SIZE = 256  # the smallest published size
 MIDDLE = ("block_1", "attn_1", "block_2")
 
 
 def llamagen(model: Any, *, grid: Grid | None = None) -> Model:
-    """A `VQModel` of LlamaGen's tokenizer.tokenizer_image.vq_model, put into eval mode, its parameters frozen.
+    """A `VQModel` of LlamaGen's tokenizer.tokenizer_image.vq_model as a VQGM.
 
-    grid: m or (h, w), see `adapt`; by default that of 256 x 256 images.
+    Args:
+        model: the model. It is put into eval mode, and its parameters need no gradients any more.
+        grid: m or (h, w), see `adapt`. Default None: that of 256 x 256 images.
+
+    Returns:
+        The VQGM.
     """
     return _model(model, grid, len(model.config.encoder_ch_mult), normalised=model.quantize.l2_norm)
 
@@ -39,32 +44,50 @@ def load_llamagen(
     tensors_only: bool = False,
     device: torch.device | str = "cpu",
 ) -> Model:
-    """A published checkpoint, vq_ds16_c2i.pt for instance, by our own modules; widths and depth are read off it.
+    """Load a published checkpoint, such as vq_ds16_c2i.pt, into our own modules.
 
-    normalised: whether codes are looked up normalised (`codebook_l2_norm`), which the checkpoint does not say.
-    grid: m or (h, w), see `adapt`; by default that of 256 x 256 images.
-    tensors_only: for checkpoints that carry pickled objects, see `read_state`.
-    Raises FileNotFoundError, and CheckpointError for a file that carries such or the tensors of another model.
+    Args:
+        path: the checkpoint, whose shapes give the model's widths and depth.
+        grid: m or (h, w), see `adapt`. Default None: that of 256 x 256 images.
+        normalised: whether codes are looked up normalised (`codebook_l2_norm`), which is not in the checkpoint. Default
+            True.
+        tensors_only: whether to read a checkpoint that carries pickled objects, see `read_state`. Default False.
+        device: where the model is. Default "cpu".
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        CheckpointError: it is damaged, carries pickled objects, or is of another model.
     """
     state = read_state(Path(path), under=("ema", "model", "state_dict"), tensors_only=tensors_only)
     if not any(name.startswith("encoder.conv_blocks.") for name in state):
         raise CheckpointError(
             f"{path}: expected LlamaGen's names (encoder.conv_blocks...), got {', '.join(list(state)[:3])}"
         )
-    state.pop("quantize.codebook_used", None)  # a statistic of its training
-    model = autoencoder_of(Path(path), taming_names(state), IMAGE_SIZE, device)
+    state.pop("quantize.codebook_used", None)  # a statistic of the training
+    model = filled_autoencoder(Path(path), taming_names(state), IMAGE_SIZE, device)
     return _model(model, grid, len(model.encoder.down), normalised)
 
 
 def taming_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LlamaGen's state dict under taming's names: its decoder's blocks run from coarse to fine, taming's `up` back."""
-    last = max(
-        (int(found[1]) for name in state if (found := re.match(r"decoder\.conv_blocks\.(\d+)", name))), default=0
-    )
+    """LlamaGen's state dict under taming's names.
+
+    The decoder's blocks are numbered from coarse to fine, and taming's `up` from fine to coarse.
+
+    Args:
+        state: tensors by LlamaGen's names.
+
+    Returns:
+        The same tensors by taming's names.
+    """
+    numbers = (re.match(r"decoder\.conv_blocks\.(\d+)", name) for name in state)
+    last = max((int(number[1]) for number in numbers if number), default=0)
 
     def renamed(name: str) -> str:
-        name = re.sub(r"mid\.(\d)", lambda found: f"mid.{MIDDLE[int(found[1])]}", name)
-        name = re.sub(r"decoder\.conv_blocks\.(\d+)", lambda found: f"decoder.up.{last - int(found[1])}", name)
+        name = re.sub(r"mid\.(\d)", lambda number: f"mid.{MIDDLE[int(number[1])]}", name)
+        name = re.sub(r"decoder\.conv_blocks\.(\d+)", lambda number: f"decoder.up.{last - int(number[1])}", name)
         return name.replace("encoder.conv_blocks.", "encoder.down.").replace(".res.", ".block.")
 
     return {renamed(name): tensor for name, tensor in state.items()}

@@ -15,7 +15,15 @@ from cortex_fast.vqgm.model import Model
 
 
 def min_dalle(model: Any, *, grid: Grid | None = None) -> Model:
-    """A `VQGanDetokenizer`, put into eval mode, its parameters frozen. grid: m or (h, w), by default 16."""
+    """A `VQGanDetokenizer` of min-dalle as a VQGM, which can decode only.
+
+    Args:
+        model: the model. It is put into eval mode, and its parameters need no gradients any more.
+        grid: m or (h, w). Default None: 16.
+
+    Returns:
+        The VQGM.
+    """
     freeze(model)
     return unit_range(
         Model(

@@ -1,7 +1,8 @@
-"""Autoencoders of taming's architecture from their state alone, without a configuration."""
+"""Autoencoders of taming's architecture from their weights alone, without a configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from cortex_fast.vqgm.autoencoder import VQModel
 from cortex_fast.vqgm.checkpoints import CheckpointError
 
 
-def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int, device: torch.device | str) -> VQModel:
-    """The model, in float32, whose widths and depths the shapes of `state`, in taming's names, tell.
+def filled_autoencoder(path: Path, state: Mapping[str, Tensor], image_size: int, device: torch.device | str) -> VQModel:
+    """The float32 model with these weights by taming's names, whose shapes give its widths and depths.
 
-    Raises CheckpointError, naming `path`, where the state is not that of such a model.
+    Raises CheckpointError, naming `path`, if they are the weights of another architecture.
     """
     try:
         with torch.device("meta"):
@@ -21,13 +22,15 @@ def autoencoder_of(path: Path, state: Mapping[str, Tensor], image_size: int, dev
         model.to(torch.float32).to_empty(device=device)
         model.load_state_dict(state)
     except KeyError as error:
-        raise CheckpointError(f"{path}: not the state of an autoencoder like taming's (without {error})") from error
+        raise CheckpointError(f"{path}: not the state of an autoencoder like taming's (no {error})") from error
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not the state of an autoencoder like taming's ({error})") from error
     return model
 
 
-def _config(state: Mapping[str, Tensor], image_size: int) -> dict:
+def _config(state: Mapping[str, Tensor], image_size: int) -> dict[str, Any]:
+    """The arguments of `VQModel`. Raises KeyError for a weight that is missing."""
+
     def count(prefix: str, suffix: str) -> int:
         number = 0
         while f"{prefix}{number}{suffix}" in state:

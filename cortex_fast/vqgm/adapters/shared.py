@@ -1,4 +1,4 @@
-"""What the adapters have in common: the parts of an autoencoder in taming's manner, dtypes, pixel ranges."""
+"""Shared by the adapters: the functions of an autoencoder like taming's, dtypes, pixel ranges."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,46 +13,56 @@ NO_PRIOR = "the model is an autoencoder; its prior is a separate model, whose to
 
 
 def freeze(module: nn.Module) -> None:
-    """Into eval mode, without gradients of the parameters."""
+    """Put a module into eval mode, without gradients of its parameters."""
     module.eval().requires_grad_(False)
 
 
 def codes_of(embedding: nn.Embedding) -> Tensor:
-    """Its codes [K,d], in float32 where they are of half precision, else shared."""
-    weight = embedding.weight.detach()
-    return weight.float() if weight.element_size() < 4 else weight
+    """The codes [K,d], in at least float32; they share memory if their dtype does not change."""
+    return at_least_float32(embedding.weight.detach())
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 if its dtype is of half precision, else x."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def in_dtype_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """x -> x in the dtype of the module's parameters."""
+    """A function that casts to the dtype of the module's parameters."""
     dtype = next(module.parameters()).dtype
     return lambda x: x.to(dtype)
 
 
 def latents_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """Images -> latents [B,d,h,w] in at least float32, of a model with `encoder` and `quant_conv`."""
+    """Images -> latents [B,d,h,w] in at least float32, by a model's `encoder` and `quant_conv`."""
     cast = in_dtype_of(model.quant_conv)
 
     def latents(images: Tensor) -> Tensor:
-        found = model.quant_conv(model.encoder(cast(images)))
-        return found.float() if found.element_size() < 4 else found
+        return at_least_float32(model.quant_conv(model.encoder(cast(images))))
 
     return latents
 
 
 def pixels_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """E [B,d,h,w] -> images, of a model with `post_quant_conv` and `decoder`."""
+    """E [B,d,h,w] -> images, by a model's `post_quant_conv` and `decoder`."""
     cast = in_dtype_of(model.post_quant_conv)
     return lambda E: model.decoder(model.post_quant_conv(cast(E)))
 
 
 def extent(grid: Grid | None, default: Grid, cell: int) -> tuple[Grid, int | None]:
-    """`Model`'s grid and cell: a grid that was asked for holds the images to it; by default they may have any size."""
+    """`Model`'s grid and cell: images of the given grid alone, or by default images of any size."""
     return (default, cell) if grid is None else (grid, None)
 
 
 def unit_range(model: Model) -> Model:
-    """The same model where its functions take and give pixels in [0,1]; `Model` expects them to use [-1,1]."""
+    """Convert pixel ranges for a model whose functions use [0,1].
+
+    Args:
+        model: a model whose `latents` and `pixels` use pixels in [0,1].
+
+    Returns:
+        The model with functions that use [-1,1], as `Model` expects.
+    """
     latents, pixels = model.latents, model.pixels
     return dataclasses.replace(
         model,

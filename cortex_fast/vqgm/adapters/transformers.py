@@ -1,6 +1,6 @@
-"""The image tokenizers of transformers: Janus, Emu3 and Chameleon (the `model.vqmodel` of their whole models).
+"""The image tokenizers of transformers: Janus, Emu3 and Chameleon (`model.vqmodel` of the whole models).
 
-Each is put into eval mode, without gradients of its parameters, and does what the library's own encode and decode do.
+encode and decode give the same results as the library's.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from cortex_fast.data.grids import Grid
 from cortex_fast.ops import nearest_code
 from cortex_fast.vqgm.adapters.shared import (
     NO_PRIOR,
+    at_least_float32,
     codes_of,
     extent,
     freeze,
@@ -24,9 +25,14 @@ from cortex_fast.vqgm.model import Model
 
 
 def janus(model: Any, *, grid: Grid | None = None) -> Model:
-    """A `JanusVQVAE`. Its decoder looks codes up normalised; its encoder takes the nearest code as it is stored.
+    """A `JanusVQVAE` as a VQGM. Its decoder uses normalised codes; its encoder takes the nearest stored code.
 
-    grid: m or (h, w), see `adapt`; by default the configuration's `num_patches`.
+    Args:
+        model: the model. It is put into eval mode, and its parameters need no gradients any more.
+        grid: m or (h, w), see `adapt`. Default None: the configuration's `num_patches`.
+
+    Returns:
+        The VQGM.
     """
     freeze(model)
     size, cell = extent(grid, model.config.num_patches, 2 ** (len(model.config.channel_multiplier) - 1))
@@ -44,10 +50,19 @@ def janus(model: Any, *, grid: Grid | None = None) -> Model:
 
 
 def emu3(model: Any, *, grid: Grid | None = None) -> Model:
-    """An `Emu3VQVAE`, of images: one is encoded as `temporal_downsample_factor` equal frames, and decoded to the first.
+    """An `Emu3VQVAE` as a VQGM of images.
 
-    grid: m or (h, w), which the configuration does not say: the images' size / 8 in the published model.
-    Raises ValueError without it.
+    An image is encoded as `temporal_downsample_factor` equal frames and decoded to the first of them.
+
+    Args:
+        model: the model. It is put into eval mode, and its parameters need no gradients any more.
+        grid: m or (h, w), which the configuration does not state: the images' size / 8 in the published model.
+
+    Returns:
+        The VQGM.
+
+    Raises:
+        ValueError: `grid` is None.
     """
     if grid is None:
         reduction = model.spatial_scale_factor
@@ -58,8 +73,7 @@ def emu3(model: Any, *, grid: Grid | None = None) -> Model:
 
     def latents(images: Tensor) -> Tensor:
         video = cast(images)[:, None].repeat(1, frames, 1, 1, 1)
-        found = model.quant_conv(model.encoder(video).transpose(1, 2))[:, :, 0]  # the one step of time
-        return found.float() if found.element_size() < 4 else found
+        return at_least_float32(model.quant_conv(model.encoder(video).transpose(1, 2))[:, :, 0])  # a single time step
 
     def pixels(E: Tensor) -> Tensor:
         quantised = cast(E)[:, :, None]
@@ -77,8 +91,15 @@ def emu3(model: Any, *, grid: Grid | None = None) -> Model:
 
 
 def chameleon(model: Any, *, grid: Grid | None = None) -> Model:
-    """A `ChameleonVQVAE`, which cannot decode. grid: m or (h, w), see `adapt`; by default that of the configuration's
-    `resolution`."""
+    """A `ChameleonVQVAE` as a VQGM, which cannot decode.
+
+    Args:
+        model: the model. It is put into eval mode, and its parameters need no gradients any more.
+        grid: m or (h, w), see `adapt`. Default None: that of the configuration's `resolution`.
+
+    Returns:
+        The VQGM.
+    """
     freeze(model)
     reduction = 2 ** (len(model.config.channel_multiplier) - 1)
     size, cell = extent(grid, model.config.resolution // reduction, reduction)

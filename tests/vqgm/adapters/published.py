@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def layout(name: str, *, narrowed: bool = False) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, as the published code itself made them; narrowed: a quarter of the channels, 64 codes."""
+    """Names and shapes, written by the published code; narrowed: a quarter of the channels, 64 codes."""
     narrow = {128: 32, 256: 64, 512: 128, 16384: 64} if narrowed else {}
     lines = (Path(__file__).parent / f"{name}.txt").read_text().splitlines()
     words = (line.split() for line in lines)

@@ -1,4 +1,4 @@
-"""adapt: classes are told apart by name and module, and others are refused with what is known."""
+"""adapt: a class's name and module select the adapter, and for others the error lists the known ones."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from cortex_fast.vqgm import Model, adapt
 from cortex_fast.vqgm.adapters import unit_range
 
 
-def test_an_unknown_class_is_refused_with_what_is_known():
+def test_the_error_for_an_unknown_class_lists_the_known_ones():
     with pytest.raises(TypeError, match=r"VQModel \(diffusers\).*JanusVQVAE.*IBQ.*got torch\.nn\..*Linear"):
         adapt(nn.Linear(2, 2))
     elsewhere = type("VQModel", (nn.Module,), {"__module__": "mine.models"})
@@ -18,7 +18,7 @@ def test_an_unknown_class_is_refused_with_what_is_known():
         adapt(elsewhere())
 
 
-def test_pixels_of_unit_range_meet_the_model_as_they_are():
+def test_pixels_of_unit_range_reach_the_model_unchanged():
     seen = []
     model = Model(torch.eye(3), 2, "x", latents=lambda x: seen.append(x) or x, pixels=lambda E: E)
     images = torch.rand(1, 3, 2, 2)

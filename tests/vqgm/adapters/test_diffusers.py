@@ -1,4 +1,4 @@
-"""diffusers' VQModel: what the adapter says is what the library computes; and an explanation on its embeddings."""
+"""The VQModel of diffusers: the adapter computes what the library does, and its embeddings can be explained."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_it_is_the_library():
             pictures = model.decode(quantised, force_not_quantize=True).sample
         wanted = ((pictures - low) / (high - low)).clamp(0, 1)
         torch.testing.assert_close(adapted.decode(tokens), wanted, rtol=0, atol=1e-5)
-        # an E between the codes stays what it is, where the library by default would take the nearest code
+        # an E between the codes is decoded as it is; the library would take the nearest codes by default
         between = quantised + 0.1
         decoded = model.decoder(
             model.post_quant_conv(between), between if model.config.norm_type == "spatial" else None

@@ -30,7 +30,7 @@ def test_the_published_code_s_tokens_and_pixels(state, tmp_path):
     assert load("ibq", tmp_path / "i.ckpt").grid == 16
 
 
-def test_the_averaged_weights_come_first(state, tmp_path):
+def test_the_averaged_weights_are_taken_by_default(state, tmp_path):
     zeros = {name: torch.zeros_like(value) for name, value in state.items()}
     averages = {f"model_ema.{name.replace('.', '')}": value for name, value in state.items()}
     extra = {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(-1)}
@@ -39,16 +39,16 @@ def test_the_averaged_weights_come_first(state, tmp_path):
     assert not load("ibq", tmp_path / "i.ckpt", averaged=False).codebook.any()
 
 
-def test_a_model_of_theirs_is_recognised(state):
-    model = theirs(state)
+def test_the_published_class_is_recognised(state):
+    model = stand_in(state)
     assert adapt(model).encode(picture(64))[0].tolist() == TOKENS
     model.quantize.remap = "used.npy"
     with pytest.raises(ValueError, match=r"without remap, got 'used\.npy'"):
         adapt(model)
 
 
-def theirs(state):
-    """A stand-in under their class's name and module."""
+def stand_in(state):
+    """Our modules under the published class's name and module."""
     ddconfig = {"z_channels": 16, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1, 2]}
     ddconfig |= {"num_res_blocks": 1, "attn_resolutions": [4]}
     model = type("IBQ", (VQModel,), {"__module__": "src.IBQ.models.ibqgan"})(n_embed=64, embed_dim=8, ddconfig=ddconfig)
@@ -58,7 +58,7 @@ def theirs(state):
 
 
 @pytest.mark.parametrize(("rows", "codes"), [(1, 1), (7, 8191), (1025, 8193), (0, 3)])
-def test_the_largest_product_over_the_edges_of_what_is_kept(rows, codes):
+def test_the_largest_product_across_the_blocks_of_rows_and_codes(rows, codes):
     generator = torch.Generator().manual_seed(0)
     z, codebook = torch.randn(rows, 4, generator=generator), torch.randn(codes, 4, generator=generator)
     assert largest_product(z, codebook).tolist() == (z.double() @ codebook.double().T).argmax(dim=1).tolist()

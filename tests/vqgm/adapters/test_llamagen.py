@@ -9,8 +9,8 @@ import torch
 
 from cortex_fast.vqgm import CheckpointError, VQModel, adapt, load
 from cortex_fast.vqgm.adapters.llamagen import taming_names
-from cortex_fast.vqgm.autoencoder import F16_16384
 from tests.vqgm.adapters.published import filled, layout, picture
+from tests.vqgm.f16_16384 import F16_16384
 
 TOKENS = [[21, 32, 47, 58], [14, 52, 25, 59], [40, 25, 7, 15], [41, 40, 12, 25]]
 PIXELS = (0.58387, 0.69988, 0.6902, 0.67233, 0.72003, 0.8757, 1.0, 0.52673, 1.0, 0.54975, 0.93683, 0.48677)
@@ -43,9 +43,9 @@ def test_the_published_code_s_tokens_and_pixels(checkpoint):
     assert load("llamagen", checkpoint, normalised=False).fingerprint != model.fingerprint  # another codebook
 
 
-def test_a_model_of_theirs_is_recognised_and_quantised_by_its_formula():
+def test_the_published_class_is_recognised_and_quantised_by_its_formula():
     for normalised in (True, False):
-        model = theirs(normalised)
+        model = stand_in(normalised)
         z = model.quant_conv(model.encoder(picture(32) * 2 - 1)).double().permute(0, 2, 3, 1)
         codes = model.quantize.embedding.weight.double()
         if normalised:
@@ -57,8 +57,8 @@ def test_a_model_of_theirs_is_recognised_and_quantised_by_its_formula():
         assert adapt(model).grid == 64  # of 256 x 256 images
 
 
-def theirs(normalised):
-    """A stand-in under their class's name and module, at three resolutions."""
+def stand_in(normalised):
+    """Our modules under the published class's name and module, at three resolutions."""
     sizes = {**F16_16384["ddconfig"], "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": []}
     model = type("VQModel", (VQModel,), {"__module__": "tokenizer.tokenizer_image.vq_model"})(
         n_embed=50, embed_dim=8, ddconfig=sizes

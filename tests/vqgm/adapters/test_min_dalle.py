@@ -1,4 +1,4 @@
-"""min-dalle's detokenizer, and where its names lie in taming's f16-16384."""
+"""min-dalle's detokenizer, and its names among those of taming's f16-16384."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cortex_fast.vqgm import UnsupportedError, VQModel, adapt
-from cortex_fast.vqgm.autoencoder import F16_16384
+from tests.vqgm.f16_16384 import F16_16384
 
 
 def detokenizer():

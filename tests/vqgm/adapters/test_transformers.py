@@ -1,4 +1,4 @@
-"""The tokenizers of transformers: what the adapters say is what the library computes."""
+"""The tokenizers of transformers: the adapters compute what the library does."""
 
 import importlib
 
