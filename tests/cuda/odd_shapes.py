@@ -9,7 +9,7 @@ from torch import Tensor
 from cortex_fast import ops
 from cortex_fast.kernels.cuda.saliency_counts import saliency_counts
 from tests.ops.backends_under_test import random
-from tests.ops.conftest import cuda_there, running
+from tests.ops.conftest import cuda_on_cpu_tensors, running
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -113,7 +113,7 @@ def selection() -> None:
 
 
 if __name__ == "__main__":
-    with running(None), cuda_there():
+    with running(None), cuda_on_cpu_tensors():
         for check in (saliency, counts, noise, selection):
             check()
     print("all agree")

@@ -262,10 +262,10 @@ def test_the_compiler_does_not_look_into_a_kernel() -> None:
 
 def test_annotations_are_those_that_torch_2_6_makes_schemas_of():
     """It knows typing.List alone, not list[int]; the schema is made at the import."""
-    found = []
+    names = []
     for path in Path(ops.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and any("operator(" in ast.unparse(d) for d in node.decorator_list):
-                found.append(node.name)
+                names.append(node.name)
                 assert not [a.arg for a in node.args.args if "list[" in ast.unparse(a.annotation)], node.name
-    assert len(found) > 8
+    assert len(names) > 8

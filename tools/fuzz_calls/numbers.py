@@ -46,9 +46,9 @@ def token_saliency(draw: Draw) -> None:
     shape = draw.whole(0, 3), draw.whole(1, 5), draw.whole(1, 70), *_grid(draw)
     grads = draw.tensor(*shape, dtype=_dtype(draw), scale=draw.among((1, 1e-6, 1e4)), special=True)
     reduction = draw.among(("absmax", "max", "mean"))
-    kept = Unchanged(grads=grads)
+    unchanged = Unchanged(grads=grads)
     got = ops.token_saliency(grads, reduction=reduction, impl=_impl(draw))
-    kept.check()
+    unchanged.check()
     _close_tsv(got, grads, reduction)
     if grads.requires_grad:
         upstream = draw.tensor(*got.shape)
@@ -77,8 +77,8 @@ def _expected_counts(tsv: Tensor, tokens: Tensor, labels: Tensor, sizes: dict[st
     counts = torch.zeros(sizes["num_concepts"], sizes["codebook_size"], dtype=torch.int64)
     for image, values in enumerate(plain(tsv).flatten(1).tolist()):
         order = sorted(range(len(values)), key=lambda position: (-values[position], position))[: sizes["top_n"]]
-        found = plain(tokens).long().flatten(1)[image, order].tolist()
-        for token in found if sizes["per"] == "occurrence" else set(found):
+        chosen = plain(tokens).long().flatten(1)[image, order].tolist()
+        for token in chosen if sizes["per"] == "occurrence" else set(chosen):
             counts[int(plain(labels).long()[image]), token] += 1
     return counts
 
@@ -101,12 +101,12 @@ def concept_counts(draw: Draw) -> None:
     if draw.chance(0.5):
         tsv = draw.laid_out(plain(tsv).round())  # ties
     tokens, labels, sizes = _counting(draw, shape)
-    kept = Unchanged(tsv=tsv, tokens=tokens, labels=labels)
+    unchanged = Unchanged(tsv=tsv, tokens=tokens, labels=labels)
     with _refused_if(bool(tsv.isnan().any()), "tsv: expected numbers, got NaN"):
         impl = "auto" if tsv.dtype != torch.float32 else _impl(draw)
         got = ops.concept_counts(tsv, tokens, labels, impl=impl, **sizes)
         same("counts", got, _expected_counts(tsv, tokens, labels, sizes))
-    kept.check()
+    unchanged.check()
 
 
 def saliency_counts(draw: Draw) -> None:
@@ -114,13 +114,13 @@ def saliency_counts(draw: Draw) -> None:
     grads = draw.tensor(*shape, dtype=_dtype(draw), special=True)
     tokens, labels, sizes = _counting(draw, (shape[0], *shape[3:]))
     reduction = draw.among(("absmax", "max", "mean"))
-    kept = Unchanged(grads=grads, tokens=tokens, labels=labels)
+    unchanged = Unchanged(grads=grads, tokens=tokens, labels=labels)
     exact = reference_saliency.token_saliency(wide(grads), reduction)
     with _refused_if(bool(exact.isnan().any()), "tsv: expected numbers, got NaN"):
         tsv, got = ops.saliency_counts(grads, tokens, labels, reduction=reduction, impl=_impl(draw), **sizes)
         _close_tsv(tsv, grads, reduction)
         same("counts", got, _expected_counts(tsv, tokens, labels, sizes))
-    kept.check()
+    unchanged.check()
 
 
 def smoothgrad_noise(draw: Draw) -> None:
@@ -135,9 +135,9 @@ def smoothgrad_noise(draw: Draw) -> None:
     first = draw.among((0, 2 * draw.whole(0, 9), 2**31, 2**32 - samples - samples % 2))
     options = {"seed": draw.whole(0, 2**63 - 1), "item_ids": ids, "first_sample": first}
     options["antithetic"] = antithetic and not given
-    kept = Unchanged(x=x, sigma=sigma, normals=normals, item_ids=ids)
+    unchanged = Unchanged(x=x, sigma=sigma, normals=normals, item_ids=ids)
     got = ops.smoothgrad_noise(x, sigma, samples, normals=normals, impl=_impl(draw), **options)
-    kept.check()
+    unchanged.check()
     expect(got.dtype == dtype, f"copies: {got.dtype}")
     items = torch.arange(batch) if ids is None else plain(ids)
     if normals is not None:
@@ -166,9 +166,9 @@ def nearest_code(draw: Draw) -> None:
     z = draw.tensor(*lead, channels, dtype=dtype, scale=scale * draw.among((1, 1e-3, 1e3)), special=True)
     if draw.chance(0.3):
         codebook = draw.laid_out(plain(codebook)[draw.integers(codes, codes)])  # equal codes
-    kept = Unchanged(z=z, codebook=codebook)
+    unchanged = Unchanged(z=z, codebook=codebook)
     got = ops.nearest_code(z, codebook, impl=_impl(draw))
-    kept.check()
+    unchanged.check()
     expect(got.dtype == torch.int64 and got.shape == z.shape[:-1], f"index: {got.dtype} {list(got.shape)}")
     rows = wide(codebook)
     finite = rows.isfinite().all(dim=1)
@@ -192,7 +192,7 @@ def conv3x3(draw: Draw) -> None:
     x, weight = draw.tensor(images, inputs, height, width), draw.tensor(outputs, inputs, 3, 3)
     bias = draw.tensor(outputs) if draw.chance(0.6) else None
     x = draw.laid_out(plain(x).contiguous(memory_format=torch.channels_last)) if draw.chance(0.3) else x
-    kept = Unchanged(x=x, weight=weight, bias=bias)
+    unchanged = Unchanged(x=x, weight=weight, bias=bias)
     filters = ops.prepare_filters(weight, bias, impl=_impl(draw))
     got = ops.conv3x3(x, filters, relu=relu, pool=pool, padding=padding)
     exact, _ = reference_conv3x3(
@@ -232,7 +232,7 @@ def conv3x3(draw: Draw) -> None:
             padding=padding,
         )
         close("gradient", gradient, exact, exact.float(), 2e-5 * float(exact.abs().amax()) + 1e-6)
-    kept.check()
+    unchanged.check()
 
 
 def _embeddings(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,9 +256,9 @@ def _close_error(got: Tensor, embedding: Tensor, tokens: Tensor, codebook: Tenso
 
 def gather_error(draw: Draw) -> None:
     embedding, tokens, codebook = _embeddings(draw)
-    kept = Unchanged(embedding=embedding, tokens=tokens, codebook=codebook)
+    unchanged = Unchanged(embedding=embedding, tokens=tokens, codebook=codebook)
     _close_error(ops.gather_error(embedding, tokens, codebook, impl=_impl(draw)), embedding, tokens, codebook)
-    kept.check()
+    unchanged.check()
 
 
 def gather_error_of_files(draw: Draw) -> None:
@@ -347,7 +347,7 @@ def gumbel_codebook(draw: Draw) -> None:
     hard, tau = draw.chance(0.5), _within(settings["tau"])
     if draw.chance(0.5):
         logits, codebook = logits.detach().requires_grad_(), draw.laid_out(plain(codebook)).requires_grad_()
-    kept = Unchanged(logits=logits, codebook=codebook, gumbel=settings["gumbel"], item_ids=settings["item_ids"])
+    inputs = Unchanged(logits=logits, codebook=codebook, gumbel=settings["gumbel"], item_ids=settings["item_ids"])
     call: Callable[..., Any] = draw.among((ops.gumbel_codebook, ops.gumbel_codebook_with_row_stats))
     embedding, index = call(logits, codebook, hard=hard, impl=_impl(draw), **settings)[:2]
     _check_index(index, logits, noise, settings["gumbel"] is None)
@@ -366,7 +366,7 @@ def gumbel_codebook(draw: Draw) -> None:
         expect(not bool(got[0][banned].any()), "logits' gradient: banned tokens have one")
         most = 128 * UNIT * wide(upstream).abs().sum(dim=(0, 1))
         close("codebook's gradient", got[1], exact_codebook, exact_codebook.float(), most)
-    kept.check()
+    inputs.check()
 
 
 def gumbel_codebook_step(draw: Draw) -> None:
@@ -380,13 +380,13 @@ def gumbel_codebook_step(draw: Draw) -> None:
     anchor = draw.laid_out(draw.integers(shape[2], *shape[:2])) if draw.chance(0.4) else None
     stay_penalty = draw.among((0.0, 0.5, 3.0)) if anchor is not None else 0.0
     lr, eps, betas = draw.among((0.0, 0.1, 10.0)), draw.among((1e-8, 1e-2)), draw.among(((0.9, 0.999), (0.0, 0.5)))
-    kept = Unchanged(codebook=codebook, upstream=upstream, anchor=anchor, item_ids=settings["item_ids"])
+    inputs = Unchanged(codebook=codebook, upstream=upstream, anchor=anchor, item_ids=settings["item_ids"])
     ops.gumbel_codebook_step(
         logits, codebook, upstream, lr=lr, moments=moments, step_count=number, betas=betas, eps=eps, anchor=anchor,
         stay_penalty=stay_penalty,
         impl=_impl(draw), **settings,
     )  # fmt: skip
-    kept.check()
+    inputs.check()
     scores = (before.float() + noise).double()
     gradient, _ = reference_gumbel.backward(
         wide(upstream), scores, wide(codebook), torch.zeros_like(scores), torch.empty(0), tau, True, False,
