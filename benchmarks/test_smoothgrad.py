@@ -1,8 +1,8 @@
 """SmoothGrad's mean gradient by the engine: CE and RE at paper scale (256 x 16 x 16, width 512, 1000 classes), N 20.
 
-Floor: the products that are left: a quarter of the 3 x 3 convolutions' operations behind the first layer (Winograd's 36
-for 144), forward and back, and the linear layers'. The published procedure does N draws, one forward pass of the batch
-and one backward pass of the batch for each image in each; one draw is timed, a 20th.
+Floor: the remaining products: a quarter of the 3 x 3 convolutions' operations behind the first layer (Winograd's 36 for
+144), forward and back, and the linear layers'. The published procedure does N draws, each with one forward pass of the
+batch and one backward pass of the batch for each image; a single draw is timed, a 20th.
 
 An estimate agrees with the truth, the engine's over 1000 draws of another seed, by Spearman's correlation over the
 grid's TSVs and by its share of the top 20 tokens, averaged over the first images.
@@ -21,29 +21,29 @@ from benchmarks.baselines import published
 from benchmarks.harness import SEED, Case, Sibling, compiled
 from benchmarks.machine import Floor
 from cortex_fast import ops
-from cortex_fast.engine import Noise, Prepared, mean_gradients, prepare
+from cortex_fast.engine import NoiseStream, Prepared, mean_gradients, prepare
 from cortex_fast.engine.assembling import assembled
 from cortex_fast.engine.borrowing import borrowed
 from cortex_fast.engine.folding import fold
 from cortex_fast.engine.tracing import recorded
 from cortex_fast.extractors import build
 
-BATCH = 5  # `make bench` has minutes; test_smoothgrad_paper.py has 25
+BATCH = 5  # for `make bench`, which takes minutes; test_smoothgrad_paper.py has 25
 SAMPLES = 20
 ALPHA = 0.2
-CHUNK = 100  # noisy copies of one pass of the vectorised siblings: more is no faster, and takes its memory
-# forward, of a copy: convolutions on 16, 8 and 4 squared by Winograd's, RE's strided ones as they are, linear layers
+CHUNK = 100  # noisy copies in a pass of the vectorised siblings: more is no faster, and takes more memory
+# forward, of a copy: convolutions on 16, 8 and 4 squared by Winograd, RE's strided ones directly, linear layers
 MULTIPLY_ADDS = {
     "ce": 3 * 151.0e6 + 4 * 37.7e6 + 50.3e6,
     "re": 5 * 37.7e6 + 5 * 9.4e6 + 37.7e6 + 4.2e6 + 1.1e6,
 }
 TRUTH_SAMPLES, TRUTH_SEED, TRUTH_IMAGES, TOP = 1000, 1, 3, 20
-TOLERANCE = 2e-2  # of the largest: a ReLU that rounding turns over moves a gradient by its whole share
+TOLERANCE = 2e-2  # of the largest: a ReLU that rounding switches changes a gradient by its whole share
 
 
 @dataclass(frozen=True)
 class Images:
-    """An extractor and what is asked of it: x [B,d,m,m], target [B], sigma [B].
+    """An extractor and its inputs: x [B,d,m,m], target [B], sigma [B].
 
     exact: float64 gradients of the first and the last image; truth: TSV of the first images over many draws.
     """
@@ -57,7 +57,7 @@ class Images:
 
 
 def paper_extractor(name: str, width: int) -> nn.Module:
-    """Untrained, but with running statistics as training leaves them."""
+    """Untrained, but with random running statistics, as after training."""
     torch.manual_seed(SEED)
     extractor = build(name, width=width).eval()
     for module in extractor.modules():
@@ -78,10 +78,10 @@ def images(name: str, batch: int, width: int, truth_samples: int, device: torch.
     data = Images(*(part.to(device) for part in parts))
     few = slice(0, TRUTH_IMAGES)
     prepared = prepare(data.extractor, data.x[:1])
-    noise = Noise(
+    stream = NoiseStream(
         data.sigma[few], torch.arange(len(data.x[few]), device=device), TRUTH_SEED, shared=False, antithetic=False
     )
-    truth = prepared.token_saliency(data.x[few], data.target[few], noise, num_samples=truth_samples)
+    truth = prepared.token_saliency(data.x[few], data.target[few], stream, num_samples=truth_samples)
     return replace(data, truth=truth)
 
 
@@ -112,12 +112,12 @@ def agreement(data: Images, result: Tensor) -> tuple[float, float]:
     ranks, true_ranks = (values.argsort(dim=1).argsort(dim=1).double() for values in (tsv, truth))
     rho = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(ranks, true_ranks, strict=True)]
     tops = zip(tsv.topk(TOP).indices.tolist(), truth.topk(TOP).indices.tolist(), strict=True)
-    overlap = [len(set(one) & set(other)) / TOP for one, other in tops]
+    overlap = [len(set(top) & set(true_top)) / TOP for top, true_top in tops]
     return sum(rho) / len(rho), sum(overlap) / len(overlap)
 
 
 def agreement_of_draws(data: Images, _draw: Tensor) -> tuple[float, float]:
-    """Of the mean over all draws of the published procedure; for the first images alone, each draw taking so long."""
+    """Agreement of the published procedure's mean over all draws, for the first images alone: each draw takes long."""
     few = slice(0, TRUTH_IMAGES)
     draws = [
         published.draw_gradients(data.extractor, data.x[few], data.target[few], float(data.sigma[0]))
@@ -127,7 +127,7 @@ def agreement_of_draws(data: Images, _draw: Tensor) -> tuple[float, float]:
 
 
 def by_captum(data: Images) -> Tensor:
-    """NoiseTunnel(Saliency), as many samples at once as make one chunk; its sigma is the first image's for all."""
+    """NoiseTunnel(Saliency), in passes of CHUNK copies; its sigma is the first image's for all."""
     from captum.attr import NoiseTunnel, Saliency
 
     return NoiseTunnel(Saliency(data.extractor)).attribute(
@@ -148,8 +148,8 @@ def captum_missing(_data: Images) -> str | None:
 def by_engine(pair: tuple[Images, Prepared]) -> Tensor:
     data, prepared = pair
     items = torch.arange(len(data.x), device=data.x.device)
-    noise = Noise(data.sigma, items, SEED, shared=True, antithetic=False)
-    parts = mean_gradients(prepared, data.x, data.target, noise, range(SAMPLES), memory=1 << 30)
+    stream = NoiseStream(data.sigma, items, SEED, shared=True, antithetic=False)
+    parts = mean_gradients(prepared, data.x, data.target, stream, range(SAMPLES), memory=1 << 30)
     return torch.cat([part for _, part in parts])
 
 
@@ -179,7 +179,7 @@ def published_draw(data: Images) -> Tensor:
 
 def siblings() -> tuple[Sibling, ...]:
     checks = {"error": error, "tolerance": TOLERANCE, "agreement": agreement}
-    drawn = {"error": None, "tolerance": 0.0}  # of noise of their own
+    drawn = {"error": None, "tolerance": 0.0}  # of other noise
     return (
         Sibling("engine", by_engine, **checks, prepare=lambda data: (data, prepare(data.extractor, data.x[:1]))),
         *(
@@ -206,13 +206,13 @@ def siblings() -> tuple[Sibling, ...]:
 
 
 def cases(quick: bool, images_of: dict[str, int] | None = None) -> list[Case]:
-    """One case for each extractor, with as many images as images_of tells."""
+    """A case for each extractor; images_of: the number of images of each."""
     width = 16 if quick else 512
-    found = []
+    cases_of_extractors = []
     for name, count in (images_of or {"ce": BATCH, "re": BATCH}).items():
         batch, truth_samples = (2, SAMPLES) if quick else (count, TRUTH_SAMPLES)
         operations = 4 * MULTIPLY_ADDS[name] * batch * SAMPLES * (width / 512) ** 2
-        found.append(
+        cases_of_extractors.append(
             Case(
                 operator="smoothgrad",
                 name=f"{name.upper()} {batch} images",
@@ -222,7 +222,7 @@ def cases(quick: bool, images_of: dict[str, int] | None = None) -> list[Case]:
                 siblings=siblings(),
             )
         )
-    return found
+    return cases_of_extractors
 
 
 def test_smoothgrad(measure):

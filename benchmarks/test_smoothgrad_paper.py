@@ -1,4 +1,4 @@
-"""CE at the batch that its targets are stated for, 25 images: what test_smoothgrad.py does, in half an hour."""
+"""test_smoothgrad.py with CE at the batch size of the stated targets, 25 images: half an hour."""
 
 from functools import partial
 

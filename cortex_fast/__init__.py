@@ -1,6 +1,7 @@
 """cortex-fast: concept explanations of vector-quantised generative models by their codebook tokens (CORTEX), fast."""
 
 from cortex_fast.data import ResultFileError, TokenStore, embed
+from cortex_fast.engine import prepare
 from cortex_fast.explain import (
     PAPER,
     PUBLISHED,
@@ -36,6 +37,7 @@ __all__ = [
     "embed",
     "explain_concepts",
     "optimise_embedding",
+    "prepare",
     "score_tokens",
     "select_concepts",
     "select_tokens",

@@ -28,7 +28,7 @@ class Cubic(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """Convolution, BatchNorm with running statistics, ReLU, dropout: what real extractors are made of."""
+    """Convolution, BatchNorm with running statistics, ReLU, dropout: the layers of real extractors."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class Convolutional(nn.Module):
 
 
 def tiny(name: str, *, classes: int = 4, channels: int = 5, grid: int = 8) -> nn.Module:
-    """One of the package's extractors at its smallest, in eval mode, as training would leave it: with running
-    statistics, weights and biases of their own in every norm, and gradients of ordinary size."""
+    """One of the package's extractors at its smallest, in eval mode and as training would leave it: random running
+    statistics, weights and biases in every norm, and gradients of ordinary size."""
     from cortex_fast.extractors import build
 
     with torch.random.fork_rng():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cortex_fast import checks, ops
 from cortex_fast.compat.preparing import prepared_of
 from cortex_fast.data.classes import Target, names_of, target_vector
-from cortex_fast.engine import MEMORY, Noise, Prepared
+from cortex_fast.engine import MEMORY, NoiseStream, Prepared
 from cortex_fast.ops.token_saliency import REDUCTIONS
 
 try:
@@ -218,8 +218,8 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _noise(x: Tensor, sigma: Tensor, *, shared: bool) -> Noise:
-    return Noise(sigma, torch.arange(len(x), device=x.device), _seed(), shared=shared, antithetic=False)
+def _noise(x: Tensor, sigma: Tensor, *, shared: bool) -> NoiseStream:
+    return NoiseStream(sigma, torch.arange(len(x), device=x.device), _seed(), shared=shared, antithetic=False)
 
 
 def _seed() -> int:

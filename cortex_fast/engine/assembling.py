@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from cortex_fast.engine.errors import UntraceableError
 from cortex_fast.engine.graphs import Graph
-from cortex_fast.engine.nested import each
-from cortex_fast.engine.tracing import INPUT, Record, Tape, UntraceableError, Value
+from cortex_fast.engine.nested import instances
+from cortex_fast.engine.tape import INPUT, Record, Tape, Value
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default, _aten.reshape.default)
-_SHAPED = ("reshape", "view", "expand", "repeat", "native_group_norm", "affine_grid_generator")
-_MAKING = ("new_zeros", "new_ones", "new_full", "new_empty", "zeros", "ones", "full", "empty", "arange")
-_SIZED = {getattr(_aten, name) for name in (*_SHAPED, *_MAKING)}  # take the number of images for a shape, not a value
+_SHAPE_OPERATORS = ("reshape", "view", "expand", "repeat", "native_group_norm", "affine_grid_generator")
+_FACTORIES = ("new_zeros", "new_ones", "new_full", "new_empty", "zeros", "ones", "full", "empty", "arange")
+_SIZED = {
+    getattr(_aten, name) for name in (*_SHAPE_OPERATORS, *_FACTORIES)
+}  # numbers in their arguments are sizes, not values
 _OTHER_WAY = "its forward depends on values or keeps state: it took another way the second time"
 _OTHER_IMAGES = "the number of images decides what it computes"
 
@@ -40,11 +43,11 @@ class _Assembly:
 
 
 def assembled(few: Tape, more: Tape) -> Graph:
-    """The graph x [B,d,h,w] -> logits that both tapes are recordings of; every node's meta tells the shape of its value
-    for the first tape's images.
+    """The graph x [B,d,h,w] -> logits that both tapes record. Each node's meta holds the shapes of its value: "shape"
+    for the first tape's images, "more" for the second's.
 
-    A number that grows with the images becomes a size that is read off a tensor; every other difference between the
-    tapes raises UntraceableError: so does what is neither of the embedding nor the same both times.
+    A number that grows with the images becomes a size read off a tensor. Every other difference between the tapes
+    raises UntraceableError; so does a tensor that is independent of the embedding but differs between them.
     """
     if len(few.records) != len(more.records):
         raise UntraceableError(_OTHER_IMAGES)
@@ -54,63 +57,67 @@ def assembled(few: Tape, more: Tape) -> Graph:
     assembly.nodes[INPUT, 0] = start
     assembly.differentiable.add(start)
     assembly.batched.append(start)
-    needed = _needed(few)
-    for index, (one, other) in enumerate(zip(few.records, more.records, strict=True)):
-        if index in needed:
-            _emit(assembly, index, one, other)
+    for index in sorted(_result_records(few)):
+        _emit(assembly, index)
     result = _node(assembly, few.result, more.result)
     assembly.graph.output(result)
     return Graph(assembly.graph, assembly.holder)
 
 
-def _needed(tape: Tape) -> set[int]:
-    """The records of the embedding that the result is made of."""
-    needed: set[int] = set()
+def _result_records(tape: Tape) -> set[int]:
+    """The records, dependent on the embedding, that the result is computed from."""
+    indices: set[int] = set()
     waiting = [tape.result.record]
     while waiting:
         index = waiting.pop()
-        if index is None or index == INPUT or index in needed:
+        if index is None or index == INPUT or index in indices:
             continue
-        needed.add(index)
+        indices.add(index)
         record = tape.records[index]
-        waiting += [value.record for value in each(Value, (record.args, record.kwargs)) if value.tensor is None]
-    return needed
+        waiting += [value.record for value in instances(Value, (record.args, record.kwargs)) if value.tensor is None]
+    return indices
 
 
-def _emit(assembly: _Assembly, index: int, one: Record, other: Record) -> None:
-    """The node of a record, and one for each of its results where there are many."""
-    if one.operator is not other.operator or one.depends != other.depends or one.graded != other.graded:
+def _emit(assembly: _Assembly, index: int) -> None:
+    """Add the node of a record, and a node for each of its results where it has several."""
+    few, more = assembly.few.records[index], assembly.more.records[index]
+    if few.operator is not more.operator or few.depends != more.depends or few.graded != more.graded:
         raise UntraceableError(_OTHER_WAY)
-    args = _arguments(assembly, one.args, other.args)
-    kwargs = _arguments(assembly, one.kwargs, other.kwargs)
-    target = one.operator
-    if target in _VIEWS:  # what is channels-last in the engine has no such view, and may be copied
+    node = _call_node(assembly, few, more)
+    results = [node]
+    if few.many:
+        results = [assembly.graph.call_function(operator.getitem, (node, output)) for output in range(len(few.shapes))]
+    carries = few.graded and node.target is not _aten.detach.default
+    carries = carries and not assembly.differentiable.isdisjoint(node.all_input_nodes)
+    for output, (result, shape, dtype) in enumerate(zip(results, few.shapes, few.dtypes, strict=True)):
+        shape_of_more = more.shapes[output]
+        assembly.nodes[index, output] = result
+        result.meta |= {"shape": shape, "more": shape_of_more}
+        if carries and dtype is not None and (dtype.is_floating_point or dtype.is_complex):
+            assembly.differentiable.add(result)
+        images = assembly.few.x.shape[:1], assembly.more.x.shape[:1]
+        if ((shape or ())[:1], (shape_of_more or ())[:1]) == images:
+            assembly.batched.append(result)
+
+
+def _call_node(assembly: _Assembly, few: Record, more: Record) -> fx.Node:
+    """The call of a record's operator."""
+    args = _arguments(assembly, few.args, more.args)
+    kwargs = _arguments(assembly, few.kwargs, more.kwargs)
+    target = few.operator
+    if target in _VIEWS:  # a channels-last tensor has no such view, and may be copied
         target = _aten.reshape.default
         args = (args[0], _inferred(args[1]))
     if target.overloadpacket not in _SIZED and _grows((args, kwargs)):
         raise UntraceableError(_OTHER_IMAGES, by_value=True)
     args, kwargs = (_sized(assembly, value) for value in (args, kwargs))
-    if not one.graded:
-        args, kwargs = (fx.node.map_arg(value, lambda node: _cut_off(assembly, node)) for value in (args, kwargs))
-    node = assembly.graph.call_function(target, args, kwargs)
-    carries = one.graded and target is not _aten.detach.default
-    carries = carries and not assembly.differentiable.isdisjoint(node.all_input_nodes)
-    results = [node]
-    if one.many:
-        results = [assembly.graph.call_function(operator.getitem, (node, output)) for output in range(len(one.shapes))]
-    for output, (result, shape, dtype) in enumerate(zip(results, one.shapes, one.dtypes, strict=True)):
-        assembly.nodes[index, output] = result
-        result.meta |= {"shape": shape, "more": other.shapes[output]}
-        if carries and dtype is not None and (dtype.is_floating_point or dtype.is_complex):
-            assembly.differentiable.add(result)
-        if (shape or ())[:1] == assembly.few.x.shape[:1] and (other.shapes[output] or ())[:1] == assembly.more.x.shape[
-            :1
-        ]:
-            assembly.batched.append(result)
+    if not few.graded:
+        args, kwargs = (fx.node.map_arg(value, lambda node: _detached(assembly, node)) for value in (args, kwargs))
+    return assembly.graph.call_function(target, args, kwargs)
 
 
-def _cut_off(assembly: _Assembly, node: fx.Node) -> fx.Node:
-    """What torch.no_grad reads: the node without its gradient."""
+def _detached(assembly: _Assembly, node: fx.Node) -> fx.Node:
+    """The node as an operator under torch.no_grad reads it: without its gradient."""
     if node not in assembly.differentiable:
         return node
     detached = assembly.graph.call_function(_aten.detach.default, (node,))
@@ -118,28 +125,29 @@ def _cut_off(assembly: _Assembly, node: fx.Node) -> fx.Node:
     return detached
 
 
-def _arguments(assembly: _Assembly, one: Any, other: Any) -> Any:
-    """One argument of both recordings, nested: nodes for tensors, _Size for what grows with the images."""
-    if isinstance(one, Value) and isinstance(other, Value):
-        return _node(assembly, one, other)
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list) and len(one) == len(other):
-        return type(one)(_arguments(assembly, *pair) for pair in zip(one, other, strict=True))
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return {key: _arguments(assembly, one[key], other[key]) for key in one}
-    if type(one) is not type(other):
+def _arguments(assembly: _Assembly, few: Any, more: Any) -> Any:
+    """An argument of both recordings, nested: nodes in place of tensors, _Size in place of numbers that grow with the
+    images."""
+    if isinstance(few, Value) and isinstance(more, Value):
+        return _node(assembly, few, more)
+    if isinstance(few, tuple | list) and isinstance(more, tuple | list) and len(few) == len(more):
+        return type(few)(_arguments(assembly, *pair) for pair in zip(few, more, strict=True))
+    if isinstance(few, dict) and isinstance(more, dict) and few.keys() == more.keys():
+        return {key: _arguments(assembly, few[key], more[key]) for key in few}
+    if type(few) is not type(more):
         raise UntraceableError(_OTHER_IMAGES)
-    if one == other or (isinstance(one, float) and one != one and other != other):
-        return one
-    few, more = len(assembly.few.x), len(assembly.more.x)
-    if type(one) is int and one % few == 0 and one * more == other * few:
-        return _Size(one // few)
-    if isinstance(one, tuple | list):
+    if few == more or (isinstance(few, float) and few != few and more != more):
+        return few
+    few_images, more_images = len(assembly.few.x), len(assembly.more.x)
+    if type(few) is int and few % few_images == 0 and few * more_images == more * few_images:
+        return _Size(few // few_images)
+    if isinstance(few, tuple | list):
         raise UntraceableError(_OTHER_IMAGES)
     raise UntraceableError("its forward depends on values or keeps state: a number in it changed from call to call")
 
 
 def _inferred(sizes: Any) -> Any:
-    """Sizes of a view: one that grows with the images need not be told."""
+    """Sizes of a view, with -1 for a single size that grows with the images."""
     growing = [size for size in sizes if isinstance(size, _Size)]
     if len(growing) != 1 or -1 in sizes:
         return sizes
@@ -147,14 +155,14 @@ def _inferred(sizes: Any) -> Any:
 
 
 def _grows(value: Any) -> bool:
-    """Whether there is a _Size in arguments."""
+    """Whether arguments contain a _Size."""
     if type(value) in (tuple, list):
         return any(map(_grows, value))
     return any(map(_grows, value.values())) if isinstance(value, dict) else isinstance(value, _Size)
 
 
 def _sized(assembly: _Assembly, value: Any) -> Any:
-    """Arguments in which every _Size is a node."""
+    """Arguments with a node in place of each _Size."""
     if isinstance(value, _Size):
         source = assembly.batched[-1]
         size = assembly.graph.call_function(_aten.sym_size.int, (source, 0))
@@ -166,31 +174,31 @@ def _sized(assembly: _Assembly, value: Any) -> Any:
     return value
 
 
-def _node(assembly: _Assembly, one: Value, other: Value) -> fx.Node:
-    place = (INPUT if one.record is None else one.record, one.output)
-    if one.tensor is None or other.tensor is None:
-        if one.tensor is not other.tensor or (one.record, one.output) != (other.record, other.output):
+def _node(assembly: _Assembly, few: Value, more: Value) -> fx.Node:
+    """The node of a tensor that both recordings read: a result, or a constant."""
+    result = (INPUT if few.record is None else few.record, few.output)
+    if few.tensor is None or more.tensor is None:
+        if few.tensor is not more.tensor or (few.record, few.output) != (more.record, more.output):
             raise UntraceableError(_OTHER_WAY)
-        return _placed(assembly, place)
-    changed = assembly.few.changed(one) or assembly.more.changed(other)
-    if changed and one.record is None:
+        return _result_node(assembly, result)
+    overwritten = assembly.few.overwrites(few) or assembly.more.overwrites(more)
+    if overwritten and few.record is None:
         raise UntraceableError("it writes into a constant after it was read")
-    if not changed and _same(one.tensor, other.tensor):
-        return _constant(assembly, one.tensor)
-    if one.record is None or one.record != other.record:
+    if not overwritten and _equal(few.tensor, more.tensor):
+        return _constant_node(assembly, few.tensor)
+    if few.record is None or few.record != more.record:
         raise UntraceableError("its forward depends on values or keeps state: a tensor in it changed from call to call")
-    return _placed(assembly, place)
+    return _result_node(assembly, result)
 
 
-def _placed(assembly: _Assembly, place: tuple[int, int]) -> fx.Node:
-    """The node of a result; one that is of no embedding, but of as many rows as there are images, is made here."""
-    if place not in assembly.nodes:
-        index = place[0]
-        _emit(assembly, index, assembly.few.records[index], assembly.more.records[index])
-    return assembly.nodes[place]
+def _result_node(assembly: _Assembly, result: tuple[int, int]) -> fx.Node:
+    """The node of a result; one that is independent of the embedding, but has a row for each image, is added here."""
+    if result not in assembly.nodes:
+        _emit(assembly, result[0])
+    return assembly.nodes[result]
 
 
-def _constant(assembly: _Assembly, tensor: Tensor) -> fx.Node:
+def _constant_node(assembly: _Assembly, tensor: Tensor) -> fx.Node:
     if id(tensor) not in assembly.constants:
         name = f"constant_{len(assembly.constants)}"
         assembly.holder.register_buffer(name, tensor.detach())
@@ -199,13 +207,14 @@ def _constant(assembly: _Assembly, tensor: Tensor) -> fx.Node:
     return assembly.constants[id(tensor)]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one is other:
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two constants are the same: NaN equals NaN."""
+    if first is second:
         return True
-    if one.layout != torch.strided or other.layout != torch.strided:
+    if first.layout != torch.strided or second.layout != torch.strided:
         return False
-    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+    if (first.shape, first.dtype, first.device) != (second.shape, second.dtype, second.device):
         return False
-    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
         return True
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    return bool(((first == second) | ((first != first) & (second != second))).all())

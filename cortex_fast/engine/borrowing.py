@@ -1,22 +1,24 @@
-"""A stand-in for an extractor, of the same structure and weights: running it leaves the user's own alone."""
+"""A stand-in for an extractor, of the same structure and weights: running it leaves the user's module unchanged."""
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cortex_fast.engine.nested import each
+from cortex_fast.engine.nested import instances
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def borrowed(extractor: nn.Module, *, tensors_too: bool = False) -> nn.Module:
     """A copy whose parameters, buffers and tensor attributes share the extractor's memory and require no gradient.
 
-    What a forward leaves behind (features, counters, lists) stays in the copy. tensors_too: the tensors are copies as
-    well, for a forward that writes into them. A tensor made under torch.inference_mode is always copied: autograd takes
-    none. An attribute that cannot be copied (a lock, an open file) is shared.
-    Raises whatever the extractor's own __deepcopy__ does.
+    State that a forward leaves behind (features, counters, lists) stays in the copy. tensors_too: the tensors are
+    copies as well, for a forward that writes into them. Tensors created under torch.inference_mode are always copied:
+    autograd accepts none. Attributes that cannot be copied (a lock, an open file) are shared.
+    Raises whatever the extractor's __deepcopy__ raises.
     """
     whole = unwrapped(extractor)
     memo = {id(tensor): _alias(tensor, copied=tensors_too) for tensor in _tensors(whole)}
@@ -30,7 +32,7 @@ def borrowed(extractor: nn.Module, *, tensors_too: bool = False) -> nn.Module:
 
 
 def unwrapped(extractor: nn.Module) -> nn.Module:
-    """The module that torch.compile or a data-parallel wrapper was given: the same function."""
+    """The module inside a wrapper of torch.compile or data parallelism: the same function."""
     while True:
         inner = getattr(extractor, "_orig_mod", None)
         if inner is None and isinstance(extractor, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -43,11 +45,11 @@ def unwrapped(extractor: nn.Module) -> nn.Module:
 def _tensors(extractor: nn.Module) -> Iterator[Tensor]:
     for module in extractor.modules():
         for value in vars(module).values():
-            yield from each(Tensor, value)
+            yield from instances(Tensor, value)
 
 
 def _alias(tensor: Tensor, *, copied: bool) -> Tensor:
-    """The same values without a graph; attributes that users hang on parameters stay."""
+    """The same values without a graph; attributes that users add to parameters stay."""
     alias = tensor.detach()
     if copied or tensor.is_inference():
         alias = alias.clone()
@@ -58,7 +60,7 @@ def _alias(tensor: Tensor, *, copied: bool) -> Tensor:
 
 
 def _uncopyable(extractor: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
-    """The attributes that cannot be copied, as themselves."""
+    """Attributes that cannot be copied, by id."""
     shared: dict[int, Any] = {}
     for module in extractor.modules():
         for value in vars(module).values():
@@ -77,13 +79,13 @@ def _holds_modules(value: Any) -> bool:
 
 
 @torch.no_grad()
-def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def in_dtype(module: Layer, dtype: torch.dtype) -> Layer:
     """A copy of a module in another dtype, its weights copies as well."""
     return copy.deepcopy(module).to(dtype).requires_grad_(False)
 
 
 def straighten_norms(stand_in: nn.Module) -> None:
-    """In place: what comes back into a norm is laid out as torch's operator takes it; see `lifting.Norm`."""
+    """In place: make the gradients that enter a norm contiguous, for torch's operator; see `norms`."""
     for module in stand_in.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.register_forward_hook(_straighten)

@@ -1,4 +1,4 @@
-"""The ReLUs at a body's beginning, taken out of it: noise is added and cut off in one place, in the same memory."""
+"""ReLUs at the beginning of a body, taken out of its graph: noise is added and clipped in the same memory."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from cortex_fast.engine.nodes import is_relu, only_user
 
 
 def take_gates(body: Graph) -> tuple[bool, ...]:
-    """For each input of the body whether it went through a ReLU and nothing else, which is now out of the graph."""
+    """Remove, in place, the ReLU of each input of the body that has no other reader; returns for which inputs."""
     gates = []
     for start in list(body.graph.find_nodes(op="placeholder")):
         relu = only_user(start)
@@ -22,7 +22,8 @@ def take_gates(body: Graph) -> tuple[bool, ...]:
 
 
 def gated(gradient: Tensor, z: Tensor, *, over: bool) -> Tensor:
-    """The gradient where z, or what became z in a ReLU, is positive; `over` the given one, if that is laid out so."""
+    """The gradient in the input of a ReLU whose input or output is z; over: in the given gradient's memory, where it is
+    laid out as z is."""
     backward = torch.ops.aten.threshold_backward
     if over and gradient.stride() == z.stride():
         return backward.grad_input(gradient, z, 0, grad_input=gradient)

@@ -1,7 +1,6 @@
-"""A torch.fx graph that is run node by node: what the engine makes of an extractor, and takes apart.
+"""A torch.fx graph that runs node by node: the engine's form of an extractor.
 
-Not an fx.GraphModule: that generates code for each, and torch keeps the code of every one for as long as the process
-lives.
+Not an fx.GraphModule: that generates code, which torch holds until the process ends.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from torch import Tensor, fx, nn
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a node's value is while the graph runs."""
+    """The index of a node's value while the graph runs."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One node: the name of a module, or a function; its arguments with slots; where its value goes; which slots are
-    not read any more."""
+    """One node: module, the name of one, or function; its arguments with slots in place of nodes; to: its value's slot;
+    last: the slots that are not read again."""
 
     module: str | None
     function: Any
@@ -34,7 +33,12 @@ class _Step:
 
 
 class Graph(nn.Module):
-    """A graph of call_module and call_function nodes, with the modules and constants that its nodes name."""
+    """A graph of call_module and call_function nodes, run node by node.
+
+    Args:
+        graph: the nodes; inputs are placeholders, constants get_attr nodes.
+        holder: the module that holds the modules and buffers that the nodes name.
+    """
 
     def __init__(self, graph: fx.Graph, holder: nn.Module) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class Graph(nn.Module):
         return _filled(self._result, values)
 
     def compile_steps(self) -> None:
-        """To be called when the graph was changed: drops what nobody reads, and orders what is left."""
+        """Drop unread nodes and order the rest; to be called after each change of the graph."""
         drop_unread(self.graph)
         nodes = [node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
         inputs = self.graph.find_nodes(op="placeholder")
@@ -71,9 +75,9 @@ class Graph(nn.Module):
         last: dict[fx.Node, fx.Node] = {}
         for node in nodes:
             last |= dict.fromkeys(node.all_input_nodes, node)
-        kept = set(output.all_input_nodes)
+        results = set(output.all_input_nodes)
         for node in nodes:
-            ends = tuple(slots[n].index for n in node.all_input_nodes if last[n] is node and n not in kept)
+            ends = tuple(slots[n].index for n in node.all_input_nodes if last[n] is node and n not in results)
             module = str(node.target) if node.op == "call_module" else None
             args, kwargs = (_slotted(value, slots) for value in (node.args, node.kwargs))
             steps.append(_Step(module, None if module else node.target, args, kwargs, slots[node].index, ends))
@@ -84,14 +88,14 @@ class Graph(nn.Module):
 
 
 def drop_unread(graph: fx.Graph) -> None:
-    """Erase the nodes that nobody reads: no operator of a graph has another effect than its value."""
+    """Erase unread nodes: no operator of a graph has another effect than its value."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
 
 
 def discard(*graphs: Graph) -> None:
-    """Take graphs apart that nobody needs: their nodes hold each other, and would stay until a garbage collection."""
+    """Take unused graphs apart: their nodes refer to each other, and would stay until a garbage collection."""
     for graph in graphs:
         for node in reversed(list(graph.graph.nodes)):
             graph.graph.erase_node(node)
@@ -99,7 +103,7 @@ def discard(*graphs: Graph) -> None:
 
 
 def layers(graph: Graph) -> Iterator[tuple[fx.Node, nn.Module]]:
-    """The nodes that are modules, with them."""
+    """The nodes that call a module, each with the module."""
     for node in graph.graph.find_nodes(op="call_module"):
         yield node, graph.get_submodule(str(node.target))
 

@@ -1,12 +1,15 @@
-"""Memory that a trial took, given back to the system."""
+"""Freed memory, returned to the system."""
 
 import ctypes
 import sys
 
 
 def give_back() -> None:
-    """Where the C library is glibc: it keeps what was freed beneath anything that was allocated later, here the float64
-    copies of a whole extractor beneath its prepared parts."""
+    """Return freed memory to the system.
+
+    glibc holds memory that was freed below any later allocation: here the float64 copies of a whole extractor, below
+    its prepared parts.
+    """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -1,4 +1,4 @@
-"""What a node of an extractor's graph is."""
+"""Kinds of nodes of an extractor's graph."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch import fx
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """node.args, for the type checker: of whatever type an operator takes."""
+    """node.args, typed as Any."""
     return node.args
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads this one; None where there are more, or none."""
+    """The single node that reads this node; None where several do, or none does."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
@@ -29,14 +29,15 @@ def is_pool(node: fx.Node) -> bool:
     options: dict[str, Any] = {"stride": [], "padding": [0, 0], "dilation": [1, 1], "ceil_mode": False}
     options |= dict(zip(names, arguments(node)[1:], strict=False))
     return (
-        _pair(options["kernel_size"]) == (2, 2)
-        and _pair(options["stride"] or options["kernel_size"]) == (2, 2)
-        and _pair(options["padding"]) == (0, 0)
-        and _pair(options["dilation"]) == (1, 1)
+        pair(options["kernel_size"]) == (2, 2)
+        and pair(options["stride"] or options["kernel_size"]) == (2, 2)
+        and pair(options["padding"]) == (0, 0)
+        and pair(options["dilation"]) == (1, 1)
         and not options["ceil_mode"]
     )
 
 
-def _pair(value: object) -> tuple[object, object]:
+def pair(value: Any) -> tuple[int, int]:
+    """A size for both sides of the grid: a number stands for both."""
     sides = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return (sides[0], sides[-1])
+    return sides[0], sides[-1]

@@ -1,17 +1,19 @@
-"""Which part of what an extractor's forward returns are the logits."""
+"""The logits within the result of an extractor's forward."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
+from cortex_fast.engine.errors import NoLogitsError
+
 Output = str | int | None
 
 
 class Logits(nn.Module):
-    """An extractor whose result is its logits alone.
+    """An extractor whose result is the logits alone.
 
-    output: the key or attribute (str) or the position (int) of the logits in what the forward returns; None takes a
-    tensor as it is, else `.logits` or ["logits"].
+    output: the key or attribute (str) or the position (int) of the logits in the forward's result; None takes a tensor
+    itself, else `.logits` or ["logits"].
     """
 
     def __init__(self, extractor: nn.Module, output: Output = None) -> None:
@@ -20,7 +22,7 @@ class Logits(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = picked(self.extractor(x), self.output)
+        logits = selected_output(self.extractor(x), self.output)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise NoLogitsError(f"extractor: expected logits [B, classes] for B = {len(x)}, got {got}{_advice(logits)}")
@@ -29,12 +31,8 @@ class Logits(nn.Module):
         return logits
 
 
-class NoLogitsError(ValueError):
-    """The extractor's result holds no logits [B, classes] where they were looked for."""
-
-
-def picked(result: Any, output: Output) -> Any:
-    """The part of a forward's result that `output` names."""
+def selected_output(result: Any, output: Output) -> Any:
+    """The part of a forward's result that `output` selects."""
     if output is None:
         if isinstance(result, Tensor):
             return result

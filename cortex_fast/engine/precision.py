@@ -1,4 +1,4 @@
-"""float32 as it is: without the rounding of convolutions and products to tf32 that torch allows itself on a GPU."""
+"""float32 without the rounding of convolutions and products to tf32 that torch's flags allow on a GPU."""
 
 import contextlib
 import threading
@@ -10,32 +10,36 @@ import torch
 from torch.backends import cuda, cudnn
 
 _lock = threading.Lock()
-_within: list[Callable[[], None]] = []  # one for each thread that is within: the first puts the flags back
+_restorers: list[Callable[[], None]] = []  # for each thread inside; the first restores the flags
 
 
 @contextmanager
-def without_tf32(wanted: bool = True) -> Iterator[None]:
-    """torch's flags for tf32 are off within, and as they were after the last thread has left."""
-    if not wanted:
+def without_tf32(enabled: bool = True) -> Iterator[None]:
+    """Switch torch's flags for tf32 off inside the context; they are restored when the last thread leaves it.
+
+    Args:
+        enabled: False leaves the flags alone. Default True.
+    """
+    if not enabled:
         yield
         return
     with _lock:
-        _within.append((lambda: None) if _within else _switch_off())
+        _restorers.append((lambda: None) if _restorers else _switch_off())
     try:
         yield
     finally:
         with _lock:
-            last = _within.pop()
-            if not _within:
+            last = _restorers.pop()
+            if not _restorers:
                 last()
 
 
 def _switch_off() -> Callable[[], None]:
-    """Switch both flags off, by their old names and their new ones; returns what puts them back."""
+    """Switch both flags off, by their old and their new names; returns the function that restores them."""
     new = [(part, part.fp32_precision) for part in _parts()]
     convolutions, products = _read(lambda: cudnn.allow_tf32), _read(torch.get_float32_matmul_precision)
 
-    def put_back() -> None:
+    def restore() -> None:
         if convolutions is not None:
             cudnn.allow_tf32 = convolutions
         if products is not None:
@@ -47,7 +51,7 @@ def _switch_off() -> Callable[[], None]:
     torch.set_float32_matmul_precision("highest")
     for part in _parts():
         part.fp32_precision = "ieee"
-    return put_back
+    return restore
 
 
 def _parts() -> list[Any]:
@@ -57,7 +61,7 @@ def _parts() -> list[Any]:
 
 
 def _read(flag: Callable[[], Any]) -> Any:
-    """A flag of the older names; None where torch refuses to tell, as the newer ones contradict it."""
+    """A flag of the older names; None where torch refuses to read it, as the newer ones contradict it."""
     with contextlib.suppress(RuntimeError):
         return flag()
     return None

@@ -1,4 +1,4 @@
-"""A function of tensors of fixed shapes, called many times: on a GPU as one CUDA graph, elsewhere as it is."""
+"""A function of tensors of fixed shapes, called many times: on a GPU as one CUDA graph, elsewhere as usual."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,28 +7,34 @@ from torch import Tensor
 
 Function = Callable[..., Sequence[Tensor]]
 Graphs = dict[tuple[torch.Size, ...], Function | int]  # by shapes: a captured function, or calls so far
-_WORTH = 4  # calls of the same shapes: fewer cost less than a capture, with its warm-up
+_CALLS_BEFORE_CAPTURE = 4  # calls of the same shapes: fewer cost less than a capture, with its warm-up
 _WARM_UPS = 3  # calls before a capture, as torch asks for: libraries choose their kernels in them
 
 
 def replayed(function: Function, graphs: Graphs, *tensors: Tensor, repeatable: bool = True) -> Sequence[Tensor]:
-    """function(*tensors). On a GPU, shapes that come again and again are captured into `graphs` and launched as a
-    whole; their results are overwritten by the next call of the same shapes. A capture keeps memory of its own.
-    repeatable: calls of the same tensors do the same. One that changes what it reads is not called to warm up, beyond
-    the calls that were asked for.
+    """Call function(*tensors), on a GPU by a CUDA graph once its shapes have come often enough.
+
+    Args:
+        function: its results depend on the tensors alone; on a GPU it may read no value of theirs in Python.
+        graphs: the graphs captured so far, by shapes; filled in place. Each holds memory of its own.
+        tensors: the arguments.
+        repeatable: whether further calls with the same tensors have no effect. A function that changes the tensors it
+            reads is not called to warm up. Default True.
+    Returns:
+        The function's results. The next call of the same shapes overwrites those of a graph.
     """
     if tensors[0].device.type != "cuda":
         return function(*tensors)
     shapes = tuple(tensor.shape for tensor in tensors)
-    known = graphs.get(shapes, 0)
-    if isinstance(known, int):
-        graphs[shapes] = known + 1
-        if known < _WORTH:
+    entry = graphs.get(shapes, 0)
+    if isinstance(entry, int):
+        graphs[shapes] = entry + 1
+        if entry < _CALLS_BEFORE_CAPTURE:
             return function(*tensors)
         with torch.cuda.device(tensors[0].device):
-            known = graphs[shapes] = _captured(function, tensors, _WARM_UPS if repeatable else 0)
+            entry = graphs[shapes] = _captured(function, tensors, _WARM_UPS if repeatable else 0)
     with torch.cuda.device(tensors[0].device):
-        return known(*tensors)
+        return entry(*tensors)
 
 
 def _captured(function: Function, examples: Sequence[Tensor], warm_ups: int) -> Function:
@@ -45,8 +51,8 @@ def _captured(function: Function, examples: Sequence[Tensor], warm_ups: int) -> 
         results = function(*inputs)
 
     def replay(*tensors: Tensor) -> Sequence[Tensor]:
-        for kept, tensor in zip(inputs, tensors, strict=True):
-            kept.copy_(tensor)
+        for static_input, tensor in zip(inputs, tensors, strict=True):
+            static_input.copy_(tensor)
         graph.replay()
         return results
 

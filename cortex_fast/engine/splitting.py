@@ -1,7 +1,7 @@
-"""A folded graph cut where its affine beginning ends and before its last linear layer.
+"""A folded graph split behind its affine beginning and before its last linear layer.
 
-What begins affinely need not be computed for each noisy copy: A(E + sigma e) = A(E) + sigma (A(e) - A(0)), and the mean
-over copies of the gradient goes back through A once.
+The affine beginning A need not run for each noisy copy: A(E + sigma e) = A(E) + sigma (A(e) - A(0)), and the mean of
+the copies' gradients passes back through A once.
 """
 
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ from cortex_fast.engine.nodes import arguments
 _aten = torch.ops.aten
 _AFFINE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _POOLS = (_aten.avg_pool2d.default, _aten._adaptive_avg_pool2d.default)
-# linear, and of each image alone as long as no dimension that they name is the batch's
-_ALONG = {
+# linear, and independent between images unless one of their dimensions is the batch's
+_DIMENSION_ARGUMENTS = {
     _aten.mean.dim: 1,
     _aten.sum.dim_IntList: 1,
     _aten.transpose.int: 2,
     _aten.unsqueeze.default: 1,
     _aten.squeeze.dim: 1,
-}  # by how many of the arguments after the tensor name dimensions
+}  # the number of arguments after the tensor that are dimensions
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
-    """prefix: x -> (z, ...), affine, and linear: the same without its constants; body: (z, ...) -> h; head: the last
+class SplitGraph:
+    """prefix: x -> (z, ...), affine. linear_prefix: the same without its constants. body: (z, ...) -> h. head: the last
     linear layer, h -> logits, or None where h are the logits."""
 
     prefix: Graph
-    linear: Graph
+    linear_prefix: Graph
     body: Graph
     head: nn.Linear | None
 
 
-def cut(folded: Graph) -> Cut:
-    """Cut a folded graph of one input and one output."""
+def split(folded: Graph) -> SplitGraph:
+    """Split a folded graph of one input and one output."""
     graph = folded.graph
     (start,) = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
@@ -50,50 +50,51 @@ def cut(folded: Graph) -> Cut:
         layer = folded.get_submodule(str(last.target))
         if isinstance(layer, nn.Linear):
             head, last = layer, last.all_input_nodes[0]
-    if last in affine:  # nothing but affine layers: the whole is the body
+    if last in affine:  # nothing but affine layers: the whole graph is the body
         border = [start]
     prefix = subgraph(folded, [start], border)
-    linear = subgraph(folded, [start], border)
-    for node, layer in layers(linear):
-        linear.add_module(str(node.target), without_bias(layer))
-    return Cut(prefix, linear, subgraph(folded, border, [last]), head)
+    linear_prefix = subgraph(folded, [start], border)
+    for node, layer in layers(linear_prefix):
+        linear_prefix.add_module(str(node.target), without_bias(layer))
+    return SplitGraph(prefix, linear_prefix, subgraph(folded, border, [last]), head)
 
 
 def subgraph(module: Graph, inputs: list[fx.Node], outputs: list[fx.Node]) -> Graph:
-    """The part of a graph from `inputs` to `outputs`: a tuple of them, or the one."""
+    """The part of a graph from `inputs` to `outputs`; its result is a tuple, or a single output itself."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
-    needed = _needed(inputs, outputs)
+    between = _nodes_between(inputs, outputs)
     for node in module.graph.nodes:
-        if node in needed:
+        if node in between:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     results = tuple(copies[node] for node in outputs)
     graph.output(results if len(results) > 1 or outputs == inputs else results[0])
     return Graph(graph, module)
 
 
-def tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a subgraph gives, always as a tuple."""
+def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A subgraph's result, always as a tuple."""
     return (result,) if isinstance(result, Tensor) else result
 
 
-def _needed(inputs: list[fx.Node], outputs: list[fx.Node]) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
+def _nodes_between(inputs: list[fx.Node], outputs: list[fx.Node]) -> set[fx.Node]:
+    """The nodes that the outputs are computed by, from the inputs on."""
+    between: set[fx.Node] = set()
     waiting = list(outputs)
     while waiting:
         node = waiting.pop()
-        if node not in needed and node not in inputs:
-            needed.add(node)
+        if node not in between and node not in inputs:
+            between.add(node)
             waiting += node.all_input_nodes
-    return needed
+    return between
 
 
 def _affine_nodes(folded: Graph, start: fx.Node) -> set[fx.Node]:
-    """The nodes that are affine in x, and whose rows are image after image; those that others read are of one row an
-    image."""
+    """The nodes that are affine in x and whose rows are image after image; where a node outside reads them, with one
+    row for each image."""
     apart: set[fx.Node] = set()
     while True:
         affine = {start}
@@ -120,11 +121,11 @@ def _keeps_affine(folded: Graph, node: fx.Node) -> bool:
         return _keeps_images(node)
     if node.target is _aten.permute.default:
         return bool(arguments(node)[1][0] == 0)
-    return node.target in _ALONG and _spares_the_batch(node, _ALONG[node.target])
+    return node.target in _DIMENSION_ARGUMENTS and _spares_the_batch(node, _DIMENSION_ARGUMENTS[node.target])
 
 
 def _keeps_images(node: fx.Node) -> bool:
-    """A reshape whose first size alone grows with the images, see `assembling`: their rows stay image after image."""
+    """Whether only the first size of a reshape grows with the images, see `assembling`: rows stay image after image."""
     (source, sizes), shape = arguments(node), node.meta["shape"]
     images = node.graph.find_nodes(op="placeholder")[0].meta["shape"][0]
     return (
@@ -133,7 +134,7 @@ def _keeps_images(node: fx.Node) -> bool:
 
 
 def _spares_the_batch(node: fx.Node, count: int) -> bool:
-    """Whether the dimensions that a transpose, mean or sum names are written out, and none is the batch's."""
+    """Whether the dimensions of a transpose, mean or sum are written out, and none is the batch's."""
     if set(node.kwargs) - {"keepdim"} or len(arguments(node)) < 1 + count:
         return False
     rank = len(arguments(node)[0].meta["shape"])

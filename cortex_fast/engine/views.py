@@ -1,4 +1,4 @@
-"""Views of a recorded forward: what a write into a view makes of the tensor that it is a view of."""
+"""Views of a recorded forward: what a write into a view does to the tensor that it is a view of."""
 
 from __future__ import annotations
 
@@ -21,30 +21,44 @@ _RESHAPES = (
 
 
 @dataclass(eq=False)
-class Place:
-    """A tensor of the forward: which record's which result it is by now, and what it is a view of: an operator, its
-    arguments behind the tensor, and that tensor's place; tensor: itself, weakly, while it is there."""
+class RecordedTensor:
+    """A tensor of the forward: result `output` of record `record`, the last one that wrote into it.
+
+    tensor: the tensor itself, weakly, while it exists; view: how it is a view of another tensor, or None.
+    """
 
     record: int
     output: int
     shape: torch.Size
     dtype: torch.dtype
     tensor: TensorWeakRef | None
-    view: tuple[Any, tuple[Any, ...], Place] | None = None
+    view: View | None = None
 
 
-def written_back(operator: Any, rest: tuple[Any, ...], whole: Any, part: Any, shape: torch.Size) -> Any:
-    """The operator and arguments that give a tensor of this shape, `whole`, in which its view, operator(whole, *rest),
-    is `part`; None where that is not known."""
-    if operator in _RESHAPES:
+@dataclass(frozen=True, eq=False)
+class View:
+    """The view operator(base, *arguments)."""
+
+    operator: Any
+    arguments: tuple[Any, ...]
+    base: RecordedTensor
+
+
+def written_back(view: View, base: Any, part: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    """The operator and arguments that give the view's base with the view's new values, or None for unsupported views.
+
+    base, part: the base before the write and the view after it, as the operator's arguments refer to them.
+    """
+    shape = view.base.shape
+    if view.operator in _RESHAPES:
         return _aten.view.default, (part, list(shape))
-    if operator is _aten.slice.Tensor:
-        return _aten.slice_scatter.default, (whole, part, *rest)
-    if operator is _aten.select.int:
-        return _aten.select_scatter.default, (whole, part, *rest)
-    if operator in (_aten.transpose.int, _aten.t.default):
-        return operator, (part, *rest)
-    if operator is _aten.permute.default:
-        dims = [dim % len(shape) for dim in rest[0]]
-        return operator, (part, [dims.index(dim) for dim in range(len(dims))])
+    if view.operator is _aten.slice.Tensor:
+        return _aten.slice_scatter.default, (base, part, *view.arguments)
+    if view.operator is _aten.select.int:
+        return _aten.select_scatter.default, (base, part, *view.arguments)
+    if view.operator in (_aten.transpose.int, _aten.t.default):
+        return view.operator, (part, *view.arguments)
+    if view.operator is _aten.permute.default:
+        dims = [dim % len(shape) for dim in view.arguments[0]]
+        return view.operator, (part, [dims.index(dim) for dim in range(len(dims))])
     return None

@@ -6,26 +6,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_ELEMENTS = 1024  # of each tensor that are looked at, at equal distances
+_ELEMENTS = 1024  # of each tensor that are compared, at equal distances
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """identity: modules, addresses and versions of all parameters and buffers; elements: some of their values, for
-    what is written past autograd (weight.data.mul_())."""
+    """identity: modules, addresses and versions of all parameters and buffers. elements: some of their values, for
+    changes past autograd (weight.data.mul_())."""
 
     identity: tuple[int, ...]
     elements: tuple[Tensor, ...]
 
 
 def weights_of(extractor: nn.Module) -> Weights:
-    """What to compare later. Whatever changes a whole tensor, or more than a thousandth of it in one piece, is seen."""
+    """The extractor's weights now, for `changed`, which notices the change of a whole tensor, or of more than a
+    thousandth of it in one piece."""
     return Weights(identity_of(extractor), tuple(elements.clone() for elements in _elements(extractor)))
 
 
 def changed(weights: Weights, extractor: nn.Module) -> bool:
-    """Whether the extractor's weights are others by now. On a GPU this waits for it once."""
+    """Whether the extractor's weights have changed. On a GPU this waits once."""
     if identity_of(extractor) != weights.identity:
         return True
     now = _elements(extractor)
@@ -33,7 +34,7 @@ def changed(weights: Weights, extractor: nn.Module) -> bool:
 
 
 def identity_of(extractor: nn.Module) -> tuple[int, ...]:
-    """Changes whenever autograd sees a parameter or buffer change, or it is another tensor."""
+    """A value that changes when autograd sees a parameter or buffer change, or when it is replaced."""
     tensors = (*extractor.parameters(), *extractor.buffers())
     versions = (number for t in tensors for number in (_address(t), 0 if t.is_inference() else t._version))
     return (*map(id, extractor.modules()), *versions)
@@ -57,7 +58,7 @@ def _elements(extractor: nn.Module) -> list[Tensor]:
 
 
 def _dense(tensors: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """Those whose memory is theirs alone, without gaps, real and not empty."""
+    """The real tensors that are not empty, without gaps in memory."""
     for tensor in tensors:
         plain = tensor.layout == torch.strided and not tensor.is_complex() and tensor.numel()
         if plain and tensor.device.type != "meta" and tensor.element_size() in _INTEGERS:

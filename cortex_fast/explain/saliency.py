@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from cortex_fast import checks, ops
 from cortex_fast.data.classes import Target, names_of, target_vector
-from cortex_fast.engine import MEMORY, Noise, Prepared, mean_gradients, module_of, prepare
-from cortex_fast.engine.adaptive import ROUND, settled_gradients
+from cortex_fast.engine import MEMORY, NoiseStream, Prepared, mean_gradients, module_of, prepare
+from cortex_fast.engine.adaptive import ROUND_SAMPLES, settled_gradients
 from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor
 from cortex_fast.ops.concept_counts import top_positions
 from cortex_fast.ops.token_saliency import REDUCTIONS
@@ -144,7 +144,7 @@ def _mean_gradients(
     if batch == 0:
         return
     check_classes(extractor, embedding[:1], targets)
-    noise = Noise(
+    stream = NoiseStream(
         sigma=_sigma(embedding, settings.alpha, settings.sigma_range),
         item_ids=items.to(embedding.device, torch.int64),
         seed=settings.seed,
@@ -152,12 +152,12 @@ def _mean_gradients(
         antithetic=settings.antithetic,
     )
     if settings.auto:
-        prepared = prepare(extractor, embedding[:1], copies=batch * 4 * ROUND)
+        prepared = prepare(extractor, embedding[:1], copies=batch * 4 * ROUND_SAMPLES)
         for images, part, _ in settled_gradients(
             prepared,
             embedding,
             targets,
-            noise,
+            stream,
             top_n=settings.top_n,
             reduction=settings.reduction,
             memory=settings.memory,
@@ -167,7 +167,7 @@ def _mean_gradients(
     samples = range(int(settings.num_samples))
     prepared = prepare(extractor, embedding[:1], copies=batch * len(samples))
     numbers = torch.arange(batch, device=embedding.device)
-    for rows, part in mean_gradients(prepared, embedding, targets, noise, samples, memory=settings.memory):
+    for rows, part in mean_gradients(prepared, embedding, targets, stream, samples, memory=settings.memory):
         yield numbers[rows], part
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from cortex_fast.data.token_store import gather
 from cortex_fast.engine import Prepared
 from cortex_fast.engine.graphs import Graph
-from cortex_fast.engine.parts import value_of
 from cortex_fast.engine.precision import without_tf32
-from cortex_fast.engine.regional import Box, regional
+from cortex_fast.engine.regional import regional
 from cortex_fast.engine.replay import Graphs, replayed
+from cortex_fast.engine.windows import Box
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe, value_at
 
@@ -107,7 +107,7 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
             if reached is None:
                 value = prepared.value(embedding, target)
             else:
-                value = value_of(prepared, reached(embedding), target)
+                value = prepared.head_value(reached(embedding), target)
             loss = -value.float()
             if recipe.regularisation:  # in float32: the sum of squares overflows float16
                 loss = loss + recipe.regularisation * (kept + leaf.float().square().sum(dim=(1, 2)))

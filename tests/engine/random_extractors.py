@@ -18,11 +18,11 @@ Shape = tuple[int, int, int]  # channels, rows, columns
 
 @dataclass(frozen=True)
 class Case:
-    """An extractor in eval mode, what it is asked, and how.
+    """An extractor in eval mode, its inputs and settings.
 
-    kind: PLAIN, or what makes that no fixed graph is the same function of each image. x float32 [B,d,h,w]: images of
-    different scales; target int64 [B]. copies: `prepare`'s; at_once: how many copies one pass takes, None for all.
-    samples, alpha, shared, antithetic, seed: the noise. output: which part of what the extractor returns is the logits.
+    kind: PLAIN, or the reason why no fixed graph is the same function of each image. x float32 [B,d,h,w]: images of
+    different scales; target int64 [B]. copies: `prepare`'s; at_once: the copies of a pass, None for all. samples,
+    alpha, shared, antithetic, seed: the noise. output: the part of the extractor's result that holds the logits.
     """
 
     kind: str
@@ -43,13 +43,13 @@ class Case:
         return f"{how}, x {list(self.x.shape)}, target {self.target.tolist()}, {self.extractor}"
 
     def _repr_pretty_(self, printer, cycle: bool) -> None:
-        """For hypothesis, which would write out every tensor."""
+        """For hypothesis, which would print every tensor."""
         printer.text(repr(self))
 
 
 @st.composite
 def cases(draw, wrapped: bool = False) -> Case:
-    """wrapped: the extractor returns its logits as a part of something."""
+    """wrapped: the extractor returns its logits as a part of its result."""
     kind = draw(st.sampled_from([PLAIN] * 7 + [GATE, MIXING, DECIDING]))
     channels = draw(st.sampled_from([4, 6, 8]))
     shape = (channels, draw(st.integers(5, 8)), draw(st.integers(5, 8)))
@@ -99,30 +99,30 @@ def _randomise(extractor: nn.Module) -> None:
 
 
 class _Builder:
-    """The layers so far. own: whether what they give is a tensor of its own, that nothing needs as it is."""
+    """The layers so far. writable: whether the next layer may write into their result."""
 
-    def __init__(self, draw, shape: Shape, own: bool) -> None:
-        self.draw, self.shape, self.own = draw, shape, own
+    def __init__(self, draw, shape: Shape, writable: bool) -> None:
+        self.draw, self.shape, self.writable = draw, shape, writable
         self.layers: list[nn.Module] = []
 
     def one_of(self, *choices):
         return self.draw(st.sampled_from(choices))
 
-    def add(self, layer: nn.Module, *, own: bool = False, shape: Shape | None = None) -> None:
+    def add(self, layer: nn.Module, *, writable: bool = False, shape: Shape | None = None) -> None:
         self.layers.append(layer)
-        self.own, self.shape = own, shape or self.shape
+        self.writable, self.shape = writable, shape or self.shape
 
-    def made_own(self) -> None:
-        """Writing into what autograd has kept, or into what others read, is an error or the users' business."""
-        if not self.own:
-            self.add(Step(layers.scaled), own=True)
+    def make_writable(self) -> None:
+        """Writing into a tensor that autograd has saved, or that others read, is an error, or the user's concern."""
+        if not self.writable:
+            self.add(Step(layers.scaled), writable=True)
 
     def network(self) -> nn.Module:
         return self.layers[0] if len(self.layers) == 1 else nn.Sequential(*self.layers)
 
 
 def _network(draw, shape: Shape, kind: str) -> nn.Module:
-    builder = _Builder(draw, shape, own=True)
+    builder = _Builder(draw, shape, writable=True)
     special = {GATE: _gate, MIXING: _mixing, DECIDING: _deciding}
     makers = [draw(st.sampled_from(_SPATIAL)) for _ in range(draw(st.integers(0, 5)))]
     if kind in special:
@@ -140,7 +140,7 @@ def _network(draw, shape: Shape, kind: str) -> nn.Module:
 
 
 def _conv(b: _Builder) -> None:
-    """Half of them such as ops.conv3x3 serves."""
+    """A convolution; half of them are supported by ops.conv3x3."""
     channels, height, width = b.shape
     outputs = b.one_of(4, 6, 8)
     if b.draw(st.booleans()):
@@ -169,15 +169,15 @@ def _conv(b: _Builder) -> None:
         size = layer(torch.zeros(1, channels, height, width)).shape[2:]
     if min(size) < 2:
         return
-    b.add(_parametrized(b, layer), own=True, shape=(outputs, *size))
+    b.add(_parametrized(b, layer), writable=True, shape=(outputs, *size))
 
 
 def _parametrized(b: _Builder, layer: nn.Module) -> nn.Module:
-    """One in eight."""
+    """The layer, in one of eight cases parametrized."""
     if b.draw(st.integers(0, 7)) < 7:
         return layer
-    how = b.one_of("weight_norm", "spectral_norm", "own", "old weight_norm", "old spectral_norm")
-    if how == "own":
+    how = b.one_of("weight_norm", "spectral_norm", "custom", "old weight_norm", "old spectral_norm")
+    if how == "custom":
         parametrize.register_parametrization(layer, "weight", layers.Halved())
         return layer
     if how.startswith("old"):
@@ -196,7 +196,7 @@ def _transposed(b: _Builder) -> None:
     layer = nn.ConvTranspose2d(channels, 4, 3, padding=1, stride=b.one_of(1, 2))
     with torch.no_grad():
         size = layer(torch.zeros(1, channels, height, width)).shape[2:]
-    return b.add(layer, own=True, shape=(4, *size))
+    return b.add(layer, writable=True, shape=(4, *size))
 
 
 def _norm(b: _Builder) -> None:
@@ -214,7 +214,7 @@ def _norm(b: _Builder) -> None:
         lambda: Step(layers.channels_last_norm, norm=nn.LayerNorm(channels, elementwise_affine=affine)),
         lambda: Step(b.one_of(*layers.NORMS_BY_HAND)),
     ]
-    b.add(b.one_of(*makers)(), own=False)
+    b.add(b.one_of(*makers)(), writable=False)
 
 
 _MODULES: tuple[Callable[[], nn.Module], ...] = (
@@ -260,7 +260,7 @@ def _crelu(b: _Builder) -> None:
 
 
 def _in_place(b: _Builder) -> None:
-    b.made_own()
+    b.make_writable()
     which = b.draw(st.integers(0, 4))
     if which == 0:
         b.add(b.one_of(*_MODULES_IN_PLACE)())
@@ -288,24 +288,24 @@ def _pool(b: _Builder) -> None:
     ]
     layer = b.one_of(*makers)()
     size = layer(torch.zeros(1, channels, height, width)).shape[2:]
-    return b.add(layer, own=isinstance(layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d), shape=(channels, *size))
+    return b.add(layer, writable=isinstance(layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d), shape=(channels, *size))
 
 
 def _residual(b: _Builder) -> None:
     channels = b.shape[0]
     function = b.one_of(*layers.RESIDUALS, layers.squeezed, layers.residual_overwritten, layers.checkpointed)
     if function is layers.squeezed:
-        return b.add(Step(function, one=nn.Linear(channels, 4), two=nn.Linear(4, channels)))
+        return b.add(Step(function, first=nn.Linear(channels, 4), second=nn.Linear(4, channels)))
     if function is layers.residual_overwritten:
-        b.made_own()
-    inner = _Builder(b.draw, b.shape, own=False)
+        b.make_writable()
+    inner = _Builder(b.draw, b.shape, writable=False)
     for maker in b.draw(st.lists(st.sampled_from([_norm, _activation, _constant, _reshape]), max_size=1)):
         maker(inner)
     if inner.shape[1:] != b.shape[1:]:  # a grid that was turned over
         inner.add(Step(layers.swapped), shape=b.shape)
     inner.add(_parametrized(b, nn.Conv2d(channels, channels, *b.one_of((3, 1, 1), (1,)), groups=b.one_of(1, 2))))
     inplace = {"act": nn.ReLU(inplace=True)} if function is layers.residual_overwritten else {}
-    return b.add(Step(function, inner=inner.network(), **inplace), own=function is layers.residual)
+    return b.add(Step(function, inner=inner.network(), **inplace), writable=function is layers.residual)
 
 
 def _reshape(b: _Builder) -> None:
@@ -342,7 +342,7 @@ def _constant(b: _Builder) -> None:
         step = Step(layers.with_buffer)
         step.register_buffer("scale", torch.rand(b.shape[0], 1, 1) + 0.5)
         step.register_buffer("shift", torch.randn(b.shape[0], 1, 1), persistent=False)
-        b.add(step, own=True)
+        b.add(step, writable=True)
     elif which == 1:
         b.add(Step(layers.with_attribute, factor=torch.rand(b.shape[0], 1, 1) + 0.5))
     elif which == 2:
@@ -356,7 +356,7 @@ def _constant(b: _Builder) -> None:
 def _watcher(b: _Builder) -> None:
     function = b.one_of(*layers.WATCHERS)
     held: dict[str, object] = {"channels": b.shape[0]} if function.__name__.startswith("shape") else {}
-    held |= {layers.listed: {"seen": []}, layers.named: {"known": {}}, layers.kept: {"features": None}}.get(
+    held |= {layers.listed: {"seen": []}, layers.named: {"by_name": {}}, layers.stored: {"features": None}}.get(
         function, {}
     )
     b.add(Step(function, **held))
@@ -421,7 +421,7 @@ _SPATIAL = (
 )
 
 
-# What is not the same fixed graph for each image
+# Layers that are not the same fixed graph for each image
 
 
 def _gate(b: _Builder) -> None:
@@ -469,10 +469,10 @@ def _flatten(b: _Builder) -> int:
 
 
 def _flat(b: _Builder, features: int) -> int:
-    b.add(_parametrized(b, nn.Linear(features, 8, bias=b.draw(st.booleans()))), own=True)
+    b.add(_parametrized(b, nn.Linear(features, 8, bias=b.draw(st.booleans()))), writable=True)
     norm = b.one_of(None, lambda: nn.BatchNorm1d(8), lambda: nn.LayerNorm(8))
     if norm is not None:
-        b.add(norm(), own=True)
+        b.add(norm(), writable=True)
     if b.draw(st.booleans()):
         b.add(b.one_of(*_MODULES_IN_PLACE)())
     else:

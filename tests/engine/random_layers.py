@@ -1,6 +1,6 @@
-"""What random extractors are made of: forwards as users write them, each a function of (module, x).
+"""Layers of random extractors: forwards as users write them, each a function of (module, x).
 
-They stand at the top of a module, so that an extractor made of them can be pickled.
+They are module-level functions, so that extractors built of them can be pickled.
 """
 
 import torch
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.engine.handmade import Of
+from tests.engine.user_modules import Of
 
 
 class Step(Of):
-    """An `Of` that says what it is when an example fails."""
+    """An `Of` that describes itself when an example fails."""
 
     def extra_repr(self) -> str:
         plain = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str | tuple)}
@@ -86,7 +86,7 @@ ACTIVATIONS = (
     softmax_of_channels,
 )
 
-# Activations that write into what they are given; most as a statement whose result nobody reads
+# Activations that write into their input; most as a statement whose result is not read
 
 
 def relu_keyword(self, x):
@@ -232,7 +232,7 @@ def gated_by_layer(self, x):
 
 def squeezed(self, x):
     """Squeeze and excitation."""
-    gate = torch.sigmoid(self.two(F.relu(self.one(x.mean((2, 3))))))
+    gate = torch.sigmoid(self.second(F.relu(self.first(x.mean((2, 3))))))
     return x * gate[:, :, None, None]
 
 
@@ -262,13 +262,13 @@ def rolled(self, x):
 
 
 def halves(self, x):
-    one, two = x.chunk(2, dim=1)
-    return torch.cat([two, one], dim=1)
+    first, second = x.chunk(2, dim=1)
+    return torch.cat([second, first], dim=1)
 
 
 def split(self, x):
-    one, two = torch.split(x, [1, x.shape[1] - 1], dim=1)
-    return torch.cat([two, torch.tanh(one)], dim=1)
+    first, second = torch.split(x, [1, x.shape[1] - 1], dim=1)
+    return torch.cat([second, torch.tanh(first)], dim=1)
 
 
 def unbound(self, x):
@@ -347,7 +347,7 @@ def with_ones_like(self, x):
 
 
 def with_filled(self, x):
-    """A tensor of the forward's own, into which x is written."""
+    """A new tensor, into which x is written."""
     y = torch.zeros_like(x)
     y[:, :1] = x[:, :1]
     return y + 0.5 * x
@@ -358,7 +358,7 @@ CONSTANTS = (with_positions, with_zeros, with_ones_like, with_filled)
 # What keeps or looks, and changes nothing
 
 
-def kept(self, x):
+def stored(self, x):
     self.features = x
     return x
 
@@ -369,7 +369,7 @@ def listed(self, x):
 
 
 def named(self, x):
-    self.known["x"] = x
+    self.by_name["x"] = x
     return x
 
 
@@ -386,7 +386,7 @@ def shape_raised(self, x):
     return x
 
 
-def shape_kept(self, x):
+def shape_stored(self, x):
     self.size = tuple(x.shape[2:])
     return x
 
@@ -395,7 +395,7 @@ def dropped(self, x):
     return F.dropout(x, 0.4, training=self.training)
 
 
-WATCHERS = (kept, listed, named, shape_asserted, shape_raised, shape_kept, dropped)
+WATCHERS = (stored, listed, named, shape_asserted, shape_raised, shape_stored, dropped)
 
 # Forward hooks
 
@@ -555,7 +555,7 @@ class _Rounded(torch.autograd.Function):
         return upstream * 0.5
 
 
-def own_backward(self, x):
+def custom_backward(self, x):
     return _Rounded.apply(x)
 
 
@@ -582,7 +582,7 @@ GATES = (
     decorated_gate,
     scaled_unseen,
     data_scaled_unseen,
-    own_backward,
+    custom_backward,
     gradient_hooked,
 )
 
@@ -669,12 +669,12 @@ def by_item(self, x):
     return x * (1 + 0.1 * min(1.0, x.detach().abs().amax().item()))
 
 
-def each_alone(self, x):
+def image_by_image(self, x):
     return torch.stack([image * 2 if image.sum() > 0 else image.sin() for image in x])
 
 
 def chosen(self, x):
-    """Boolean indexing: the size of what is taken depends on values."""
+    """Boolean indexing: the size of the result depends on values."""
     y = torch.zeros_like(x)
     y[x > 0] = x[x > 0]
     return y + 0.1 * x
@@ -684,7 +684,7 @@ def nonzero(self, x):
     return x + 0.1 * float(len((x > 0).nonzero())) / x.numel()
 
 
-DECIDING = (by_mean, by_size, until_small, by_item, each_alone, chosen, nonzero)
+DECIDING = (by_mean, by_size, until_small, by_item, image_by_image, chosen, nonzero)
 
 # From [B,C,h,w] to [B,F]
 
@@ -841,7 +841,7 @@ def with_constant(self, x):
 
 
 def with_table(self, x):
-    """A table that is made at the first call."""
+    """A table that is created at the first call."""
     if self.table is None:
         self.table = torch.linspace(0, 1, x.shape[-1])
     return x + self.table

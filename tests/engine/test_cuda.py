@@ -1,10 +1,10 @@
-"""The engine on a GPU against the CPU. Skipped where there is none; tools/gpu_check.sh runs them where there is one."""
+"""The engine on a GPU against the CPU. Skipped without a GPU; tools/gpu_check.sh runs them on one."""
 
 import pytest
 import torch
 
 from cortex_fast import Schedule, ops
-from cortex_fast.engine import Noise, prepare
+from cortex_fast.engine import NoiseStream, prepare
 from cortex_fast.explain import select_tokens, smoothgrad, token_saliency
 from cortex_fast.extractors import build
 
@@ -20,11 +20,11 @@ def problem(kind: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", ["shared", "independent"])
-def test_smoothgrad_is_the_cpus(kind, noise):
+def test_smoothgrad_equals_the_cpus(kind, noise):
     extractor, x, target = problem(kind)
     expected = smoothgrad(extractor, x, target, num_samples=6, noise=noise)
     got = smoothgrad(extractor.cuda(), x.cuda(), target.cuda(), num_samples=6, noise=noise)
-    # convolutions on a GPU may round to tf32, which turns single ReLUs over
+    # convolutions on a GPU may round to tf32, which switches single ReLUs
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
 
 
@@ -43,9 +43,9 @@ def test_replayed_passes_do_not_depend_on_their_number(kind):
 def test_half_precision_keeps_the_top_tokens(precision):
     extractor, x, target = problem("ce")
     extractor, x, target = extractor.cuda(), x.cuda(), target.cuda()
-    noise = Noise(torch.full((5,), 0.5, device="cuda"), torch.arange(5, device="cuda"), 0, True, False)
-    exact = prepare(extractor, x).token_saliency(x, target, noise)
-    rough = prepare(extractor, x, precision=precision).token_saliency(x, target, noise)
+    stream = NoiseStream(torch.full((5,), 0.5, device="cuda"), torch.arange(5, device="cuda"), 0, True, False)
+    exact = prepare(extractor, x).token_saliency(x, target, stream)
+    rough = prepare(extractor, x, precision=precision).token_saliency(x, target, stream)
     pairs = zip(exact.flatten(1).topk(16).indices, rough.flatten(1).topk(16).indices, strict=True)
     shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in pairs]
     assert min(shared) >= 12
@@ -55,7 +55,7 @@ def test_half_precision_keeps_the_top_tokens(precision):
     "settings",
     [{}, {"draws": 2, "stay_penalty": 0.1}, {"patience": 3}, {"optimizer": "sgd", "tau": Schedule(2.0, 0.5)}],
 )
-def test_token_selection_on_the_gpu_is_the_cpus(settings):
+def test_token_selection_equals_the_cpus(settings):
     """Twelve steps: from the fifth on they are one CUDA graph, captured again where a problem stops."""
     extractor, _, target = problem("ce")
     generator = torch.Generator().manual_seed(0)
@@ -64,11 +64,11 @@ def test_token_selection_on_the_gpu_is_the_cpus(settings):
     tokens = torch.randint(50, (5, 8, 8), generator=generator)
     expected = select_tokens(extractor, codebook, target, tokens=tokens, **arguments)
     got = select_tokens(extractor.cuda(), codebook.cuda(), target.cuda(), tokens=tokens.cuda(), **arguments)
-    # a last bit may turn a selection over, and convolutions on a GPU may round to tf32
+    # a last bit may change a selection, and convolutions on a GPU may round to tf32
     torch.testing.assert_close(got.loss.cpu(), expected.loss, rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
-def test_operators_on_the_gpu_are_the_cpus():
+def test_operators_equal_the_cpus():
     x, sigma = torch.randn(3, 6, 4, 4), torch.rand(3)
     noisy = ops.smoothgrad_noise(x, sigma, 4, seed=1)
     torch.testing.assert_close(

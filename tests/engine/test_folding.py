@@ -1,4 +1,4 @@
-"""Folding: the same function as the extractor, in float64, with fewer layers; and the extractor left as it was."""
+"""Folding: the extractor's function, in float64, with fewer layers; the extractor stays unchanged."""
 
 import copy
 
@@ -7,18 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cortex_fast.engine.errors import UntraceableError
 from cortex_fast.engine.folding import without_bias
 from cortex_fast.engine.graphs import Graph
-from cortex_fast.engine.lifting import Norm, normed_by_own
-from cortex_fast.engine.tracing import UntraceableError
-from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
+from cortex_fast.engine.norms import Norm, normalise_by_statistics
+from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
 from tests.known_extractors import Convolutional, tiny
 
 FEATURES = CHANNELS * GRID * GRID
 
 
 def twice_normed() -> nn.Module:
-    return ended(lambda self, x: self.one(self.conv(x)) + self.two(self.conv(x)), conv=conv(), one=norm(), two=norm())
+    return ended(
+        lambda self, x: self.first(self.conv(x)) + self.second(self.conv(x)), conv=conv(), first=norm(), second=norm()
+    )
 
 
 def read_elsewhere() -> nn.Module:
@@ -31,9 +33,9 @@ def read_elsewhere() -> nn.Module:
 
 def norm_used_twice() -> nn.Module:
     def body(self, x):
-        return self.norm(self.one(x)) - self.norm(self.two(x))
+        return self.norm(self.first(x)) - self.norm(self.second(x))
 
-    return ended(body, one=conv(seed=5), two=conv(seed=6), norm=norm())
+    return ended(body, first=conv(seed=5), second=conv(seed=6), norm=norm())
 
 
 def layer_and_weight() -> nn.Module:
@@ -45,15 +47,15 @@ def layer_and_weight() -> nn.Module:
 
 def flat(**options) -> nn.Module:
     return Of(
-        lambda self, x: self.head(F.relu(self.norm(self.one(x.flatten(1))))),
-        one=linear(FEATURES, 8, **options),
+        lambda self, x: self.head(F.relu(self.norm(self.first(x.flatten(1))))),
+        first=linear(FEATURES, 8, **options),
         norm=norm(flat=True),
         head=linear(8),
     )
 
 
 def over_time() -> nn.Module:
-    """BatchNorm1d behind Conv1d is not folded, and must not be taken for one behind a linear layer."""
+    """BatchNorm1d behind Conv1d is not folded, and must not be mistaken for a norm behind a linear layer."""
     return Of(
         lambda self, x: self.head(F.relu(self.norm(self.conv(x.flatten(2)))).mean(2)),
         conv=nn.Conv1d(CHANNELS, 8, 3),
@@ -63,7 +65,7 @@ def over_time() -> nn.Module:
 
 
 class Attentive(nn.Module):
-    """Parameters and buffers that the forward reads itself, nested and not."""
+    """Parameters and buffers that the forward reads itself, some of them nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class Attentive(nn.Module):
         return self.head(torch.tanh(x * self.inner.gate + self.shift).flatten(1))
 
 
-HAND_MADE = {  # extractor, BatchNorms that stay
+HANDWRITTEN = {  # extractor, number of BatchNorms that stay
     "norm after a convolution": (Convolutional(CHANNELS, 4), 0),
     "without bias": (ended(lambda self, x: self.norm(self.conv(x)), conv=conv(bias=False), norm=norm()), 0),
     "norm without affine": (ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=norm(affine=False)), 0),
@@ -95,7 +97,7 @@ HAND_MADE = {  # extractor, BatchNorms that stay
         1,
     ),
     "two norms in a row": (
-        ended(lambda self, x: self.two(self.one(self.conv(x))), conv=conv(), one=norm(), two=norm(seed=9)),
+        ended(lambda self, x: self.second(self.first(self.conv(x))), conv=conv(), first=norm(), second=norm(seed=9)),
         0,
     ),
     "norm of the batch's own statistics": (
@@ -114,15 +116,15 @@ HAND_MADE = {  # extractor, BatchNorms that stay
         ),
         0,
     ),
-    "dropouts of every sort": (
+    "dropouts of all kinds": (
         ended(
             lambda self, x: F.alpha_dropout(
-                F.dropout2d(F.dropout(self.two(self.one(self.conv(x))), 0.5, self.training), training=False),
+                F.dropout2d(F.dropout(self.second(self.first(self.conv(x))), 0.5, self.training), training=False),
                 training=False,
             ),
             conv=conv(),
-            one=nn.Dropout2d(),
-            two=nn.Sequential(nn.AlphaDropout(), nn.Identity(), nn.FeatureAlphaDropout()),
+            first=nn.Dropout2d(),
+            second=nn.Sequential(nn.AlphaDropout(), nn.Identity(), nn.FeatureAlphaDropout()),
         ),
         0,
     ),
@@ -138,29 +140,29 @@ HAND_MADE = {  # extractor, BatchNorms that stay
         ended(lambda self, x: self.norm(self.conv(x)).reshape(x.shape[0], -1), conv=conv(), norm=norm()),
         0,
     ),
-    "own parameters and buffers": (Attentive(), 0),
+    "parameters and buffers read by the forward": (Attentive(), 0),
     "no parameters": (Of(lambda self, x: (x**3).mean(dim=(2, 3))), 0),
 }
 
 
 def norms_in(graph: Graph) -> int:
-    """BatchNorms that were not folded, of running statistics or the batch's own."""
-    own = graph.graph.find_nodes(op="call_function", target=normed_by_own)
-    return len([module for module in graph.modules() if isinstance(module, Norm)]) + len(own)
+    """The number of BatchNorms that were not folded, by running statistics or by the batch's."""
+    by_statistics = graph.graph.find_nodes(op="call_function", target=normalise_by_statistics)
+    return len([module for module in graph.modules() if isinstance(module, Norm)]) + len(by_statistics)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_extractors_folded_are_the_extractors(kind, batch):
+def test_folded_extractors_compute_the_same(kind, batch):
     extractor, x = tiny(kind).double(), embedding(batch, dtype=torch.float64)
     result = folded(extractor)
     torch.testing.assert_close(result(x), extractor(x), rtol=1e-10, atol=1e-12)
     assert norms_in(result) == 0 and not [node for node in result.graph.nodes if "dropout" in str(node.target)]
 
 
-@pytest.mark.parametrize("name", HAND_MADE)
-def test_hand_made_modules_folded_are_what_they_were(name):
-    extractor, norms = HAND_MADE[name]
+@pytest.mark.parametrize("name", HANDWRITTEN)
+def test_folded_handwritten_modules_compute_the_same(name):
+    extractor, norms = HANDWRITTEN[name]
     extractor = copy.deepcopy(extractor).eval().double()
     result = folded(extractor)
     for batch in (1, 4):
@@ -195,12 +197,12 @@ def failing(self, x):
         (failing, KeyError, "no such thing"),
     ],
 )
-def test_what_cannot_be_traced_is_told(function, error, reason):
+def test_untraceable_forwards_raise_the_reason(function, error, reason):
     with pytest.raises(error, match=reason):
         folded(Of(function, head=linear(FEATURES)))
 
 
-def test_an_argument_that_has_a_default_is_no_hindrance():
+def test_an_argument_with_a_default_is_allowed():
     class Masked(Convolutional):
         def forward(self, x, mask=None):
             return super().forward(x)
@@ -210,7 +212,7 @@ def test_an_argument_that_has_a_default_is_no_hindrance():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_extractor_is_left_as_it_was(kind):
+def test_the_extractor_stays_unchanged(kind):
     extractor = tiny(kind)
     next(extractor.parameters()).requires_grad_(False)
     calls = []
@@ -228,7 +230,7 @@ def test_the_extractor_is_left_as_it_was(kind):
 
     after = extractor.state_dict(keep_vars=True)
     assert list(after) == list(state)
-    assert all(after[name] is kept and torch.equal(kept, copied) for name, (kept, copied) in state.items())
+    assert all(after[name] is tensor and torch.equal(tensor, copied) for name, (tensor, copied) in state.items())
     assert {name: (p.requires_grad, p.is_leaf) for name, p in extractor.named_parameters()} == flags
     assert dict(extractor.named_modules()) == modules
     assert {name: len(module._forward_hooks) for name, module in modules.items()} == hooks
@@ -237,19 +239,19 @@ def test_the_extractor_is_left_as_it_was(kind):
     assert torch.equal(extractor(embedding()), wanted) and len(calls) == before
 
 
-def test_what_is_not_folded_is_shared_and_not_copied():
+def test_unfolded_layers_share_their_weights():
     extractor = Convolutional(CHANNELS, 4).eval()
     result = folded(extractor)
     shared = {parameter.data_ptr() for parameter in result.parameters()}
     assert extractor.head.weight.data_ptr() in shared
-    own = {parameter.data_ptr() for parameter in extractor.parameters()}
+    addresses = {parameter.data_ptr() for parameter in extractor.parameters()}
     merged = [parameter for name, parameter in result.named_parameters() if name.startswith("conv")]
     assert len(merged) == 2
-    assert not any(parameter.requires_grad or parameter.data_ptr() in own for parameter in merged)
+    assert not any(parameter.requires_grad or parameter.data_ptr() in addresses for parameter in merged)
 
 
 @pytest.mark.parametrize("layer", [conv(), conv(bias=False), linear(GRID), nn.AvgPool2d(2), nn.Flatten()])
-def test_the_linear_part_of_a_layer_is_what_is_left_without_its_value_at_zero(layer):
+def test_the_linear_part_of_a_layer_is_the_layer_less_its_value_at_zero(layer):
     part, x = without_bias(layer), embedding()
     torch.testing.assert_close(part(x), layer(x) - layer(torch.zeros_like(x)))
     assert not part(torch.zeros_like(x)).any()

@@ -1,4 +1,4 @@
-"""Fusing: which convolutions, ReLUs and poolings become one operator, and that the function stays the same."""
+"""Fusing: which convolutions, ReLUs and poolings become a single operator; the function stays the same."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from cortex_fast.engine.fusing import Convolution, fuse
 from cortex_fast.kernels import native
-from tests.engine.handmade import CHANNELS, KINDS, conv, embedding, ended, folded, norm, relative
+from tests.engine.user_modules import CHANNELS, KINDS, conv, embedding, ended, folded, norm, relative
 from tests.known_extractors import tiny
 
 PLAIN, RELU, BOTH = (False, False), (True, False), (True, True)  # relu, pool of a fused convolution
@@ -58,7 +58,7 @@ CASES = {  # extractor, (relu, pool) of its fused convolutions
     "relu in place": (after_relu(lambda self, h: self.act(h), act=nn.ReLU(inplace=True)), [RELU]),
     "relu in place as a function": (after_relu(lambda self, h: F.relu(h, inplace=True)), [RELU]),
     "relu in place as a method": (after_relu(lambda self, h: h.relu_()), [RELU]),
-    "other activations": (after_relu(lambda self, h: F.gelu(h) + F.relu6(self.two(h)), two=conv(8)), [PLAIN] * 2),
+    "other activations": (after_relu(lambda self, h: F.gelu(h) + F.relu6(self.second(h)), second=conv(8)), [PLAIN] * 2),
     "folded norm between": (
         ended(lambda self, x: F.relu(self.norm(self.conv(x))) * 2, conv=conv(), norm=norm()),
         [RELU],
@@ -94,7 +94,10 @@ CASES = {  # extractor, (relu, pool) of its fused convolutions
         ended(lambda self, x: F.relu(self.conv(F.relu(self.conv(x)))) * 2, CHANNELS * 64, conv=conv(outputs=CHANNELS)),
         [RELU, RELU],
     ),
-    "two in a row": (ended(lambda self, x: self.two(F.relu(self.one(x))), one=conv(), two=conv(8)), [RELU, RELU]),
+    "two in a row": (
+        ended(lambda self, x: self.second(F.relu(self.first(x))), first=conv(), second=conv(8)),
+        [RELU, RELU],
+    ),
     "stride": (ended(lambda self, x: self.conv(x) * 2, HALF, conv=conv(stride=2)), []),
     "dilation alone": (ended(lambda self, x: self.conv(x) * 2, 8 * 36, conv=conv(dilation=2, padding=1)), []),
     "dilation": (ended(lambda self, x: self.conv(x) * 2, conv=conv(dilation=2, padding=2)), []),
@@ -126,7 +129,7 @@ CASES = {  # extractor, (relu, pool) of its fused convolutions
 IN_EXTRACTORS = {
     "ce": [RELU] * 3 + [BOTH] + [RELU] * 3 + [BOTH],
     "ce_deep": ([RELU] * 3 + [BOTH]) * 2 + [RELU] * 2,
-    "re": [PLAIN] + [RELU, PLAIN] * 2 + [PLAIN] + [RELU, PLAIN] * 2,  # the strided ones stay
+    "re": [PLAIN] + [RELU, PLAIN] * 2 + [PLAIN] + [RELU, PLAIN] * 2,  # strided convolutions stay
     "te": [],
 }
 
@@ -141,13 +144,13 @@ def assert_same_function(extractor, replaced, x) -> None:
     """Logits and input gradients against the extractor in float64."""
     inputs = [x.clone().requires_grad_(True), x.double().requires_grad_(True)]
     outputs = [replaced(inputs[0]), copy.deepcopy(extractor).double()(inputs[1])]
-    gradients = [torch.autograd.grad(y[:, 1].sum(), own)[0] for y, own in zip(outputs, inputs, strict=True)]
+    gradients = [torch.autograd.grad(y[:, 1].sum(), leaf)[0] for y, leaf in zip(outputs, inputs, strict=True)]
     assert relative(outputs[0].detach(), outputs[1].detach()) < 1e-5
     assert relative(*gradients) < 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_replaced_and_what_is_not(name):
+def test_replaced_layers(name):
     extractor, wanted = CASES[name]
     extractor.eval()
     replaced = folded(extractor)
@@ -157,7 +160,7 @@ def test_what_is_replaced_and_what_is_not(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_the_extractors(kind):
+def test_replaced_layers_of_the_extractors(kind):
     extractor = tiny(kind)
     replaced = folded(extractor)
     assert fuse(replaced) == len(IN_EXTRACTORS[kind])
@@ -186,12 +189,12 @@ def test_the_extractors_layers_stay_in_the_extractor():
 def test_fused_convolutions_are_native_in_float32_and_keep_bits():
     replaced = folded(tiny("ce"))
     fuse(replaced)
-    kept: list[torch.Tensor] = []
+    saved: list[torch.Tensor] = []
     x = embedding().requires_grad_(True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         replaced(x)
     layers = [step.filters for step in replaced.modules() if isinstance(step, Convolution)]
     assert {filters.backend for filters in layers} == {"native"}
-    own = {t.data_ptr() for filters in layers for t in (filters.weight, filters.backward)}
-    images = [tensor for tensor in kept if tensor.ndim == 4 and tensor.data_ptr() not in own]
+    weights = {t.data_ptr() for filters in layers for t in (filters.weight, filters.backward)}
+    images = [tensor for tensor in saved if tensor.ndim == 4 and tensor.data_ptr() not in weights]
     assert {tensor.dtype for tensor in images} == {torch.uint8}

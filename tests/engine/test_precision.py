@@ -1,4 +1,4 @@
-"""float32 is float32: tf32 is off within the engine, put back afterwards, and never costs the fast path."""
+"""float32 without tf32: its flags are off inside the engine, restored afterwards, and never cost the fast path."""
 
 import threading
 
@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cortex_fast.engine import prepare
 from cortex_fast.engine.precision import without_tf32
-from tests.engine.handmade import embedding, relative
 from tests.engine.test_prepared import AS_IT_IS, TARGET, shared
+from tests.engine.user_modules import embedding, relative
 from tests.known_extractors import tiny
 
 
@@ -19,7 +19,7 @@ def flags() -> list[object]:
 
 
 class Rounding(TorchDispatchMode):
-    """A GPU's convolutions: float32 operands keep 10 bits of their mantissa, where torch's flag allows it."""
+    """Convolutions as on a GPU: float32 operands are rounded to 10 bits of mantissa where torch's flag allows it."""
 
     rounded = 0
 
@@ -39,7 +39,7 @@ def rounded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def as_it_was():
+def restored_flags():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
@@ -48,7 +48,7 @@ def as_it_was():
 
 @pytest.mark.parametrize("allowed", [True, False])
 @pytest.mark.parametrize("products", ["highest", "high", "medium"])
-def test_the_flags_are_off_within_and_put_back(allowed, products):
+def test_the_flags_are_off_inside_and_restored(allowed, products):
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision(products)
     before = flags()
@@ -60,7 +60,7 @@ def test_the_flags_are_off_within_and_put_back(allowed, products):
         assert flags() == before
 
 
-def test_the_last_thread_puts_them_back():
+def test_the_last_thread_restores_them():
     before, inside, leave = flags(), threading.Event(), threading.Event()
 
     def stay():
@@ -79,7 +79,7 @@ def test_the_last_thread_puts_them_back():
 
 
 @pytest.mark.parametrize("kind", ["ce", "re"])
-def test_convolutions_rounded_to_tf32_neither_disturb_nor_cost_the_fast_path(kind):
+def test_the_fast_path_survives_convolutions_rounded_to_tf32(kind):
     extractor, x = tiny(kind), embedding()
     wanted = prepare(extractor, x, copies=1).smoothgrad(x, TARGET, shared(), num_samples=2)
     with Rounding() as mode:
@@ -91,5 +91,5 @@ def test_convolutions_rounded_to_tf32_neither_disturb_nor_cost_the_fast_path(kin
         assert mode.rounded > 0
     assert torch.equal(got, wanted)
     assert 1e-6 < relative(other, wanted) < 0.1
-    for one in (prepared, rounded):
-        assert not one.notes[0].startswith(AS_IT_IS)
+    for extractor_prepared in (prepared, rounded):
+        assert not extractor_prepared.notes[0].startswith(AS_IT_IS)

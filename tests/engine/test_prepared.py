@@ -1,5 +1,5 @@
-"""prepare: values and input gradients are plain autograd's, no parameter gets any, and whatever cannot be sped up still
-works, with the reason told."""
+"""prepare: values and input gradients equal plain autograd's, no parameter gets a gradient, and extractors that cannot
+be sped up still work, with the reason in the notes."""
 
 import copy
 import dataclasses
@@ -14,10 +14,10 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cortex_fast import zoo
-from cortex_fast.engine import PRECISIONS, Noise, Prepared, prepare
+from cortex_fast.engine import PRECISIONS, NoiseStream, Prepared, prepare
 from cortex_fast.explain import token_saliency, top_tokens
 from cortex_fast.ops.backends import IMPL_VARIABLE
-from tests.engine.handmade import (
+from tests.engine.user_modules import (
     CHANNELS,
     GRID,
     KINDS,
@@ -38,8 +38,8 @@ FEW, MANY = 1, 10_000  # copies: convolutions by torch, and by ops.conv3x3
 AS_IT_IS = "autograd over the extractor as it is: "
 
 
-def shared(sigma: float = 0.3, images: int = 3) -> Noise:
-    return Noise(torch.full((images,), sigma), torch.arange(images), 4, True, False)
+def shared(sigma: float = 0.3, images: int = 3) -> NoiseStream:
+    return NoiseStream(torch.full((images,), sigma), torch.arange(images), 4, True, False)
 
 
 def assert_gradients_agree(extractor: nn.Module, prepared: Prepared, bound: float = 1e-4) -> None:
@@ -50,14 +50,14 @@ def assert_gradients_agree(extractor: nn.Module, prepared: Prepared, bound: floa
     value, gradient = prepared.value_and_grad(x, TARGET)
     wanted_value, wanted = autograd(extractor, x, TARGET)
     assert relative(value, wanted_value) < bound and relative(gradient, wanted) < bound
-    noise = shared()
-    copies = smoothgrad_noise(x, noise.sigma, 4, seed=noise.seed, item_ids=torch.zeros(3, dtype=torch.int64))
+    stream = shared()
+    copies = smoothgrad_noise(x, stream.sigma, 4, seed=stream.seed, item_ids=torch.zeros(3, dtype=torch.int64))
     mean = sum(autograd(extractor, copies[:, sample], TARGET)[1] for sample in range(4)) / 4
-    assert relative(prepared.smoothgrad(x, TARGET, noise, num_samples=4), mean) < bound
+    assert relative(prepared.smoothgrad(x, TARGET, stream, num_samples=4), mean) < bound
 
 
 class Weights(TorchDispatchMode):
-    """Counts the operations whose result has the shape of a weight of the extractor: only its gradient would."""
+    """Counts the operations whose result has the shape of a weight: a gradient of a weight would."""
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def counting_weight_gradients(extractor: nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copies", [FEW, MANY])
-def test_values_and_gradients_of_the_extractors_are_autograds(kind, copies):
+def test_values_and_gradients_of_the_extractors_equal_autograds(kind, copies):
     extractor, x = tiny(kind), embedding()
     value, gradient = prepare(extractor, x, copies=copies).value_and_grad(x, TARGET)
     wanted_value, wanted = autograd(copy.deepcopy(extractor).double(), x.double(), TARGET)
@@ -102,7 +102,7 @@ def test_float64_extractors_keep_float64(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_notes_tell_what_was_done(kind):
+def test_notes_state_what_was_sped_up(kind):
     prepared = prepare(tiny(kind), embedding(), copies=MANY)
     hoisted = {"ce": 1, "ce_deep": 1, "re": 2, "te": 1}[kind]
     assert any(note.startswith(f"{hoisted} affine layers") for note in prepared.notes)
@@ -111,13 +111,13 @@ def test_notes_tell_what_was_done(kind):
 
 
 @pytest.mark.parametrize("name", ["view behind a convolution", "view of the embedding"])
-def test_views_do_not_keep_from_preparing(name):
-    extractor = MADE_BY_USERS[name][0]().eval()
+def test_extractors_with_views_are_split(name):
+    extractor = USER_MODULES[name][0]().eval()
     for copies in (FEW, MANY):
         assert not any(note.startswith(AS_IT_IS) for note in prepare(extractor, embedding(), copies=copies).notes)
 
 
-def test_the_notes_say_by_what_the_convolutions_are_done(monkeypatch):
+def test_the_notes_state_the_convolutions_backend(monkeypatch):
     monkeypatch.delenv(IMPL_VARIABLE, raising=False)
     extractor, x = tiny("ce"), embedding()
     assert "convolutions by torch: 63 copies" in prepare(extractor, x, copies=63).notes[-1]
@@ -136,7 +136,7 @@ def test_no_gradient_of_a_weight_is_computed(kind, precision):
         prepared.smoothgrad(x, TARGET, shared(), num_samples=2)
     assert not counted
     assert all(parameter.grad is None and parameter.requires_grad for parameter in extractor.parameters())
-    with counting_weight_gradients(extractor) as counted:  # and it would have been seen
+    with counting_weight_gradients(extractor) as counted:  # a gradient would have been counted
         extractor(x).sum().backward()
     assert len(counted) >= len([m for m in extractor.modules() if isinstance(m, nn.Conv2d | nn.Linear)])
 
@@ -166,7 +166,7 @@ def test_flags_are_restored_after_an_exception():
     for prepared in (prepare(extractor, x), prepare(by_value(), x)):
         with pytest.raises(ValueError, match=r"^target: expected values in \[0, 4\), got 0 to 99"):
             prepared.value(x, torch.tensor([0, 1, 99]))
-        prepared = dataclasses.replace(prepared, classes=None)  # as if they were not known: it fails further on
+        prepared = dataclasses.replace(prepared, classes=None)  # as if unknown: the error comes later
         before = {name: parameter.requires_grad for name, parameter in prepared.extractor.named_parameters()}
         for bad in (torch.tensor([0, 1, 99]), "target"):
             with pytest.raises((RuntimeError, IndexError, TypeError, AttributeError, ValueError)):
@@ -177,14 +177,14 @@ def test_flags_are_restored_after_an_exception():
         assert after == before and any(before.values())
 
 
-def test_a_prepared_extractor_is_itself():
+def test_preparing_a_prepared_extractor_returns_it():
     prepared = prepare(tiny("ce"), embedding())
     assert prepare(prepared, embedding()) is prepared
     assert prepare(prepared, embedding(), precision="bfloat16", copies=1) is prepared
     assert prepared.extractor.fc1.weight.requires_grad
 
 
-def test_an_empty_sample_is_not_tried_out():
+def test_an_empty_sample_is_not_tried():
     prepared = prepare(tiny("re"), embedding(0))
     x = embedding()
     assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(tiny("re"), x, TARGET)[1]) < 1e-4
@@ -200,7 +200,7 @@ def test_works_under_no_grad_and_inference_mode(kind, mode):
         inside = prepared.value_and_grad(x.clone(), TARGET.clone())
         mean = prepared.smoothgrad(x.clone(), TARGET.clone(), shared(), num_samples=3)
     torch.testing.assert_close(inside, (value, gradient))
-    outside = prepared.smoothgrad(x, TARGET, shared(), num_samples=3)  # what was prepared within serves without
+    outside = prepared.smoothgrad(x, TARGET, shared(), num_samples=3)  # an extractor prepared inside serves outside
     torch.testing.assert_close(mean, outside)
 
 
@@ -247,7 +247,7 @@ def test_weights_that_change_are_noticed():
 
 
 @pytest.mark.parametrize("target", [torch.tensor([1]), torch.tensor([0, -1, 2]), torch.tensor([0.0, 1.0, 2.0])])
-def test_targets_that_do_not_fit_are_named(target):
+def test_unfitting_targets_are_refused(target):
     prepared = prepare(tiny("ce"), embedding())
     for call in (prepared.value, prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared())):
         with pytest.raises((ValueError, TypeError), match=r"^target:"):
@@ -276,7 +276,7 @@ def test_another_default_dtype_changes_nothing():
     assert all(torch.equal(*pair) for pair in zip(got, wanted, strict=True))
 
 
-def test_float16_extractors_of_small_gradients_are_lifted_too():
+def test_small_gradients_of_float16_extractors_are_scaled():
     extractor = tiny("ce")
     with torch.no_grad():
         extractor.fc3.weight.mul_(1e-4)
@@ -289,7 +289,7 @@ def test_float16_extractors_of_small_gradients_are_lifted_too():
 
 
 @pytest.mark.parametrize("precision", ["float64", "half", None])
-def test_an_unknown_precision_is_named(precision):
+def test_an_unknown_precision_is_refused(precision):
     with pytest.raises(ValueError, match=r"^precision: expected one of 'float32'"):
         prepare(tiny("ce"), embedding(), precision=precision)
 
@@ -305,7 +305,7 @@ def test_no_parameters_at_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_dtype_of_an_extractor_of_buffers_alone_is_theirs(dtype):
+def test_an_extractor_of_buffers_alone_has_their_dtype(dtype):
     extractor = Of(lambda self, x: torch.tanh(x.flatten(1)) @ self.rows)
     extractor.register_buffer("rows", torch.randn(FEATURES, 4, dtype=dtype))
     prepared = prepare(extractor, embedding(dtype=dtype))
@@ -332,7 +332,7 @@ class Counting(Convolutional):
 
 class Stochastic(Convolutional):
     def forward(self, x):
-        return super().forward(F.dropout(x, 0.5))  # also in eval mode: its `training` is True by default
+        return super().forward(F.dropout(x, 0.5))  # also in eval mode: `training` is True by default
 
 
 def hooked(layer: nn.Module) -> nn.Module:
@@ -341,7 +341,7 @@ def hooked(layer: nn.Module) -> nn.Module:
 
 
 class Remembering(Convolutional):
-    """Writes into a buffer of its own at each call."""
+    """Writes into one of its buffers at each call."""
 
     def __init__(self, *sizes) -> None:
         super().__init__(*sizes)
@@ -353,7 +353,7 @@ class Remembering(Convolutional):
 
 
 ALONE = "autograd over the extractor as it is, image by image"
-FALL_BACK = {  # extractor, the note's beginning and what else it says
+FALL_BACK = {  # extractor, the note's beginning and the reason in it
     "a value decides": (by_value, (ALONE, "its forward depends on values")),
     "it keeps state": (lambda: Counting(CHANNELS, 4), (ALONE, "its forward depends on values or keeps state")),
     "it writes into a buffer": (lambda: Remembering(CHANNELS, 4), (ALONE, "it writes into a tensor of its own")),
@@ -388,7 +388,7 @@ def doubling(h: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FALL_BACK)
-def test_what_cannot_be_prepared_falls_back_with_the_reason(name):
+def test_an_extractor_that_cannot_be_split_falls_back_with_the_reason(name):
     make, (start, reason) = FALL_BACK[name]
     extractor, x = make().eval(), embedding()
     state = {name: value.clone() for name, value in extractor.state_dict().items()}
@@ -407,8 +407,8 @@ def test_what_cannot_be_prepared_falls_back_with_the_reason(name):
 
 def gated_without_gradient(self, x):
     with torch.no_grad():
-        gate = torch.sigmoid(self.two(x))
-    return self.one(x) * gate
+        gate = torch.sigmoid(self.second(x))
+    return self.first(x) * gate
 
 
 class Rounded(torch.autograd.Function):
@@ -424,12 +424,12 @@ class Rounded(torch.autograd.Function):
 
 
 def guided() -> nn.Module:
-    """Guided backpropagation, as it is usually written: by hooks on the ReLUs."""
+    """Guided backpropagation in its usual form: hooks on the ReLUs."""
     extractor = ended(
-        lambda self, x: self.act2(self.two(self.act1(self.one(x)))),
-        one=conv(),
+        lambda self, x: self.act2(self.second(self.act1(self.first(x)))),
+        first=conv(),
         act1=nn.ReLU(),
-        two=conv(8),
+        second=conv(8),
         act2=nn.ReLU(),
     )
     for act in (extractor.act1, extractor.act2):
@@ -464,8 +464,8 @@ def unscripted() -> nn.Module:
     return nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), linear(8 * GRID * GRID)).eval()
 
 
-# How it is made, and what went wrong with it before prepare() tried gradients out, where something did.
-MADE_BY_USERS = {  # extractor, what goes wrong today
+# A factory, and what went wrong before prepare() checked gradients, if anything.
+USER_MODULES = {
     "relu in place after the first layer": (
         lambda: ended(lambda self, x: self.act(self.conv(x)), conv=conv(), act=nn.ReLU(inplace=True)),
         "RuntimeError in smoothgrad: the body writes into a leaf",
@@ -513,7 +513,7 @@ MADE_BY_USERS = {  # extractor, what goes wrong today
         "RuntimeError in smoothgrad: hoisting beyond where the batch moved",
     ),
     "a part without gradient": (
-        lambda: ended(gated_without_gradient, one=conv(), two=conv(seed=8)),
+        lambda: ended(gated_without_gradient, first=conv(), second=conv(seed=8)),
         "wrong: tracing loses torch.no_grad, and only logits are tried out",
     ),
     "a function with a backward of its own": (
@@ -526,7 +526,7 @@ MADE_BY_USERS = {  # extractor, what goes wrong today
         None,
     ),
     "a fused layer changed by a hook": (
-        lambda: ended(lambda self, x: F.relu(self.one(x)) * 2, one=hooked(conv())),
+        lambda: ended(lambda self, x: F.relu(self.first(x)) * 2, first=hooked(conv())),
         None,
     ),
     "logits changed by a hook": (hooked_head, "wrong: the head's hooks run when tried out, not for its rows"),
@@ -586,11 +586,13 @@ MADE_BY_USERS = {  # extractor, what goes wrong today
         None,
     ),
     "sums in place": (
-        lambda: ended(lambda self, x: operator.iadd(self.two(torch.tanh(x)), self.one(x)), one=conv(), two=conv()),
+        lambda: ended(
+            lambda self, x: operator.iadd(self.second(torch.tanh(x)), self.first(x)), first=conv(), second=conv()
+        ),
         None,
     ),
     "sums of affine layers in place": (
-        lambda: ended(lambda self, x: operator.iadd(self.two(x), self.one(x)), one=conv(), two=conv(seed=8)),
+        lambda: ended(lambda self, x: operator.iadd(self.second(x), self.first(x)), first=conv(), second=conv(seed=8)),
         None,
     ),
     "a result of relu in place that nobody reads": (
@@ -607,15 +609,15 @@ MADE_BY_USERS = {  # extractor, what goes wrong today
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("copies", [FEW, MANY])
-@pytest.mark.parametrize("name", MADE_BY_USERS)
-def test_any_users_module_works(name, copies):
+@pytest.mark.parametrize("name", USER_MODULES)
+def test_user_modules_work(name, copies):
     torch.manual_seed(3)
-    extractor = MADE_BY_USERS[name][0]().eval()
+    extractor = USER_MODULES[name][0]().eval()
     assert_gradients_agree(extractor, prepare(extractor, embedding(), copies=copies))
 
 
 @pytest.mark.parametrize("make", [lambda: Convolutional(CHANNELS, 4), lambda: nn.Sequential(nn.Flatten(), linear(320))])
-def test_training_mode_is_named_and_left_as_it_is(make):
+def test_training_mode_is_refused_and_left_unchanged(make):
     extractor = make().train()
     state = copy.deepcopy(extractor.state_dict())
     with pytest.raises(ValueError, match=r"^extractor: expected eval mode"):
@@ -625,7 +627,7 @@ def test_training_mode_is_named_and_left_as_it_is(make):
 
 
 @pytest.mark.parametrize("output", [lambda y: (y,), lambda y: y[:, :, None], lambda y: y.sum()])
-def test_other_outputs_than_logits_are_told(output):
+def test_outputs_other_than_logits_are_refused(output):
     extractor = Of(lambda self, x: output(self.head(x.flatten(1))), head=linear(FEATURES))
     try:
         notes = prepare(extractor, embedding()).notes
@@ -635,21 +637,21 @@ def test_other_outputs_than_logits_are_told(output):
         assert "its output is not [B, classes]" in notes[0]
 
 
-def test_the_prepared_smoothgrad_and_tsv_are_the_public_ones():
+def test_the_prepared_smoothgrad_and_tsv_equal_the_public_ones():
     from cortex_fast import ops, smoothgrad
 
     extractor, x = tiny("ce"), embedding()
     spread = x.flatten(1).amax(1) - x.flatten(1).amin(1)
-    noise = Noise(0.2 * spread, torch.arange(3), 7, True, True)
+    stream = NoiseStream(0.2 * spread, torch.arange(3), 7, True, True)
     prepared = prepare(extractor, x, copies=3 * 24)
     options = {"num_samples": 24, "seed": 7, "antithetic": True}
-    gradient = prepared.smoothgrad(x, TARGET, noise, num_samples=24)
+    gradient = prepared.smoothgrad(x, TARGET, stream, num_samples=24)
     torch.testing.assert_close(gradient, smoothgrad(extractor, x, TARGET, **options))
     for reduction in ("absmax", "mean"):
-        tsv = prepared.token_saliency(x, TARGET, noise, num_samples=24, reduction=reduction)
+        tsv = prepared.token_saliency(x, TARGET, stream, num_samples=24, reduction=reduction)
         torch.testing.assert_close(tsv, ops.token_saliency(gradient[:, None], reduction=reduction))
         torch.testing.assert_close(tsv, token_saliency(extractor, x, TARGET, reduction=reduction, **options))
-    assert prepared.smoothgrad(x[:0], TARGET[:0], noise).shape == (0, CHANNELS, GRID, GRID)
+    assert prepared.smoothgrad(x[:0], TARGET[:0], stream).shape == (0, CHANNELS, GRID, GRID)
 
 
 def test_cubic_gradients_by_hand():
@@ -666,7 +668,7 @@ def model():
 
 
 @pytest.mark.parametrize("kind", ["ce", "re"])
-def test_top_tokens_of_the_bundled_model_are_those_of_torchs_convolutions(model, kind):
+def test_top_tokens_of_the_bundled_model_equal_those_of_torchs_convolutions(model, kind):
     """The 20 tokens of largest TSV, by Winograd's convolutions and by torch's."""
     labels = torch.arange(6) * 2
     generator = torch.Generator().manual_seed(5)
@@ -679,8 +681,8 @@ def test_top_tokens_of_the_bundled_model_are_those_of_torchs_convolutions(model,
     by_torch, by_winograd = (token_saliency(p, x, labels, num_samples=20, seed=3) for p in (direct, fast))
     assert relative(by_winograd, by_torch) < 1e-3
     ranks = [torch.argsort(torch.argsort(tsv.flatten(1), dim=1), dim=1).double() for tsv in (by_torch, by_winograd)]
-    for one, other in zip(*ranks, strict=True):
-        assert torch.corrcoef(torch.stack((one, other)))[0, 1] > 0.9999
+    for pair in zip(*ranks, strict=True):
+        assert torch.corrcoef(torch.stack(pair))[0, 1] > 0.9999
     top = [top_tokens(tsv, tokens, 20)[1] for tsv in (by_torch, by_winograd)]
-    same = [len(set(one.tolist()) & set(other.tolist())) for one, other in zip(*top, strict=True)]
-    assert min(same) >= 19 and sum(same) >= 119  # one of the last may change with a neighbour that ties
+    same = [len(set(first.tolist()) & set(second.tolist())) for first, second in zip(*top, strict=True)]
+    assert min(same) >= 19 and sum(same) >= 119  # the last token may change places with one that ties

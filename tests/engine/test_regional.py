@@ -1,4 +1,4 @@
-"""regional: where only a box of the input changes, the same result and gradient as computing everything, from less."""
+"""regional: where a box of the input changes, the result and gradient of the whole computation, from a part of it."""
 
 import copy
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cortex_fast.engine import Prepared, prepare
-from cortex_fast.engine.parts import value_of
-from cortex_fast.engine.regional import Box, Window, regional
-from tests.engine.handmade import CHANNELS, GRID, Of, conv, embedding, ended, linear, norm, relative
+from cortex_fast.engine.regional import regional
+from cortex_fast.engine.windows import Box, Window
+from tests.engine.user_modules import CHANNELS, GRID, Of, conv, embedding, ended, linear, norm, relative
 from tests.known_extractors import tiny
 
 TARGET = torch.tensor([2, 0, 3])
@@ -58,12 +58,12 @@ def box_of(top: int, left: int, height: int, width: int, grid: int = GRID) -> Bo
     return Box(top, left, min(grid, top + height), min(grid, left + width))
 
 
-def assert_as_everything(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor) -> None:
+def assert_equals_the_whole(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor) -> None:
     """x with `fresh` in the box: the value, and the gradient in the box, against the whole extractor's."""
     window = fresh[:, :, box.top : box.bottom, box.left : box.right].clone().requires_grad_(True)
     reached = regional(prepared, x, box)
     assert reached is not None
-    value = value_of(prepared, reached(window), TARGET)
+    value = prepared.head_value(reached(window), TARGET)
     (gradient,) = torch.autograd.grad(value.sum(), window)
     changed = x.clone()
     changed[:, :, box.top : box.bottom, box.left : box.right] = window.detach()
@@ -79,8 +79,8 @@ def assert_as_everything(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor)
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_corners_borders_and_the_middle(name: str, copies: int) -> None:
     prepared = prepare(EXTRACTORS[name](), embedding(), copies=copies)
-    for place in [(0, 0, 1, 1), (7, 7, 1, 1), (0, 3, 2, 5), (6, 0, 2, 2), (3, 3, 2, 2), (2, 5, 3, 3), (0, 0, 8, 8)]:
-        assert_as_everything(prepared, box_of(*place), embedding(seed=1), embedding(seed=2))
+    for sides in [(0, 0, 1, 1), (7, 7, 1, 1), (0, 3, 2, 5), (6, 0, 2, 2), (3, 3, 2, 2), (2, 5, 3, 3), (0, 0, 8, 8)]:
+        assert_equals_the_whole(prepared, box_of(*sides), embedding(seed=1), embedding(seed=2))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_any_box_of_ce(ce: Prepared, top: int, left: int, height: int, width: in
     box = box_of(top, left, height, width, grid=16)
     x, fresh = embedding(grid=16, seed=seed), embedding(grid=16, seed=seed + 9)
     assume(is_steady(ce, box, x, fresh))
-    assert_as_everything(ce, box, x, fresh)
+    assert_equals_the_whole(ce, box, x, fresh)
 
 
 @pytest.mark.parametrize(("name", "grid"), [("ce", (8, 12)), ("re", (6, 10))])
@@ -109,12 +109,12 @@ def test_boxes_of_a_grid_of_rows_and_columns(name: str, grid: tuple[int, int]) -
             Box(0, 4, rows, 5),
             Box(2, 0, 3, columns),
         ):
-            assert_as_everything(prepared, box, x, fresh)
+            assert_equals_the_whole(prepared, box, x, fresh)
 
 
 def is_steady(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor) -> bool:
-    """Whether no ReLU of the extractor is within rounding of turning over, which moves a gradient by a whole share: in
-    float64, moving x by some of float32's last bits moves the gradient by less than the tolerance."""
+    """Whether no ReLU of the extractor is within rounding of its kink, where a gradient jumps: in float64, changing x
+    by float32's last bits changes the gradient by less than the tolerance."""
     changed = x.double()
     changed[:, :, box.top : box.bottom, box.left : box.right] = fresh[:, :, box.top : box.bottom, box.left : box.right]
     extractor = copy.deepcopy(prepared.extractor).double()
@@ -126,28 +126,28 @@ def is_steady(prepared: Prepared, box: Box, x: Tensor, fresh: Tensor) -> bool:
     exact, generator = gradient(changed), torch.Generator().manual_seed(0)
     near = (torch.randn(changed.shape, generator=generator, dtype=torch.float64) * 2e-6 for _ in range(3))
     moved = [gradient(changed * (1 + sign * step)) for step in near for sign in (1, -1)]
-    return max(float((one - exact).abs().max()) for one in moved) < 1e-5 * float(exact.abs().max())
+    return max(float((gradients - exact).abs().max()) for gradients in moved) < 1e-5 * float(exact.abs().max())
 
 
-def test_only_what_the_box_reaches_is_computed(ce: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_reached_cells_are_computed(ce: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """A 4 x 4 box in the middle: convolutions of 6, 8, 10 and 14 squared (pooling takes pairs of rows), then all."""
     from cortex_fast import ops
 
     sizes: list[tuple[int, int]] = []
     convolve = ops.conv3x3
 
-    def noting(x: Tensor, *arguments, padding: int = 1, **options) -> Tensor:
+    def recording(x: Tensor, *arguments, padding: int = 1, **options) -> Tensor:
         sizes.append((x.shape[2] + 2 * padding - 2, padding))
         return convolve(x, *arguments, padding=padding, **options)
 
     reached = regional(ce, embedding(grid=16), Box(7, 7, 11, 11))
-    monkeypatch.setattr(ops, "conv3x3", noting)
+    monkeypatch.setattr(ops, "conv3x3", recording)
     assert reached is not None
     reached(embedding(grid=16)[:, :, 7:11, 7:11])
     assert sizes[:4] == [(6, 0), (8, 0), (10, 0), (14, 0)] and sizes[4:] == [(8, 1)] * 4
 
 
-def test_an_extractor_without_parts_has_no_region() -> None:
+def test_an_unsplit_extractor_has_no_region() -> None:
     branching = lambda self, x: self.head(x.flatten(1) if x.sum() > 0 else -x.flatten(1))  # noqa: E731
     prepared = prepare(Of(branching, head=linear(CHANNELS * 64)), embedding())
     assert regional(prepared, embedding(), Box(0, 0, 2, 2)) is None
@@ -155,7 +155,7 @@ def test_an_extractor_without_parts_has_no_region() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 2), st.integers(5, 9), st.integers(0, 8), st.integers(1, 9))
-def test_a_windows_reach_is_what_a_change_moves(
+def test_a_windows_reach_is_the_cells_that_a_change_moves(
     size: int, stride: int, padding: int, grid: int, low: int, length: int
 ) -> None:
     low = min(low, grid - 1)

@@ -1,5 +1,5 @@
-"""SmoothGrad by parts: equal to one image, one copy and one backward pass at a time in float64, however it is cut, and
-with the work and the memory that it claims."""
+"""SmoothGrad of split extractors equals eq. 5 in float64, one backward pass for each copy of each image, however it is
+chunked; and it takes the work and memory that it claims."""
 
 import copy
 from itertools import product
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from cortex_fast import ops, smoothgrad
-from cortex_fast.engine import Noise, Prepared, mean_gradients, prepare
+from cortex_fast.engine import NoiseStream, Prepared, mean_gradients, prepare
 from cortex_fast.kernels import native
-from tests.engine.handmade import CHANNELS, GRID, KINDS, Of, autograd, conv, embedding, ended, linear, relative
+from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, autograd, conv, embedding, ended, linear, relative
 from tests.known_extractors import Convolutional, Linear, tiny
 
 TARGET = torch.tensor([2, 0, 3])
@@ -23,40 +23,40 @@ every_noise = pytest.mark.parametrize("shared", [True, False], ids=["shared", "i
 every_pairing = pytest.mark.parametrize("antithetic", [False, True], ids=["single", "antithetic"])
 
 
-def noise_of(x: Tensor, *, shared: bool, antithetic: bool = False, items: Tensor | None = None) -> Noise:
+def stream_of(x: Tensor, *, shared: bool, antithetic: bool = False, items: Tensor | None = None) -> NoiseStream:
     sigma = 0.1 + 0.1 * torch.arange(len(x))
-    return Noise(sigma, torch.arange(len(x)) + 7 if items is None else items, SEED, shared, antithetic)
+    return NoiseStream(sigma, torch.arange(len(x)) + 7 if items is None else items, SEED, shared, antithetic)
 
 
-def definition(extractor: nn.Module, x: Tensor, target: Tensor, noise: Noise, samples: range) -> Tensor:
-    """Eq. 5 written out in float64: the noise alone is the package's, drawn copy by copy from its own operator."""
+def definition(extractor: nn.Module, x: Tensor, target: Tensor, stream: NoiseStream, samples: range) -> Tensor:
+    """Eq. 5 written out in float64; the noise comes from the package's operator, copy by copy."""
     exact = copy.deepcopy(extractor).double()
     total = torch.zeros_like(x, dtype=torch.float64)
-    ids = torch.zeros(len(x), dtype=torch.int64) if noise.shared else noise.item_ids
+    ids = torch.zeros(len(x), dtype=torch.int64) if stream.shared else stream.item_ids
     for sample in samples:
-        first = sample // 2 * 2 if noise.antithetic else sample
-        drawn = ops.smoothgrad_noise(
+        first = sample // 2 * 2 if stream.antithetic else sample
+        normals = ops.smoothgrad_noise(
             torch.zeros_like(x, dtype=torch.float32),
             torch.ones(len(x)),
             2,
-            seed=noise.seed,
+            seed=stream.seed,
             item_ids=ids,
-            antithetic=noise.antithetic,
+            antithetic=stream.antithetic,
             first_sample=first,
         )[:, sample - first]
-        noisy = x.double() + noise.sigma.double()[:, None, None, None] * drawn.double()
+        noisy = x.double() + stream.sigma.double()[:, None, None, None] * normals.double()
         total += autograd(exact, noisy, target)[1]
     return total / len(samples)
 
 
 def assert_equal_but_for_a_tie(got: Tensor, wanted: Tensor) -> None:
-    """Within rounding for all images but perhaps one, where rounding may have opened or closed a ReLU."""
-    errors = sorted(relative(one, other) for one, other in zip(got, wanted, strict=True))
+    """Equal within rounding for all images but one, where rounding may have switched a ReLU."""
+    errors = sorted(relative(*pair) for pair in zip(got, wanted, strict=True))
     assert errors[-2] < 1e-4 and errors[-1] < 0.1
 
 
-def gradients(prepared: Prepared, x: Tensor, noise: Noise, samples: range, memory: int, target=None) -> Tensor:
-    pieces = mean_gradients(prepared, x, TARGET if target is None else target, noise, samples, memory=memory)
+def gradients(prepared: Prepared, x: Tensor, stream: NoiseStream, samples: range, memory: int, target=None) -> Tensor:
+    pieces = mean_gradients(prepared, x, TARGET if target is None else target, stream, samples, memory=memory)
     return torch.cat([piece for _, piece in pieces])
 
 
@@ -72,32 +72,32 @@ def passes_of(prepared: Prepared) -> list[int]:
 @every_pairing
 def test_equal_to_the_definition(kind, shared, antithetic):
     extractor, x = tiny(kind), embedding()
-    noise = noise_of(x, shared=shared, antithetic=antithetic)
-    wanted = definition(extractor, x, TARGET, noise, range(4))
-    got = prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=4)
+    stream = stream_of(x, shared=shared, antithetic=antithetic)
+    wanted = definition(extractor, x, TARGET, stream, range(4))
+    got = prepare(extractor, x).smoothgrad(x, TARGET, stream, num_samples=4)
     assert got.dtype == torch.float32
     assert_equal_but_for_a_tie(got, wanted)
-    exact = prepare(copy.deepcopy(extractor).double(), x.double()).smoothgrad(x.double(), TARGET, noise, num_samples=4)
+    exact = prepare(copy.deepcopy(extractor).double(), x.double()).smoothgrad(x.double(), TARGET, stream, num_samples=4)
     assert exact.dtype == torch.float64 and relative(exact, wanted) < 1e-6
 
 
 @every_noise
 def test_any_range_of_samples(shared):
-    """The adaptive search asks for them in parts."""
+    """The adaptive search takes them in parts."""
     extractor, x = tiny("re").double(), embedding(dtype=torch.float64)
     prepared = prepare(extractor, x)
     for antithetic, parts in ((False, (range(3, 8), range(8, 9))), (True, (range(2, 8), range(8, 10)))):
-        noise = noise_of(x, shared=shared, antithetic=antithetic)
+        stream = stream_of(x, shared=shared, antithetic=antithetic)
         for samples in parts:
-            wanted = definition(extractor, x, TARGET, noise, samples)
-            assert relative(gradients(prepared, x, noise, samples, 1 << 20), wanted) < 1e-6
+            wanted = definition(extractor, x, TARGET, stream, samples)
+            assert relative(gradients(prepared, x, stream, samples, 1 << 20), wanted) < 1e-6
 
 
 def test_an_odd_number_of_antithetic_samples_ends_with_half_a_pair():
     extractor, x = tiny("re").double(), embedding(dtype=torch.float64)
-    noise = noise_of(x, shared=True, antithetic=True)
-    wanted = definition(extractor, x, TARGET, noise, range(5))
-    assert relative(gradients(prepare(extractor, x), x, noise, range(5), 1), wanted) < 1e-6
+    stream = stream_of(x, shared=True, antithetic=True)
+    wanted = definition(extractor, x, TARGET, stream, range(5))
+    assert relative(gradients(prepare(extractor, x), x, stream, range(5), 1), wanted) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,57 +105,56 @@ def test_an_odd_number_of_antithetic_samples_ends_with_half_a_pair():
 def test_the_public_function_is_the_definition(kind, shared):
     extractor, x, items = tiny(kind).double(), embedding(dtype=torch.float64), torch.tensor([5, 0, 9])
     spread = x.flatten(1).amax(1) - x.flatten(1).amin(1)
-    noise = Noise(0.2 * spread, items, SEED, shared, False)
+    stream = NoiseStream(0.2 * spread, items, SEED, shared, False)
     name = "shared" if shared else "independent"
     got = smoothgrad(extractor, x, TARGET, num_samples=3, noise=name, seed=SEED, item_ids=items)
-    assert relative(got, definition(extractor, x, TARGET, noise, range(3))) < 1e-6  # sigma is rounded to float32
+    assert relative(got, definition(extractor, x, TARGET, stream, range(3))) < 1e-6  # sigma is rounded to float32
 
 
 @pytest.mark.parametrize(
     ("kind", "shared", "antithetic"),
     [(kind, *how) for kind in KINDS for how in product((True, False), repeat=2) if kind != "te" or how[0] != how[1]],
 )
-def test_the_memory_does_not_matter(kind, shared, antithetic):
-    """Not bit for bit: torch's matrix products of another number of rows are rounded in another way."""
+def test_the_memory_does_not_change_the_result(kind, shared, antithetic):
+    """Not bit for bit: the rounding of torch's matrix products depends on the number of rows."""
     x = embedding()
     prepared = prepare(tiny(kind), x)
-    noise = noise_of(x, shared=shared, antithetic=antithetic)
-    whole = gradients(prepared, x, noise, range(6), 1 << 30)
+    stream = stream_of(x, shared=shared, antithetic=antithetic)
+    whole = gradients(prepared, x, stream, range(6), 1 << 30)
     for copies in (0, 2, 7):
-        part = gradients(prepared, x, noise, range(6), max(1, copies * prepared.bytes_of_copy))
+        part = gradients(prepared, x, stream, range(6), max(1, copies * prepared.bytes_of_copy))
         assert relative(part, whole) < 1e-5
 
 
 @pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
 @every_noise
 @every_pairing
-def test_the_memory_does_not_show_in_a_bit_where_no_layer_does(shared, antithetic):
-    """The operators' own sums have one order; so has the mean over samples."""
-    extractor = ended(lambda self, x: self.two(torch.relu(self.one(x))), one=conv(), two=conv(8))
+def test_the_memory_changes_no_bit_where_layers_have_a_fixed_order(shared, antithetic):
+    """The operators' sums have a fixed order; so has the mean over samples."""
+    extractor = ended(lambda self, x: self.second(torch.relu(self.first(x))), first=conv(), second=conv(8))
     x, target = embedding(5), torch.arange(5) % 4
     prepared = prepare(extractor, x)
     assert "Winograd" in prepared.notes[-1]
-    noise = noise_of(x, shared=shared, antithetic=antithetic)
-    whole = gradients(prepared, x, noise, range(6), 1 << 30, target)
+    stream = stream_of(x, shared=shared, antithetic=antithetic)
+    whole = gradients(prepared, x, stream, range(6), 1 << 30, target)
     for copies in (0, 1, 3, 7, 12):
         memory = max(1, copies * prepared.bytes_of_copy)
-        assert torch.equal(gradients(prepared, x, noise, range(6), memory, target), whole)
-    alone = noise_of(x, shared=shared, antithetic=antithetic)
-    alone = Noise(alone.sigma[3:4], alone.item_ids[3:4], SEED, shared, antithetic)
+        assert torch.equal(gradients(prepared, x, stream, range(6), memory, target), whole)
+    alone = stream.of_images(slice(3, 4))
     assert torch.equal(gradients(prepared, x[3:4], alone, range(6), 1 << 30, target[3:4]), whole[3:4])
 
 
 @every_noise
 def test_many_images_go_through_in_order(shared):
     extractor, x = Convolutional(CHANNELS, 4).eval(), embedding(150)
-    target, noise, prepared = torch.arange(150) % 3, noise_of(x, shared=shared), prepare(extractor, x)
-    pieces = list(mean_gradients(prepared, x, target, noise, range(2), memory=1 << 22))
+    target, stream, prepared = torch.arange(150) % 3, stream_of(x, shared=shared), prepare(extractor, x)
+    pieces = list(mean_gradients(prepared, x, target, stream, range(2), memory=1 << 22))
     assert [rows.start for rows, _ in pieces] == [0, *[rows.stop for rows, _ in pieces][:-1]]
     assert pieces[-1][0].stop == 150 and len(pieces) > 1
     whole = torch.cat([piece for _, piece in pieces])
     for few in (slice(0, 3), slice(62, 67), slice(148, 150)):
-        own = Noise(noise.sigma[few], noise.item_ids[few], SEED, shared, False)
-        assert relative(whole[few], prepared.smoothgrad(x[few], target[few], own, num_samples=2)) < 1e-5
+        part = prepared.smoothgrad(x[few], target[few], stream.of_images(few), num_samples=2)
+        assert relative(whole[few], part) < 1e-5
 
 
 @every_noise
@@ -165,14 +164,14 @@ def test_a_pass_has_no_more_copies_than_the_memory_allows(shared, antithetic, im
     x, target = embedding(images), torch.arange(images) % 4
     prepared = prepare(Convolutional(CHANNELS, 4).eval(), x)
     sizes = passes_of(prepared)
-    noise = noise_of(x, shared=shared, antithetic=antithetic)
+    stream = stream_of(x, shared=shared, antithetic=antithetic)
     for copies in (2, 5, 9, 30):
         sizes.clear()
-        gradients(prepared, x, noise, range(12), copies * prepared.bytes_of_copy, target)
+        gradients(prepared, x, stream, range(12), copies * prepared.bytes_of_copy, target)
         assert sum(sizes) == 12 * images
         assert copies // 3 <= max(sizes) <= copies  # and the memory is used
     sizes.clear()
-    gradients(prepared, x, noise, range(12), 1, target)
+    gradients(prepared, x, stream, range(12), 1, target)
     assert max(sizes) <= 1 + antithetic
 
 
@@ -199,15 +198,15 @@ def peak_of(compute) -> int:
     ],
 )
 def test_the_memory_bound_holds(kind, precision, images, shared):
-    """Beside the bound: the images with their prefix, noise apart, the sums and the result."""
+    """Beyond the bound: the images with their prefix, the sums and the result."""
     extractor = tiny(kind, channels=32, grid=16)
     x = torch.randn(images, 32, 16, 16, generator=torch.Generator().manual_seed(1))
     prepared = prepare(extractor, x, precision=precision)
-    noise, target = noise_of(x, shared=shared), torch.arange(images)
+    stream, target = stream_of(x, shared=shared), torch.arange(images)
     memory = 8 << 20
     copies = 3 * memory // prepared.bytes_of_copy  # enough for three passes
     sizes = passes_of(prepared)
-    peak = peak_of(lambda: gradients(prepared, x, noise, range(copies // images), memory, target))
+    peak = peak_of(lambda: gradients(prepared, x, stream, range(copies // images), memory, target))
     assert len(sizes) >= 3
     assert peak <= memory + 6 * x.nbytes
 
@@ -215,7 +214,7 @@ def test_the_memory_bound_holds(kind, precision, images, shared):
 @pytest.mark.parametrize("kind", KINDS)
 @every_noise
 def test_the_first_layer_is_hoisted(kind, shared):
-    """Shared: forward once for each image and once for each draw. Always: backward once for each image."""
+    """Shared stream: forward once for each image and once for each draw. Backward always once for each image."""
     x = embedding(dtype=torch.float64)
     prepared = prepare(tiny(kind).double(), x)
     forward, linear_part, backward = [], [], []
@@ -227,34 +226,34 @@ def test_the_first_layer_is_hoisted(kind, shared):
                 result.register_hook(lambda gradient: backward.append(len(gradient)))
 
     prepared.prefix.register_forward_hook(count)
-    prepared.linear.register_forward_hook(lambda module, inputs, results: linear_part.append(len(inputs[0])))
-    noise = noise_of(x, shared=shared)
+    prepared.linear_prefix.register_forward_hook(lambda module, inputs, results: linear_part.append(len(inputs[0])))
+    stream = stream_of(x, shared=shared)
     for copies in (1, 4, 1000):
         for counts in (forward, linear_part, backward):
             counts.clear()
-        gradients(prepared, x, noise, range(6), copies * prepared.bytes_of_copy)
+        gradients(prepared, x, stream, range(6), copies * prepared.bytes_of_copy)
         assert backward == [3] * (2 if kind == "re" else 1)  # re's first block begins with two layers
         assert sum(forward) == (3 if shared else 3 + 3 * 6)
         assert sum(linear_part) == (6 if shared else 0)
 
 
-def test_the_rows_of_the_head_are_all_that_is_read_of_it():
-    """A logit that overflows disturbs its neighbours nowhere: it is not computed."""
+def test_only_the_targets_rows_of_the_head_are_read():
+    """A logit that overflows disturbs no other: it is not computed."""
     x = embedding()
-    noise = noise_of(x, shared=True)
+    stream = stream_of(x, shared=True)
     prepared = prepare(tiny("ce"), x)
     prepared.head.weight = nn.Parameter(prepared.head.weight.clone(), requires_grad=False)  # the extractor's, before
     prepared.head.weight[1] = torch.inf
-    got = prepared.smoothgrad(x, TARGET, noise, num_samples=3)
-    torch.testing.assert_close(got, prepare(tiny("ce"), x).smoothgrad(x, TARGET, noise, num_samples=3))
+    got = prepared.smoothgrad(x, TARGET, stream, num_samples=3)
+    torch.testing.assert_close(got, prepare(tiny("ce"), x).smoothgrad(x, TARGET, stream, num_samples=3))
 
 
-def test_a_result_of_the_prefix_that_is_there_for_its_shape_alone():
-    extractor = ended(lambda self, x: self.one(x).reshape(x.shape[0], -1), one=conv())
+def test_a_result_of_the_prefix_read_for_its_shape_alone():
+    extractor = ended(lambda self, x: self.first(x).reshape(x.shape[0], -1), first=conv())
     x = embedding()
-    noise = noise_of(x, shared=True)
-    got = prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=3)
-    assert relative(got, definition(extractor, x, TARGET, noise, range(3))) < 1e-4
+    stream = stream_of(x, shared=True)
+    got = prepare(extractor, x).smoothgrad(x, TARGET, stream, num_samples=3)
+    assert relative(got, definition(extractor, x, TARGET, stream, range(3))) < 1e-4
 
 
 VIEWS = {
@@ -275,16 +274,16 @@ def both_ways(self, x):
 @pytest.mark.parametrize("name", VIEWS)
 def test_results_of_the_prefix_that_share_memory(name, shared):
     extractor, x = VIEWS[name](), embedding()
-    noise = noise_of(x, shared=shared)
-    got = prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=3)
-    assert relative(got, definition(extractor, x, TARGET, noise, range(3))) < 1e-4
+    stream = stream_of(x, shared=shared)
+    got = prepare(extractor, x).smoothgrad(x, TARGET, stream, num_samples=3)
+    assert relative(got, definition(extractor, x, TARGET, stream, range(3))) < 1e-4
 
 
 def test_half_precision_adds_up_in_float32():
     """A thousand samples of a constant gradient: a sum in bfloat16 would stop growing at 256 of them."""
     extractor, x = Linear(CHANNELS, GRID, 4).eval(), embedding()
     prepared = prepare(extractor, x, precision="bfloat16")
-    got = prepared.smoothgrad(x, TARGET, noise_of(x, shared=True), num_samples=1000)
+    got = prepared.smoothgrad(x, TARGET, stream_of(x, shared=True), num_samples=1000)
     wanted = extractor.weight.detach()[TARGET].view_as(x)
     torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-3)
 
@@ -293,28 +292,28 @@ def test_half_precision_adds_up_in_float32():
 def test_the_whole_stays_finite_and_is_float32(memory):
     x = embedding().bfloat16()
     got = prepare(Convolutional(CHANNELS, 4).eval().bfloat16(), x).smoothgrad(
-        x, TARGET, noise_of(x, shared=False), memory=memory
+        x, TARGET, stream_of(x, shared=False), memory=memory
     )
     assert got.dtype == torch.float32 and got.isfinite().all() and got.any()
 
 
 def test_strided_and_expanded_embeddings():
     extractor, x = tiny("ce"), embedding()
-    prepared, noise = prepare(extractor, x), noise_of(x, shared=True)
-    wanted = prepared.smoothgrad(x, TARGET, noise, num_samples=3)
+    prepared, stream = prepare(extractor, x), stream_of(x, shared=True)
+    wanted = prepared.smoothgrad(x, TARGET, stream, num_samples=3)
     last = x.contiguous(memory_format=torch.channels_last)
     double = torch.stack((x, x), dim=-1)[..., 0]
     for other in (last, double):
-        torch.testing.assert_close(prepared.smoothgrad(other, TARGET, noise, num_samples=3), wanted)
-    one = x[:1].expand(3, -1, -1, -1)
+        torch.testing.assert_close(prepared.smoothgrad(other, TARGET, stream, num_samples=3), wanted)
+    expanded = x[:1].expand(3, -1, -1, -1)
     torch.testing.assert_close(
-        prepared.smoothgrad(one, TARGET, noise, num_samples=3),
-        prepared.smoothgrad(one.contiguous(), TARGET, noise, num_samples=3),
+        prepared.smoothgrad(expanded, TARGET, stream, num_samples=3),
+        prepared.smoothgrad(expanded.contiguous(), TARGET, stream, num_samples=3),
     )
 
 
 def test_the_linear_head_alone():
     extractor = nn.Sequential(nn.Flatten(), linear(CHANNELS * GRID * GRID)).eval()
     x = embedding()
-    got = prepare(extractor, x).smoothgrad(x, TARGET, noise_of(x, shared=True), num_samples=5)
+    got = prepare(extractor, x).smoothgrad(x, TARGET, stream_of(x, shared=True), num_samples=5)
     torch.testing.assert_close(got, extractor[1].weight.detach()[TARGET].view_as(x))

@@ -1,4 +1,4 @@
-"""Recording: what an extractor dispatches, whatever its Python, and nothing of it or of other threads is touched."""
+"""Recording: the operators that an extractor dispatches; other threads and the model stay untouched."""
 
 import copy
 import subprocess
@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from cortex_fast.engine import prepare
 from cortex_fast.engine.borrowing import borrowed
-from tests.engine.handmade import CHANNELS, GRID, Of, autograd, conv, embedding, ended, graph_of, linear, relative
 from tests.engine.test_prepared import AS_IT_IS, TARGET, Rounded, shared
+from tests.engine.user_modules import CHANNELS, GRID, Of, autograd, conv, embedding, ended, graph_of, linear, relative
 from tests.known_extractors import tiny
 
 FEATURES = 8 * GRID * GRID
@@ -59,8 +59,8 @@ def gated(self, x):
     with torch.no_grad():
         gate = torch.sigmoid(self.gate(x))
         with torch.enable_grad():
-            own = torch.tanh(self.conv(x))
-    return own * gate
+            features = torch.tanh(self.conv(x))
+    return features * gate
 
 
 def added_twice(self, x):
@@ -78,7 +78,7 @@ def by_einsum(self, x):
 
 
 class Table(nn.Module):
-    """Makes a table at the first call, and keeps what it saw."""
+    """Creates a table at the first call, and stores its features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,30 +94,32 @@ class Table(nn.Module):
         return self.head(self.features.flatten(1))
 
 
-KEPT_FAST = {
+FAST = {
     "a statement in place": lambda: ended(clamped, conv=conv()),
     "writes into views": lambda: ended(sliced, conv=conv()),
-    "writes into buffers made on the way": lambda: ended(pasted, conv=conv()),
-    "a constant written into between two readings": lambda: ended(added_twice, conv=conv()),
+    "writes into new buffers": lambda: ended(pasted, conv=conv()),
+    "a constant overwritten between two reads": lambda: ended(added_twice, conv=conv()),
     "a copy into another dtype": lambda: ended(copied, conv=conv()),
     "masks": lambda: ended(masked, conv=conv()),
     "gates without gradient": lambda: ended(gated, conv=conv(), gate=conv(outputs=1)),
     "an index of positions": lambda: ended(ordered, conv=conv()),
-    "a table made at the first call": Table,
+    "a table created at the first call": Table,
     "weight norm": lambda: ended(lambda self, x: self.conv(x).tanh(), conv=parametrizations.weight_norm(conv())),
     "spectral norm": lambda: ended(lambda self, x: self.conv(x).tanh(), conv=parametrizations.spectral_norm(conv())),
-    "a residual in place": lambda: ended(lambda self, x: self.two(x).add_(self.one(x)).relu_(), one=conv(), two=conv()),
-    "leaky ReLU of eval mode's chance": lambda: ended(lambda self, x: F.rrelu(self.conv(x)), conv=conv()),
+    "a residual in place": lambda: ended(
+        lambda self, x: self.second(x).add_(self.first(x)).relu_(), first=conv(), second=conv()
+    ),
+    "randomised leaky ReLU in eval mode": lambda: ended(lambda self, x: F.rrelu(self.conv(x)), conv=conv()),
     "groups normed": lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=nn.GroupNorm(2, 8)),
     "images normed": lambda: ended(lambda self, x: self.norm(self.conv(x)), conv=conv(), norm=nn.InstanceNorm2d(8)),
     "a product by einsum": lambda: ended(by_einsum, conv=conv(), gate=conv(8, 8, size=1)),
 }
 
 
-@pytest.mark.parametrize("name", KEPT_FAST)
-def test_the_fast_path_is_kept_and_right_for_images_of_any_scale(name):
+@pytest.mark.parametrize("name", FAST)
+def test_the_fast_path_is_right_for_images_of_any_scale(name):
     torch.manual_seed(5)
-    extractor = KEPT_FAST[name]().eval()
+    extractor = FAST[name]().eval()
     x = embedding() * torch.tensor([0.1, 1, 8])[:, None, None, None]
     wide = copy.deepcopy(extractor).double()
     for sample in (x[:1], x[2:]):
@@ -144,7 +146,7 @@ def test_a_mask_of_rows_is_no_graph():
 
 
 @pytest.mark.parametrize("make", [Table, lambda: tiny("te"), lambda: ended(lambda self, x: 1 / 0)])
-def test_nothing_of_the_users_model_changes(make):
+def test_the_users_model_stays_unchanged(make):
     extractor, x = make().eval(), embedding()
     modules = dict(extractor.named_modules())
     before = {name: {key: (id(v), copy.copy(v)) for key, v in vars(m).items()} for name, m in modules.items()}
@@ -164,14 +166,14 @@ def test_nothing_of_the_users_model_changes(make):
         assert id(value) == identity and torch.equal(value, values) and value.requires_grad == flag
 
 
-def test_the_embedding_of_the_caller_is_left_alone():
+def test_the_callers_embedding_stays_unchanged():
     extractor, x = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), linear(CHANNELS * GRID**2)).eval(), embedding()
-    kept = x.clone()
+    before = x.clone()
     prepare(extractor, x).value_and_grad(x, TARGET)
-    assert torch.equal(x, kept)
+    assert torch.equal(x, before)
 
 
-def test_what_cannot_be_copied_is_shared():
+def test_uncopyable_attributes_are_shared():
     extractor = tiny("te")
     extractor.lock, extractor.where = threading.Lock(), {"file": sys.stdout}
     stand_in = borrowed(extractor)
@@ -183,16 +185,16 @@ def test_what_cannot_be_copied_is_shared():
 
 
 def test_threads_prepare_and_explain_at_once_beside_another_model():
-    """Eight prepare and explain, a ninth runs a model of its own: no error, and the bits of one alone."""
+    """Eight prepare and explain, a ninth runs another model: no error, and the bits of a single thread."""
     extractor, other, x = tiny("ce"), tiny("re"), embedding()
-    noise = shared()
-    wanted = prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=2)
+    stream = shared()
+    wanted = prepare(extractor, x).smoothgrad(x, TARGET, stream, num_samples=2)
     logits = other(x)
     errors, results, running = [], [], True
 
     def explain():
         try:
-            results.append(prepare(extractor, x).smoothgrad(x, TARGET, noise, num_samples=2))
+            results.append(prepare(extractor, x).smoothgrad(x, TARGET, stream, num_samples=2))
         except Exception as error:
             errors.append(error)
 
@@ -227,8 +229,8 @@ def test_the_first_call_imports_neither_dynamo_nor_sympy():
     assert done.stdout.strip() == "[]"
 
 
-def test_preparing_keeps_nothing():
-    """No tensor is left once an extractor prepared is gone, garbage collected or not."""
+def test_preparing_leaks_nothing():
+    """No tensor outlives a prepared extractor, even without garbage collection."""
     import gc
 
     extractor, x = tiny("ce").requires_grad_(False), embedding()
@@ -236,10 +238,10 @@ def test_preparing_keeps_nothing():
     gc.collect()
     gc.disable()
     try:
-        before = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        before = sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
         for _ in range(3):
             prepare(extractor, x)
-        assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) == before
+        assert sum(isinstance(item, torch.Tensor) for item in gc.get_objects()) == before
     finally:
         gc.enable()
 
@@ -267,7 +269,7 @@ def test_the_part_that_holds_the_logits(output, part):
 @pytest.mark.parametrize(
     ("part", "message"), [("nothing", "^output: expected a part"), (3, "^output: expected a part")]
 )
-def test_a_part_that_is_not_there_is_named(part, message):
+def test_a_missing_part_is_refused(part, message):
     whole = Of(lambda self, x: {"logits": self.head(x.flatten(1))}, head=linear(CHANNELS * GRID**2))
     with pytest.raises(ValueError, match=r"^output: expected a part of the extractor's dict with the keys 'logits'"):
         prepare(whole, embedding(), output=part)
@@ -281,12 +283,12 @@ def test_a_part_that_is_not_there_is_named(part, message):
         lambda self, x: self.head((x > 0).float().flatten(1)),
     ],
 )
-def test_an_extractor_without_gradient_is_the_cause(function):
+def test_an_extractor_without_gradient_is_refused(function):
     with pytest.raises(ValueError, match=r"^extractor: expected logits that are differentiable in the embedding"):
         prepare(Of(function, head=linear(CHANNELS * GRID**2)), embedding())
 
 
-def test_weights_made_in_inference_mode():
+def test_weights_created_in_inference_mode():
     torch.manual_seed(0)
     with torch.inference_mode():
         extractor = ended(lambda self, x: self.conv(x), conv=conv())
@@ -327,7 +329,7 @@ def mixing(function, **modules):
         lambda: mixing(lambda self, x: self.head((x * x.mean(0)).flatten(1)) * 1e-30),
     ],
 )
-def test_mixing_is_found_whatever_the_sample_and_without_float64(make, sample):
+def test_mixing_is_detected_for_any_sample_and_without_float64(make, sample):
     torch.manual_seed(2)
     extractor, x = make(), embedding()
     prepared = prepare(extractor, sample)
@@ -347,7 +349,7 @@ def alone_otherwise(self, x):
 
 
 class Remembered(nn.Module):
-    """Keeps the mean of the first batch."""
+    """Stores the mean of the first batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,16 +362,16 @@ class Remembered(nn.Module):
 
 
 @pytest.mark.parametrize("function", [clipped, alone_otherwise])
-def test_what_no_graph_shows_runs_as_it_is(function):
+def test_forwards_that_no_graph_shows_run_as_they_are(function):
     extractor, x = ended(function, conv=conv()), 30 * embedding()
     prepared = prepare(extractor, 0.01 * embedding())
     assert "image by image" in prepared.notes[0]
     assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
 
 
-def test_what_the_first_batch_decides_is_refused_until_it_is_decided():
+def test_state_of_the_first_batch_is_refused_until_it_is_stored():
     extractor, x = Remembered().eval(), embedding()
-    with pytest.raises(ValueError, match=r"^extractor: it keeps what it makes of the first images"):
+    with pytest.raises(ValueError, match=r"^extractor: its first forward stores results that later ones read"):
         prepare(extractor, x)
     assert extractor.mean is None
     extractor(x)
@@ -392,7 +394,7 @@ def shaped_in_place(self, x):
 
 
 def constants_for_the_batch(self, x):
-    """Made for as many images as there are, and written into."""
+    """Constants of a row for each image, written into."""
     zeros = torch.zeros(len(x), 8, GRID, GRID)
     zeros[:, :, 1:] = 1
     zeros.mul_(2)
@@ -426,7 +428,7 @@ def test_forms_of_users_forwards(make, fast):
     assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
 
 
-def test_odd_tensors_of_a_model_are_no_hindrance():
+def test_a_model_may_hold_unusual_tensors():
     extractor, x = ended(lambda self, x: self.conv(x) * self.scale, conv=conv()), embedding()
     extractor.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.bfloat16))
     extractor._parameters = dict(reversed(extractor._parameters.items()))
@@ -436,7 +438,7 @@ def test_odd_tensors_of_a_model_are_no_hindrance():
     assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
 
 
-def test_complex_logits_are_named():
+def test_complex_logits_are_refused():
     with pytest.raises(ValueError, match=r"^extractor: expected floating-point logits, got torch.complex64"):
         prepare(
             Of(lambda self, x: torch.fft.fft(self.head(x.flatten(1))), head=linear(CHANNELS * GRID**2)), embedding()
@@ -459,8 +461,8 @@ def test_a_fourier_layer_is_a_graph():
     assert relative(prepared.value_and_grad(x, TARGET)[1], autograd(extractor, x, TARGET)[1]) < 1e-4
 
 
-def test_another_grid_than_the_samples_is_refused():
-    """A graph has the grid's sizes as numbers in it."""
+def test_a_grid_other_than_the_samples_is_refused():
+    """A graph contains the grid's sizes as numbers."""
     extractor = Of(lambda self, x: self.head(self.conv(x).sum((2, 3)) / x.shape[2]), conv=conv(), head=linear(8))
     prepared, other = prepare(extractor, embedding()), embedding(grid=6)
     for call in (prepared.value_and_grad, lambda x, t: prepared.smoothgrad(x, t, shared())):
@@ -470,7 +472,7 @@ def test_another_grid_than_the_samples_is_refused():
         prepare(prepared, other)
 
 
-def test_half_precision_that_does_not_serve_is_not_used():
+def test_a_half_precision_of_other_results_is_not_used():
     extractor, x = ended(lambda self, x: Rounded.apply(self.conv(x)), conv=conv()), embedding()
     with torch.no_grad():
         extractor.head.weight.mul_(1e-9)
@@ -491,14 +493,14 @@ def test_half_precision_that_does_not_serve_is_not_used():
         (lambda x: x, embedding(), r"^extractor: expected a torch.nn.Module"),
     ],
 )
-def test_what_is_no_sample_or_extractor_is_named(extractor, sample, message):
+def test_a_wrong_sample_or_extractor_is_refused(extractor, sample, message):
     with pytest.raises((TypeError, ValueError), match=message):
         prepare(extractor, sample)
 
 
-def test_a_copys_bytes_are_those_that_autograd_keeps_every_time():
+def test_the_bytes_of_a_copy_are_reproducible_and_cover_saved_activations():
     """16 results of tanh of 8 x 8 x 8 floats, at least."""
     layers = [layer for _ in range(16) for layer in (conv(8, 8), nn.Tanh())]
     extractor = nn.Sequential(conv(), *layers, nn.Flatten(), linear(FEATURES)).eval()
-    found = {prepare(extractor, embedding()).bytes_of_copy for _ in range(3)}
-    assert len(found) == 1 and found.pop() >= 16 * 8 * 8 * 8 * 4
+    sizes = {prepare(extractor, embedding()).bytes_of_copy for _ in range(3)}
+    assert len(sizes) == 1 and sizes.pop() >= 16 * 8 * 8 * 8 * 4

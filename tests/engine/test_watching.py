@@ -1,12 +1,12 @@
-"""Weights that changed since an extractor was prepared are noticed, however they were written."""
+"""Changes of the weights since an extractor was prepared are noticed, however they were written."""
 
 import pytest
 import torch
 from torch import nn
 
 from cortex_fast.engine import prepare
-from tests.engine.handmade import embedding
 from tests.engine.test_prepared import TARGET, shared
+from tests.engine.user_modules import embedding
 from tests.known_extractors import tiny
 
 
@@ -14,7 +14,7 @@ def scaled(extractor):
     extractor.fc1.weight.data.mul_(-3)
 
 
-def one_filter(extractor):
+def filter_zeroed(extractor):
     next(m for m in extractor.modules() if isinstance(m, nn.Conv2d)).weight.data[1] = 0
 
 
@@ -36,7 +36,7 @@ def parameter_swapped(extractor):
 
 
 def layer_swapped(extractor):
-    extractor.add_module("one_more", nn.Identity())
+    extractor.add_module("extra", nn.Identity())
 
 
 def loaded(extractor):
@@ -45,7 +45,7 @@ def loaded(extractor):
 
 @pytest.mark.parametrize(
     "change",
-    [scaled, one_filter, copied, buffer_swapped, buffer_written, parameter_swapped, layer_swapped, loaded],
+    [scaled, filter_zeroed, copied, buffer_swapped, buffer_written, parameter_swapped, layer_swapped, loaded],
 )
 def test_a_change_is_noticed(change):
     extractor, x = tiny("ce"), embedding()
@@ -57,10 +57,10 @@ def test_a_change_is_noticed(change):
             call(x, TARGET)
 
 
-def test_nothing_is_noticed_where_nothing_changed():
+def test_unchanged_weights_are_accepted():
     extractor, x = tiny("ce"), embedding()
     with torch.no_grad():
-        extractor.fc1.weight[0, 0] = torch.nan  # equal to itself, for this
+        extractor.fc1.weight[0, 0] = torch.nan  # equal to itself, in this comparison
     extractor.register_buffer("strided", torch.arange(12.0).view(3, 4).T)
     extractor.register_buffer("expanded", torch.ones(1).expand(5))
     extractor.register_buffer("complex", torch.ones(2, dtype=torch.complex64))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cortex_fast import checks
 from cortex_fast.compat.preparing import prepared_of
-from cortex_fast.engine import Noise
+from cortex_fast.engine import NoiseStream
 
 
 class AverageSaliency:
@@ -48,7 +48,7 @@ class AverageSaliency:
         prepared = "" if own else prepared_of(self.model, images)
         if isinstance(prepared, str):
             return self._average(images, targets, spread, nsamples)
-        noise = Noise(
+        noise = NoiseStream(
             sigma=spread.to(torch.promote_types(images.dtype, torch.float32)).expand(len(images)),
             item_ids=torch.arange(len(images), device=images.device),
             seed=int(torch.randint(2**63 - 1, ())),

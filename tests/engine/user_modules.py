@@ -1,4 +1,4 @@
-"""What the engine's tests share: user modules written down in a line, and gradients by plain autograd."""
+"""Shared by the engine's tests: user modules written in a line, and gradients by plain autograd."""
 
 from collections.abc import Callable
 
@@ -45,17 +45,17 @@ def linear(inputs: int, outputs: int = 4, *, seed: int = 2, **options) -> nn.Lin
 
 
 def norm(channels: int = 8, *, flat: bool = False, seed: int = 3, **options) -> nn.BatchNorm1d | nn.BatchNorm2d:
-    """A BatchNorm with statistics of its own."""
+    """A BatchNorm with random statistics, weight and bias."""
 
     def make():
-        made = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels, **options)
-        if made.track_running_stats:
-            made.running_mean.normal_()
-            made.running_var.uniform_(0.5, 2)
-        if made.affine:
-            made.weight.data.normal_()
-            made.bias.data.normal_()
-        return made.eval()
+        layer = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels, **options)
+        if layer.track_running_stats:
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+        if layer.affine:
+            layer.weight.data.normal_()
+            layer.bias.data.normal_()
+        return layer.eval()
 
     return seeded(make, seed)
 
@@ -72,7 +72,7 @@ def ended(body: Callable[[nn.Module, Tensor], Tensor], features: int = 8 * GRID 
 
 
 def graph_of(extractor: nn.Module, grid: int = GRID) -> Graph:
-    """The extractor's graph as it was recorded."""
+    """The extractor's graph as recorded."""
     dtype = next((t.dtype for t in (*extractor.parameters(), *extractor.buffers())), torch.float64)
     few, more = (embedding(images, grid=grid, seed=images, dtype=dtype) for images in (2, 3))
     stand_in = borrowed(extractor)
@@ -86,14 +86,14 @@ def folded(extractor: nn.Module, grid: int = GRID) -> Graph:
 def autograd(extractor: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Each target's logit and its gradient, one image and one backward pass at a time."""
     values, gradients = [], []
-    for image, wanted in zip(x, target.tolist(), strict=True):
-        own = image[None].clone().requires_grad_(True)
-        value = extractor(own)[0, wanted]
-        gradients += torch.autograd.grad(value, own)
+    for image, image_target in zip(x, target.tolist(), strict=True):
+        leaf = image[None].clone().requires_grad_(True)
+        value = extractor(leaf)[0, image_target]
+        gradients += torch.autograd.grad(value, leaf)
         values.append(value.detach())
     return torch.stack(values), torch.cat(gradients)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
-    """The largest difference, of the largest value."""
+    """The largest difference, relative to the largest value."""
     return float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
