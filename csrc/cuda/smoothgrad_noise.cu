@@ -39,10 +39,10 @@ __device__ __forceinline__ void draw_normals(Key key, std::uint32_t quad, std::u
 }
 
 template <typename T, int N>
-__device__ __forceinline__ void write_copy(const float (&x)[N], const float (&noise)[N], float scale, T* out) {
+__device__ __forceinline__ void write_copy(const float (&x)[N], const float (&normals)[N], float scale, T* out) {
   float copy[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) copy[i] = multiply_add(scale, noise[i], x[i]);
+  for (int i = 0; i < N; ++i) copy[i] = multiply_add(scale, normals[i], x[i]);
   write_pack(copy, out);
 }
 
@@ -91,10 +91,10 @@ __global__ void __launch_bounds__(kThreads) given_copies(NoisyCopies<T> args, st
   const std::int64_t offset = (blockIdx.x % blocks * kThreads + threadIdx.x) * N;
   if (offset >= size) return;
   const std::int64_t copy = blockIdx.x / blocks, image = copy / args.num_samples;
-  float x[N], noise[N];
+  float x[N], normals[N];
   read_pack(args.x + image * size + offset, x);
-  read_pack(args.normals + copy * size + offset, noise);
-  write_copy(x, noise, args.sigma[image], out + copy * size + offset);
+  read_pack(args.normals + copy * size + offset, normals);
+  write_copy(x, normals, args.sigma[image], out + copy * size + offset);
 }
 
 template <typename T, int N>
