@@ -99,6 +99,23 @@ def _add_given(x, sigma, normals, out, samples, size, BLOCK: tl.constexpr):
     _store_copy(from_image, out + copy.to(tl.int64) * size, given, tl.load(sigma + image), offset, inside)
 
 
+def _launch_given(x: Tensor, sigma: Tensor, normals: Tensor, out: Tensor) -> None:
+    """All contiguous: x [B,d,m,m], sigma [B], normals and out [B,N,d,m,m]."""
+    samples, size = out.shape[1], x.shape[1:].numel()
+    launching.launch(
+        _add_given,
+        [len(x) * samples * ceil_div(size, GIVEN_BLOCK)],
+        x,
+        x=x,
+        sigma=sigma,
+        normals=normals,
+        out=out,
+        samples=samples,
+        size=size,
+        BLOCK=GIVEN_BLOCK,
+    )
+
+
 def smoothgrad_noise(
     x: Tensor,
     sigma: Tensor,
@@ -115,20 +132,7 @@ def smoothgrad_noise(
     x, sigma = x.contiguous(), sigma.float().contiguous()
     out = torch.empty((batch, num_samples, channels, *grid), dtype=x.dtype, device=x.device)
     if normals is not None:
-        size = channels * positions
-        programs = batch * num_samples * ceil_div(size, GIVEN_BLOCK)
-        launching.launch(
-            _add_given,
-            [programs],
-            x,
-            x=x,
-            sigma=sigma,
-            normals=normals.contiguous(),
-            out=out,
-            samples=num_samples,
-            size=size,
-            BLOCK=GIVEN_BLOCK,
-        )
+        _launch_given(x, sigma, normals.contiguous(), out)
         return out
     key_low, key_high = philox.stream_key(seed, philox.NORMAL)
     draws = ceil_div(num_samples, 2) if antithetic else num_samples

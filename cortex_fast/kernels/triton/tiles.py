@@ -33,9 +33,9 @@ def read(file: Path) -> dict[str, dict[str, Block]]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if all(_is_block(block) for blocks in found.values() for block in blocks.values()):
-            return dict(found)
+        table = json.loads(file.read_text(encoding="utf-8"))
+        if all(_is_block(block) for blocks in table.values() for block in blocks.values()):
+            return dict(table)
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
     warnings.warn(f"{file}: not a table of tiles, so that kernels run with their defaults; remove it", stacklevel=2)
