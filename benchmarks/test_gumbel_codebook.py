@@ -183,7 +183,7 @@ def operator(state: Progress, impl: str) -> Tensor:
 def fused_step(state: Progress, impl: str) -> Tensor:
     """Forward, then backward and Adam in one."""
     logits = state.logits.detach()
-    _, _, kept = ops.gumbel_codebook_with_row_stats(logits, state.codebook, tau=TAU, seed=SEED, impl=impl)
+    _, _, row_stats = ops.gumbel_codebook_with_row_stats(logits, state.codebook, tau=TAU, seed=SEED, impl=impl)
     ops.gumbel_codebook_step(
         logits,
         state.codebook,
@@ -195,7 +195,7 @@ def fused_step(state: Progress, impl: str) -> Tensor:
         step_count=next(state.steps),
         betas=BETAS,
         eps=EPS,
-        row_stats=kept,
+        row_stats=row_stats,
         impl=impl,
     )
     return logits

@@ -1,8 +1,9 @@
 """A step of token selection at paper scale: CE of width 512, K 16384, the 4 x 4 region of 16 x 16, Adam.
 
-Floor: the products of the extractor's layers, forward and to the input, of what the region reaches, by Winograd's
-counts, and D = dE C^T of the free rows. The published step takes all 256 rows of logits through the formula, one image
-at a time, and computes the gradients of the extractor's parameters too, which its loop never uses; one is timed.
+Floor: the products of the extractor's layers, forward and to the input, for the activations that the region reaches, by
+Winograd's counts, and D = dE C^T of the free rows. The published step applies the formula to all 256 rows of logits, an
+image at a time, and also computes the gradients of the extractor's parameters, which its loop never uses; the step of a
+single image is timed.
 """
 
 import copy
@@ -21,20 +22,22 @@ from cortex_fast.data.token_store import gather
 from cortex_fast.engine import prepare
 from cortex_fast.explain.problems import Problems, check_problems
 from cortex_fast.explain.recipes import Recipe
-from cortex_fast.explain.selection import token_method
 from cortex_fast.explain.stepping import schedules_of, step_of
+from cortex_fast.explain.token_method import token_method
 
 REGION, ROWS = (7, 7, 11, 11), 16
 RECIPE = Recipe()
-# forward, of a problem: 4, 4, 9 and 16 tiles of the first block (the fourth layer's reach is 14 squared), then all
+# forward, of a problem: 4, 4, 9 and 16 tiles of the first block (its fourth layer reaches 14 x 14), then the rest
 MULTIPLY_ADDS = 36 * 512 * (4 * 256 + (4 + 9 + 16) * 512) + 4 * 37.7e6 + 50.3e6
-TOLERANCE = 2e-2  # of the largest: a ReLU that rounding turns over moves a gradient by its whole share
+TOLERANCE = 2e-2  # of the largest: a ReLU that rounding switches changes a gradient by its whole share
 
-Step = tuple[Tensor, Tensor]  # of the first problem: the rows proposed [16,d], and the loss's gradient in them
+Step = tuple[Tensor, Tensor]  # of the first problem: the proposed rows [16,d], and the loss's gradient in them
 
 
 @dataclass(frozen=True)
 class Selecting:
+    """An extractor and the checked problems of one step."""
+
     extractor: nn.Module
     problems: Problems
 
@@ -46,11 +49,11 @@ def selecting(count: int, width: int, codes: int, device: torch.device) -> Selec
     tokens = torch.randint(codes, (count, 16, 16), generator=generator)
     target = torch.arange(count) * 7 % 1000
     codebook, tokens, target = (tensor.to(device) for tensor in (codebook, tokens, target))
-    return Selecting(extractor, check_problems(extractor, codebook, target, tokens, REGION, None, None))
+    return Selecting(extractor, check_problems(extractor, codebook, target, tokens=tokens, region=REGION))
 
 
 def error(data: Selecting, result: Step) -> float:
-    """Of the gradient, against float64 through the whole extractor."""
+    """The largest error of the gradient, against float64 through the whole extractor."""
     proposed, gradient = (tensor.double().cpu() for tensor in result)
     problems = data.problems
     leaf = proposed[None].requires_grad_(True)
@@ -103,10 +106,10 @@ def published_step(data: Selecting) -> Callable[[], Step]:
 
 def cases(quick: bool) -> list[Case]:
     width, codes = (16, 256) if quick else (512, 16384)
-    found = []
+    selections = []
     for count in (2,) if quick else (1, 16):
         operations = count * (4 * MULTIPLY_ADDS * (width / 512) ** 2 + 2 * ROWS * codes * 256)
-        found.append(
+        selections.append(
             Case(
                 operator="selection",
                 name=f"step, {count} problem{'s' if count > 1 else ''}",
@@ -126,7 +129,7 @@ def cases(quick: bool) -> list[Case]:
                 ),
             )
         )
-    return found
+    return selections
 
 
 def test_selection(measure):

@@ -11,20 +11,6 @@ class BuildInfo(TypedDict):
     cuda: str | None  # the compiler and what it built for
     why_no_cuda: str | None
 
-class GumbelCodebook:
-    def __init__(
-        self,
-        *,
-        logits: int,
-        codebook: int,
-        gumbel: int,
-        item_ids: int,
-        sizes: Sequence[int],
-        tau: float,
-        seed: int,
-        draw: int,
-    ) -> None: ...
-
 cuda: ModuleType  # where build_info has it
 
 def build_info() -> BuildInfo: ...
@@ -44,31 +30,57 @@ def random_stream(
     level: str,
 ) -> None: ...
 def gumbel_codebook(
-    args: GumbelCodebook, *, hard: bool, embedding: int, index: int, threads: int, level: str
+    *,
+    logits: int,
+    codebook: int,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: int,
+    hard: bool,
+    gumbel: int,
+    sizes: Sequence[int],
+    embedding: int,
+    index: int,
+    threads: int,
+    level: str,
 ) -> None: ...
 def gumbel_codebook_backward(
-    args: GumbelCodebook,
     *,
     upstream: int,
-    index: int,
+    logits: int,
+    codebook: int,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: int,
     hard: bool,
+    gumbel: int,
+    index: int,
+    sizes: Sequence[int],
     grad_logits: int,
     grad_codebook: int,
     threads: int,
     level: str,
 ) -> None: ...
 def gumbel_codebook_step(
-    args: GumbelCodebook,
     *,
-    upstream: int,
     logits: int,
-    moments: Sequence[int],
+    codebook: int,
+    upstream: int,
     lr: float,
+    tau: float,
+    seed: int,
+    draw: int,
+    item_ids: int,
+    moments: Sequence[int],
+    step_count: int,
     betas: Sequence[float],
     eps: float,
-    step: int,
+    gumbel: int,
     anchor: int,
     stay_penalty: float,
+    sizes: Sequence[int],
     threads: int,
     level: str,
 ) -> None: ...

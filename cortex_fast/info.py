@@ -196,6 +196,13 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         ops.gumbel_codebook_step(changed, codebook, upstream, lr=0.01, moments=moments, impl=impl)
         return changed
 
+    def gradient(impl: str) -> Tensor:
+        with torch.enable_grad():
+            leaf = logits.clone().requires_grad_()
+            ops.gumbel_codebook(leaf, codebook, impl=impl)[0].sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
     return {
         "token_saliency": lambda impl: ops.token_saliency(grads, impl=impl),
         "concept_counts": lambda impl: ops.concept_counts(
@@ -206,6 +213,7 @@ def _trials() -> dict[str, Callable[[str], Tensor]]:
         )[1],
         "smoothgrad_noise": lambda impl: ops.smoothgrad_noise(grads[:, 0], grads.new_ones(2), 3, seed=1, impl=impl),
         "gumbel_codebook": lambda impl: ops.gumbel_codebook(logits, codebook, hard=False, impl=impl)[0],
+        "gumbel_codebook_backward": gradient,
         "gumbel_codebook_step": stepped,
         "conv3x3": lambda impl: ops.conv3x3(grads[0], ops.prepare_filters(grads[0] / 30, impl=impl), relu=True),
         "gather_error": lambda impl: ops.gather_error(grads[:, 0], tokens, codebook, impl=impl),

@@ -1,8 +1,8 @@
-"""Faster blocks for the Triton kernels on the GPU at hand, tried out once and kept in the user's cache folder.
+"""Faster blocks for the Triton kernels on this machine's GPU, measured once and stored in the user's cache folder.
 
-Kernels come with blocks from a small table, and never try others by themselves. `tune` does, for the sizes of a token
-selection that are given; what it keeps is used from then on, by this process and by later ones. Sums may be added in
-another order then: results can differ in their last bits.
+Kernels have default blocks and never try others by themselves. `tune` does, for the given sizes of a token selection;
+the fastest are used from then on, by this process and by later ones. Sums may be added in another order then: results
+can differ in their last bits.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from cortex_fast.kernels import triton as triton_kernels
 from cortex_fast.ops.backends import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from cortex_fast.kernels.triton.tiles import Choice  # imports triton, which need not be there
+    from cortex_fast.kernels.triton.tiles import Choice  # imports triton, which is optional
 
 Block = dict[str, int]
 _CHANCE = 0.98
@@ -46,10 +46,21 @@ def tune(
     *,
     measure: Callable[[Callable[[], object]], float] | None = None,
 ) -> list[Tuned]:
-    """Try the blocks of `gumbel_codebook` and its step for R x K x d on the current GPU, and keep the fastest.
+    """Measure the blocks of `gumbel_codebook` and its step on the current GPU, and store the fastest.
 
-    measure: milliseconds of a function; default the median of 20 calls after 5. Raises BackendUnavailableError where no
-    Triton kernel can be compiled.
+    Args:
+        rows: R, the rows of logits over all problems, from 1. Default 256.
+        codes: K, the codebook's size, from 1. Default 16384.
+        channels: d, the length of a code, from 1. Default 256.
+        measure: from a function to its time in milliseconds. Default: the median of 20 calls after 5.
+
+    Returns:
+        The fastest block of each kernel, with its time and the default's.
+
+    Raises:
+        TypeError: sizes that are not whole numbers.
+        ValueError: sizes below 1.
+        BackendUnavailableError: no Triton kernel can be compiled here, or there is no GPU.
     """
     for name, value in (("rows", rows), ("codes", codes), ("channels", channels)):
         checks.whole(name, value, 1)
@@ -57,9 +68,27 @@ def tune(
         raise BackendUnavailableError(f"tune: {triton_kernels.unavailable()}")
     if not torch.cuda.is_available():
         raise BackendUnavailableError("tune: torch sees no GPU here")
-    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward, tiles
+    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_gradient, tiles
 
     device = torch.device("cuda", torch.cuda.current_device())
+    calls = _calls(rows, codes, channels, device)
+    choices = {
+        "select": gumbel_codebook.select_choice(rows),
+        "scan": gumbel_codebook.scan_choice(rows, channels),
+        "update": gumbel_gradient.update_choice(rows, channels),
+    }
+    table = tiles.tuned(device)
+    results = [fastest(choices[kernel], call, table, measure or _median) for kernel, call in calls.items()]
+    tables = tiles.read(tiles.table_file())
+    earlier = tables.get(tiles.machine(device), {})
+    tables[tiles.machine(device)] = earlier | {tuned.key: tuned.block for tuned in results}
+    text = json.dumps(tables, indent=1, sort_keys=True)
+    replace_whole(tiles.table_file(), lambda path: path.write_text(text, "utf-8"))
+    return results
+
+
+def _calls(rows: int, codes: int, channels: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """For each kernel a call that consists mostly of it."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -67,27 +96,14 @@ def tune(
 
     logits, codebook, upstream = normal(rows, codes), normal(codes, channels), normal(rows, channels)
     moments = (torch.zeros_like(logits), torch.zeros_like(logits))
-    _, _, kept = ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton")
-    calls: dict[str, Callable[[], object]] = {
+    _, _, row_stats = ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton")
+    return {
         "select": lambda: ops.gumbel_codebook(logits, codebook, impl="triton"),
         "scan": lambda: ops.gumbel_codebook_with_row_stats(logits, codebook, impl="triton"),
         "update": lambda: ops.gumbel_codebook_step(
-            logits, codebook, upstream, lr=1e-6, moments=moments, row_stats=kept, impl="triton"
+            logits, codebook, upstream, lr=1e-6, moments=moments, row_stats=row_stats, impl="triton"
         ),
     }
-    choices = {
-        "select": gumbel_codebook.select_choice(rows),
-        "scan": gumbel_codebook.scan_choice(rows, channels),
-        "update": gumbel_codebook_backward.update_choice(rows, channels),
-    }
-    table = tiles.tuned(device)
-    found = [fastest(choices[kernel], call, table, measure or _median) for kernel, call in calls.items()]
-    whole = tiles.read(tiles.table_file())
-    found_before = whole.get(tiles.machine(device), {})
-    whole[tiles.machine(device)] = found_before | {one.key: one.block for one in found}
-    text = json.dumps(whole, indent=1, sort_keys=True)
-    replace_whole(tiles.table_file(), lambda path: path.write_text(text, "utf-8"))
-    return found
 
 
 def fastest(
@@ -96,30 +112,32 @@ def fastest(
     table: dict[str, Block],
     measure: Callable[[Callable[[], object]], float],
 ) -> Tuned:
-    """Time `call` with each block of a choice, put into `table`, where the fastest then stays. The default stays unless
-    another is faster by more than chance (2 %); a block that this GPU has no room for is passed over."""
+    """Time `call` with each block of a choice, set in `table`, and leave the fastest there.
+
+    The default stays unless another is faster by more than chance (2 %); a block that this GPU has no room for is
+    skipped.
+    """
     from triton.runtime.errors import OutOfResources
 
     times: list[tuple[float, Block]] = []
-    kept = choice.default
-    table[choice.key] = kept
+    remaining = table[choice.key] = choice.default
     try:
         before = measure(call)
         for block in choice.others:
             table[choice.key] = block
             with contextlib.suppress(OutOfResources):
                 times.append((measure(call), block))
-        time, block = min(times, key=lambda one: one[0], default=(before, choice.default))
+        time, block = min(times, key=lambda timed: timed[0], default=(before, choice.default))
         if time > _CHANCE * before:
             time, block = before, choice.default
-        kept = block
+        remaining = block
     finally:
-        table[choice.key] = kept
+        table[choice.key] = remaining
     return Tuned(choice.key, block, choice.default, time, before)
 
 
 def _median(call: Callable[[], object]) -> float:
-    """Milliseconds of a call's kernels alone: it is launched as a CUDA graph, which needs little of the host."""
+    """Milliseconds of a call's kernels alone, launched as a CUDA graph, which takes the host little time."""
     call()  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -122,44 +122,73 @@ cuda::Launch launch(Address schedule, bool exact, Address scratch, Address strea
           pointer<void>(scratch), pointer<void>(stream)};
 }
 
-// schedule 0: the numbers stand; kept 0: nothing is kept.
-void gumbel_codebook(const cortex_fast::GumbelCodebook& args, bool hard, Address schedule, bool exact, Address scratch,
-                     Address embedding, Address index, Address kept, Address stream) {
-  check(cuda::gumbel_codebook(args, hard, launch(schedule, exact, scratch, stream), pointer<float>(embedding),
-                              pointer<std::int64_t>(index), pointer<float>(kept)));
+// largest_score, log_denominator, selected, soft_embedding.
+cuda::RowStats row_stats_of(const std::array<Address, 4>& row_stats) {
+  return {pointer<float>(row_stats[0]), pointer<float>(row_stats[1]), pointer<std::int64_t>(row_stats[2]),
+          pointer<float>(row_stats[3])};
 }
 
-void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address schedule,
-                              bool exact, Address scratch, Address grad_logits, Address grad_codebook, Address stream) {
-  check(cuda::gumbel_codebook_backward(args, pointer<const float>(upstream), pointer<const float>(kept),
-                                       launch(schedule, exact, scratch, stream), pointer<float>(grad_logits),
-                                       pointer<float>(grad_codebook)));
+// sizes of gumbel_codebook's functions are problems, rows, codes, channels; gumbel 0: drawn; schedule 0: the numbers
+// count. row_stats 0, 0, 0, 0: only the index is computed.
+void gumbel_codebook(Address logits, Address codebook, float tau, std::uint64_t seed, std::int64_t draw,
+                     Address item_ids, bool hard, Address gumbel, Address schedule,
+                     const std::array<std::int64_t, 4>& sizes, Address embedding, Address index,
+                     const std::array<Address, 4>& row_stats, bool exact, Address scratch, Address stream) {
+  auto stats = row_stats_of(row_stats);
+  stats.selected = pointer<std::int64_t>(index);
+  check(cuda::gumbel_codebook(selection_of(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, sizes),
+                              launch(schedule, exact, scratch, stream), pointer<float>(embedding), stats));
 }
 
-void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address kept, Address schedule,
-                          bool exact, Address scratch, Address logits, const std::array<Address, 2>& moments, double lr,
-                          const std::array<double, 2>& betas, double eps, std::int64_t step, Address anchor,
-                          float stay_penalty, Address stream) {
-  const auto update = update_of(moments, lr, betas, eps, step, anchor, stay_penalty);
-  check(cuda::gumbel_codebook_step(args, pointer<const float>(upstream), pointer<const float>(kept), update,
-                                   launch(schedule, exact, scratch, stream), pointer<float>(logits)));
+// grad_codebook 0: not needed, or that of a hard selection.
+void gumbel_codebook_backward(Address upstream, Address logits, Address codebook, float tau, std::uint64_t seed,
+                              std::int64_t draw, Address item_ids, bool hard, Address gumbel, Address schedule,
+                              const std::array<Address, 4>& row_stats, const std::array<std::int64_t, 4>& sizes,
+                              Address grad_logits, Address grad_codebook, bool exact, Address scratch, Address stream) {
+  check(cuda::gumbel_codebook_backward(pointer<const float>(upstream),
+                                       selection_of(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, sizes),
+                                       row_stats_of(row_stats), launch(schedule, exact, scratch, stream),
+                                       pointer<float>(grad_logits), pointer<float>(grad_codebook)));
+}
+
+// moments 0, 0: plain gradient descent; anchor 0: none.
+void gumbel_codebook_step(Address logits, Address codebook, Address upstream, double lr, float tau, std::uint64_t seed,
+                          std::int64_t draw, Address item_ids, const std::array<Address, 2>& moments,
+                          std::int64_t step_count, const std::array<double, 2>& betas, double eps, Address gumbel,
+                          Address anchor, float stay_penalty, Address schedule, const std::array<Address, 4>& row_stats,
+                          const std::array<std::int64_t, 4>& sizes, bool exact, Address scratch, Address stream) {
+  check(cuda::gumbel_codebook_step(
+      selection_of(logits, codebook, tau, seed, draw, item_ids, true, gumbel, sizes), pointer<const float>(upstream),
+      update_of(lr, moments, step_count, betas, eps, anchor, stay_penalty), row_stats_of(row_stats),
+      launch(schedule, exact, scratch, stream), pointer<float>(logits)));
+}
+
+std::size_t gumbel_codebook_scratch(const std::array<std::int64_t, 4>& sizes, bool with_row_stats) {
+  return cuda::gumbel_codebook_scratch(sizes[0], sizes[1], sizes[2], sizes[3], with_row_stats);
+}
+
+std::size_t gumbel_codebook_backward_scratch(const std::array<std::int64_t, 4>& sizes) {
+  return cuda::gumbel_codebook_backward_scratch(sizes[0], sizes[1], sizes[2], sizes[3]);
 }
 
 void define_gumbel_codebook(py::module_& module) {
-  module.def("gumbel_codebook_scratch", &cuda::gumbel_codebook_scratch, py::kw_only(), py::arg("problems"),
-             py::arg("rows"), py::arg("codes"), py::arg("channels"), py::arg("keep"));
-  module.def("gumbel_codebook_backward_scratch", &cuda::gumbel_codebook_backward_scratch, py::kw_only(),
-             py::arg("problems"), py::arg("rows"), py::arg("codes"), py::arg("channels"));
-  module.def("gumbel_codebook", &gumbel_codebook, py::kw_only(), py::arg("args"), py::arg("hard"), py::arg("schedule"),
-             py::arg("exact"), py::arg("scratch"), py::arg("embedding"), py::arg("index"), py::arg("kept"),
+  module.def("gumbel_codebook_scratch", &gumbel_codebook_scratch, py::kw_only(), py::arg("sizes"),
+             py::arg("with_row_stats"));
+  module.def("gumbel_codebook_backward_scratch", &gumbel_codebook_backward_scratch, py::kw_only(), py::arg("sizes"));
+  module.def("gumbel_codebook", &gumbel_codebook, py::kw_only(), py::arg("logits"), py::arg("codebook"), py::arg("tau"),
+             py::arg("seed"), py::arg("draw"), py::arg("item_ids"), py::arg("hard"), py::arg("gumbel"),
+             py::arg("schedule"), py::arg("sizes"), py::arg("embedding"), py::arg("index"), py::arg("row_stats"),
+             py::arg("exact"), py::arg("scratch"), py::arg("stream"));
+  module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::kw_only(), py::arg("upstream"),
+             py::arg("logits"), py::arg("codebook"), py::arg("tau"), py::arg("seed"), py::arg("draw"),
+             py::arg("item_ids"), py::arg("hard"), py::arg("gumbel"), py::arg("schedule"), py::arg("row_stats"),
+             py::arg("sizes"), py::arg("grad_logits"), py::arg("grad_codebook"), py::arg("exact"), py::arg("scratch"),
              py::arg("stream"));
-  module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::kw_only(), py::arg("args"), py::arg("upstream"),
-             py::arg("kept"), py::arg("schedule"), py::arg("exact"), py::arg("scratch"), py::arg("grad_logits"),
-             py::arg("grad_codebook"), py::arg("stream"));
-  module.def("gumbel_codebook_step", &gumbel_codebook_step, py::kw_only(), py::arg("args"), py::arg("upstream"),
-             py::arg("kept"), py::arg("schedule"), py::arg("exact"), py::arg("scratch"), py::arg("logits"),
-             py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"), py::arg("anchor"),
-             py::arg("stay_penalty"), py::arg("stream"));
+  module.def("gumbel_codebook_step", &gumbel_codebook_step, py::kw_only(), py::arg("logits"), py::arg("codebook"),
+             py::arg("upstream"), py::arg("lr"), py::arg("tau"), py::arg("seed"), py::arg("draw"), py::arg("item_ids"),
+             py::arg("moments"), py::arg("step_count"), py::arg("betas"), py::arg("eps"), py::arg("gumbel"),
+             py::arg("anchor"), py::arg("stay_penalty"), py::arg("schedule"), py::arg("row_stats"), py::arg("sizes"),
+             py::arg("exact"), py::arg("scratch"), py::arg("stream"));
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -113,60 +112,53 @@ void random_stream(const std::string& stream, std::uint64_t seed, Address items,
                              {sizes[0], sizes[1], rows, length}, pointer<float>(out), run);
 }
 
-// What the three functions of gumbel_codebook share; sizes are problems, rows, codes, channels. gumbel 0: drawn.
-cortex_fast::GumbelCodebook selection(Address logits, Address codebook, Address gumbel, Address item_ids,
-                                      const std::array<std::int64_t, 4>& sizes, float tau, std::uint64_t seed,
-                                      std::int64_t draw) {
-  return {pointer<const float>(logits),
-          pointer<const float>(codebook),
-          pointer<const float>(gumbel),
-          pointer<const std::int64_t>(item_ids),
-          sizes[0],
-          sizes[1],
-          sizes[2],
-          sizes[3],
-          std::clamp(tau, std::numeric_limits<float>::min(), std::numeric_limits<float>::max()),
-          seed,
-          draw};
+// sizes of gumbel_codebook's functions are problems, rows, codes, channels; gumbel 0: drawn.
+void gumbel_codebook(Address logits, Address codebook, float tau, std::uint64_t seed, std::int64_t draw,
+                     Address item_ids, bool hard, Address gumbel, const std::array<std::int64_t, 4>& sizes,
+                     Address embedding, Address index, int threads, const std::string& level) {
+  const auto run = run_of(threads, level);
+  const auto selection = selection_of(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, sizes);
+  py::gil_scoped_release release;
+  cortex_fast::gumbel_codebook(selection, pointer<float>(embedding), pointer<std::int64_t>(index), run);
 }
 
-void gumbel_codebook(const cortex_fast::GumbelCodebook& args, bool hard, Address embedding, Address index, int threads,
-                     const std::string& level) {
+// grad_codebook 0: not needed.
+void gumbel_codebook_backward(Address upstream, Address logits, Address codebook, float tau, std::uint64_t seed,
+                              std::int64_t draw, Address item_ids, bool hard, Address gumbel, Address index,
+                              const std::array<std::int64_t, 4>& sizes, Address grad_logits, Address grad_codebook,
+                              int threads, const std::string& level) {
   const auto run = run_of(threads, level);
+  const auto selection = selection_of(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, sizes);
   py::gil_scoped_release release;
-  cortex_fast::gumbel_codebook(args, hard, pointer<float>(embedding), pointer<std::int64_t>(index), run);
-}
-
-void gumbel_codebook_backward(const cortex_fast::GumbelCodebook& args, Address upstream, Address index, bool hard,
-                              Address grad_logits, Address grad_codebook, int threads, const std::string& level) {
-  const auto run = run_of(threads, level);
-  py::gil_scoped_release release;
-  cortex_fast::gumbel_codebook_backward(args, pointer<const float>(upstream), pointer<const std::int64_t>(index), hard,
+  cortex_fast::gumbel_codebook_backward(pointer<const float>(upstream), selection, pointer<const std::int64_t>(index),
                                         pointer<float>(grad_logits), pointer<float>(grad_codebook), run);
 }
 
-void gumbel_codebook_step(const cortex_fast::GumbelCodebook& args, Address upstream, Address logits,
-                          const std::array<Address, 2>& moments, double lr, const std::array<double, 2>& betas,
-                          double eps, std::int64_t step, Address anchor, float stay_penalty, int threads,
+// moments 0, 0: plain gradient descent; anchor 0: none.
+void gumbel_codebook_step(Address logits, Address codebook, Address upstream, double lr, float tau, std::uint64_t seed,
+                          std::int64_t draw, Address item_ids, const std::array<Address, 2>& moments,
+                          std::int64_t step_count, const std::array<double, 2>& betas, double eps, Address gumbel,
+                          Address anchor, float stay_penalty, const std::array<std::int64_t, 4>& sizes, int threads,
                           const std::string& level) {
   const auto run = run_of(threads, level);
-  const auto update = update_of(moments, lr, betas, eps, step, anchor, stay_penalty);
+  const auto selection = selection_of(logits, codebook, tau, seed, draw, item_ids, true, gumbel, sizes);
+  const auto update = update_of(lr, moments, step_count, betas, eps, anchor, stay_penalty);
   py::gil_scoped_release release;
-  cortex_fast::gumbel_codebook_step(args, pointer<const float>(upstream), update, pointer<float>(logits), run);
+  cortex_fast::gumbel_codebook_step(selection, pointer<const float>(upstream), update, pointer<float>(logits), run);
 }
 
 void define_gumbel_codebook(py::module_& module) {
-  py::class_<cortex_fast::GumbelCodebook>(module, "GumbelCodebook")
-      .def(py::init(&selection), py::kw_only(), py::arg("logits"), py::arg("codebook"), py::arg("gumbel"),
-           py::arg("item_ids"), py::arg("sizes"), py::arg("tau"), py::arg("seed"), py::arg("draw"));
-  module.def("gumbel_codebook", &gumbel_codebook, py::arg("args"), py::kw_only(), py::arg("hard"), py::arg("embedding"),
-             py::arg("index"), py::arg("threads"), py::arg("level"));
-  module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::arg("args"), py::kw_only(), py::arg("upstream"),
-             py::arg("index"), py::arg("hard"), py::arg("grad_logits"), py::arg("grad_codebook"), py::arg("threads"),
-             py::arg("level"));
-  module.def("gumbel_codebook_step", &gumbel_codebook_step, py::arg("args"), py::kw_only(), py::arg("upstream"),
-             py::arg("logits"), py::arg("moments"), py::arg("lr"), py::arg("betas"), py::arg("eps"), py::arg("step"),
-             py::arg("anchor"), py::arg("stay_penalty"), py::arg("threads"), py::arg("level"));
+  module.def("gumbel_codebook", &gumbel_codebook, py::kw_only(), py::arg("logits"), py::arg("codebook"), py::arg("tau"),
+             py::arg("seed"), py::arg("draw"), py::arg("item_ids"), py::arg("hard"), py::arg("gumbel"),
+             py::arg("sizes"), py::arg("embedding"), py::arg("index"), py::arg("threads"), py::arg("level"));
+  module.def("gumbel_codebook_backward", &gumbel_codebook_backward, py::kw_only(), py::arg("upstream"),
+             py::arg("logits"), py::arg("codebook"), py::arg("tau"), py::arg("seed"), py::arg("draw"),
+             py::arg("item_ids"), py::arg("hard"), py::arg("gumbel"), py::arg("index"), py::arg("sizes"),
+             py::arg("grad_logits"), py::arg("grad_codebook"), py::arg("threads"), py::arg("level"));
+  module.def("gumbel_codebook_step", &gumbel_codebook_step, py::kw_only(), py::arg("logits"), py::arg("codebook"),
+             py::arg("upstream"), py::arg("lr"), py::arg("tau"), py::arg("seed"), py::arg("draw"), py::arg("item_ids"),
+             py::arg("moments"), py::arg("step_count"), py::arg("betas"), py::arg("eps"), py::arg("gumbel"),
+             py::arg("anchor"), py::arg("stay_penalty"), py::arg("sizes"), py::arg("threads"), py::arg("level"));
 }
 
 // order, group_starts and group_items are item_ids in groups of equal ones; sizes are batch, groups, channels,

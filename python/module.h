@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -48,19 +49,41 @@ cortex_fast::Grids<T> grids_of(Address data, const std::array<std::int64_t, 3>& 
   return {pointer<const T>(data), {strides[0], strides[1], strides[2]}};
 }
 
+// sizes are problems, rows, codes, channels; gumbel 0: drawn.
+inline cortex_fast::GumbelCodebook selection_of(Address logits, Address codebook, float tau, std::uint64_t seed,
+                                                std::int64_t draw, Address item_ids, bool hard, Address gumbel,
+                                                const std::array<std::int64_t, 4>& sizes) {
+  cortex_fast::GumbelCodebook selection{};
+  selection.logits = pointer<const float>(logits);
+  selection.codebook = pointer<const float>(codebook);
+  selection.tau = std::clamp(tau, std::numeric_limits<float>::min(), std::numeric_limits<float>::max());
+  selection.seed = seed;
+  selection.draw = draw;
+  selection.item_ids = pointer<const std::int64_t>(item_ids);
+  selection.hard = hard;
+  selection.gumbel = pointer<const float>(gumbel);
+  selection.problems = sizes[0];
+  selection.rows = sizes[1];
+  selection.codes = sizes[2];
+  selection.channels = sizes[3];
+  return selection;
+}
+
 // Moments 0, 0: plain gradient descent.
-inline cortex_fast::Update update_of(const std::array<Address, 2>& moments, double lr,
-                                     const std::array<double, 2>& betas, double eps, std::int64_t step, Address anchor,
+inline cortex_fast::Update update_of(double lr, const std::array<Address, 2>& moments, std::int64_t step_count,
+                                     const std::array<double, 2>& betas, double eps, Address anchor,
                                      float stay_penalty) {
-  return {pointer<float>(moments[0]),
-          pointer<float>(moments[1]),
-          lr,
-          betas[0],
-          betas[1],
-          eps,
-          step,
-          pointer<const std::int64_t>(anchor),
-          stay_penalty};
+  cortex_fast::Update update{};
+  update.lr = lr;
+  update.first_moment = pointer<float>(moments[0]);
+  update.second_moment = pointer<float>(moments[1]);
+  update.step_count = step_count;
+  update.beta1 = betas[0];
+  update.beta2 = betas[1];
+  update.eps = eps;
+  update.anchor = pointer<const std::int64_t>(anchor);
+  update.stay_penalty = stay_penalty;
+  return update;
 }
 
 // python/cuda.cpp, where the build has CUDA.

@@ -1,4 +1,4 @@
-"""torch.set_default_dtype(torch.float64), as many scripts begin, changes no result: neither its bits nor its dtype."""
+"""torch.set_default_dtype(torch.float64), with which many scripts begin, changes neither bits nor dtype of a result."""
 
 import dataclasses
 import json
@@ -167,8 +167,8 @@ def leaves(result: Any) -> Iterator[Any]:
     if isinstance(result, dict):
         result = [result[name] for name in sorted(result)]
     if isinstance(result, list | tuple):
-        for one in result:
-            yield from leaves(one)
+        for value in result:
+            yield from leaves(value)
     else:
         yield result
 
@@ -189,12 +189,12 @@ def test_the_default_dtype_changes_nothing(name: str, tmp_path: Path, float64_by
     float64_by_default()
     got = list(leaves(RUNS[name](tmp_path / "two")))
     assert len(got) == len(wanted) > 0
-    for one, other in zip(got, wanted, strict=True):
-        if isinstance(one, Tensor):
-            assert one.dtype == other.dtype
-            assert torch.equal(one.nan_to_num(nan=-1.0), other.nan_to_num(nan=-1.0))
+    for value, expected in zip(got, wanted, strict=True):
+        if isinstance(value, Tensor):
+            assert value.dtype == expected.dtype
+            assert torch.equal(value.nan_to_num(nan=-1.0), expected.nan_to_num(nan=-1.0))
         else:
-            assert one == other
+            assert value == expected
 
 
 @pytest.mark.parametrize("name", ["SingleSaliency", "sample_gumbel", "gumbel_softmax", "decode_input_embedding"])
@@ -205,11 +205,11 @@ def test_published_definitions_are_replaced_with_it_too(name: str, float64_by_de
     assert not replacer.left
 
 
-def test_what_is_built_with_it_is_built_with_it(float64_by_default: Callable[[], None]) -> None:
+def test_extractors_built_with_it_are_float64(float64_by_default: Callable[[], None]) -> None:
     float64_by_default()
     extractor, codebook = build("ce", num_classes=4, in_channels=5, width=16, grid=8).eval(), CODEBOOK.double()
     assert {tensor.dtype for tensor in extractor.parameters()} == {torch.float64}
     wide = cf.TokenStore(TOKENS, LABELS, codebook, ("a", "b", "c", "d"))
     assert cf.score_tokens(extractor, wide, num_samples=2, progress=False).dtype == torch.float64
-    found = cf.select_tokens(extractor, codebook, 1, **EDIT)
-    assert found.loss.dtype == torch.float32 and bool(found.loss.isfinite().all())
+    selection = cf.select_tokens(extractor, codebook, 1, **EDIT)
+    assert selection.loss.dtype == torch.float32 and bool(selection.loss.isfinite().all())

@@ -1,4 +1,4 @@
-"""A 6 x 10 grid the whole way: from sampling to the report, each step against its definition."""
+"""A 6 x 10 grid from sampling to the report, each step against its definition."""
 
 from collections import Counter
 
@@ -36,7 +36,7 @@ LABELS, NAMES = torch.arange(12) % 3, ("a", "b", "c")
 
 
 class Corner(nn.Module):
-    """A judge of images 12 x 20: logit c is the mean of channel c over the rightmost column of cells, times 5."""
+    """A judge of images 12 x 20: logit c is 5 times the mean of channel c over the rightmost column of cells."""
 
     def forward(self, images):
         return 5 * images[:, :, :, -2:].mean(dim=(2, 3))
@@ -63,7 +63,7 @@ def store(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractor():
-    """As an extractor of any module: it knows rows from columns, and no other grid."""
+    """A module of the user's, which tells rows from columns and takes no other grid."""
     torch.manual_seed(2)
     layers = [nn.Conv2d(CHANNELS, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1)]
     return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 5, 3)).eval()
@@ -95,29 +95,29 @@ def test_images_and_tokens(model, store):
         model.encode(images.transpose(2, 3))
 
 
-def test_saliency_is_autograds(extractor, store):
+def test_saliency_is_the_gradient_of_autograd(extractor, store):
     E = store.embedding(slice(0, 3)).double()
-    own = extractor.double()
+    wide = extractor.double()
     leaf = E.clone().requires_grad_(True)
-    own(leaf).gather(1, LABELS[:3, None]).sum().backward()
-    got = smoothgrad(own, E, LABELS[:3], alpha=0.0, num_samples=2)
+    wide(leaf).gather(1, LABELS[:3, None]).sum().backward()
+    got = smoothgrad(wide, E, LABELS[:3], alpha=0.0, num_samples=2)
     extractor.float()
     torch.testing.assert_close(got, leaf.grad, rtol=1e-9, atol=1e-12)
-    wide = score_tokens(extractor, store, alpha=0.0, num_samples=2, progress=False)
-    torch.testing.assert_close(wide[:3].double(), leaf.grad.abs().amax(dim=1), rtol=1e-4, atol=1e-6)
+    scores = score_tokens(extractor, store, alpha=0.0, num_samples=2, progress=False)
+    torch.testing.assert_close(scores[:3].double(), leaf.grad.abs().amax(dim=1), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "grid"), [("te", (6, 10)), ("re", (6, 10)), ("ce", (8, 12)), ("ce_deep", (8, 12))])
 def test_the_packages_extractors_on_such_grids(name, grid):
-    own = tiny(name, grid=grid).double()
+    extractor = tiny(name, grid=grid).double()
     x = torch.randn(2, 5, *grid, dtype=torch.float64)
     leaf = x.clone().requires_grad_(True)
-    own(leaf)[:, 1].sum().backward()
-    torch.testing.assert_close(smoothgrad(own, x, 1, alpha=0.0, num_samples=2), leaf.grad, rtol=1e-7, atol=1e-10)
+    extractor(leaf)[:, 1].sum().backward()
+    torch.testing.assert_close(smoothgrad(extractor, x, 1, alpha=0.0, num_samples=2), leaf.grad, rtol=1e-7, atol=1e-10)
     if name != "re":  # as many tokens in other rows
         for turned in (x.transpose(2, 3).contiguous(), x.reshape(2, 5, grid[0] // 2, grid[1] * 2)):
             with pytest.raises(ValueError, match=r"^extractor: expected a grid of \(\d, 1\d\), got"):
-                smoothgrad(own, turned, 1, num_samples=2)
+                smoothgrad(extractor, turned, 1, num_samples=2)
 
 
 def test_training_and_its_file(store, tmp_path):
@@ -138,7 +138,7 @@ def test_training_and_its_file(store, tmp_path):
         fit(store, tmp_path / "x", "te", Recipe(epochs=1, batch_size=6), width=16, validation=square)
 
 
-def test_a_stopped_training_goes_on(store, tmp_path):
+def test_an_interrupted_training_is_resumed(store, tmp_path):
     seen = []
 
     def stop(images):
@@ -163,33 +163,33 @@ def test_top_tokens_and_concepts(extractor, store, tsv, tmp_path):
         assert positions[image].tolist() == places
         assert chosen[image].tolist() == [int(store.tokens.long()[image, p // COLUMNS, p % COLUMNS]) for p in places]
     explain_concepts(extractor, store, tsv=tsv, top_n=TOP, top_k=3, progress=False).save(tmp_path / "c")
-    found = ConceptExplanations.load(tmp_path / "c")
+    concepts = ConceptExplanations.load(tmp_path / "c")
     for concept in range(3):
         counts = Counter(chosen[concept == LABELS].flatten().tolist())
         best = sorted(counts, key=lambda token, c=counts: (-c[token], token))[:3]
-        assert found.tokens[concept].tolist() == best
-        assert found.counts[concept].tolist() == [counts[token] for token in best]
-    image, place = found.examples[0, 0, 0].tolist()
-    assert int(store.tokens.long()[image, place // COLUMNS, place % COLUMNS]) == int(found.tokens[0, 0])
+        assert concepts.tokens[concept].tolist() == best
+        assert concepts.counts[concept].tolist() == [counts[token] for token in best]
+    image, place = concepts.examples[0, 0, 0].tolist()
+    assert int(store.tokens.long()[image, place // COLUMNS, place % COLUMNS]) == int(concepts.tokens[0, 0])
     with pytest.raises(ValueError, match=r"^top_n: expected a whole number from 1 to 60, got 61"):
         explain_concepts(extractor, store, tsv=tsv, top_n=61)
 
 
 def test_selection_in_a_region(extractor, model, store):
     tokens, region = store.tokens.long()[:2], (1, 6, 4, 9)
-    found = select_tokens(extractor, store.codebook, 1, tokens=tokens, region=region, steps=6, judge_every=3, lr=0.5)
+    edit = select_tokens(extractor, store.codebook, 1, tokens=tokens, region=region, steps=6, judge_every=3, lr=0.5)
     inside = torch.zeros(2, ROWS, COLUMNS, dtype=torch.bool)
     inside[:, 1:4, 6:9] = True
-    assert torch.equal(found.region, inside) and torch.equal(found.tokens[~inside], tokens[~inside])
+    assert torch.equal(edit.region, inside) and torch.equal(edit.tokens[~inside], tokens[~inside])
     with torch.no_grad():
-        wanted = extractor(F.embedding(found.tokens, store.codebook).permute(0, 3, 1, 2)).softmax(dim=1)[:, 1]
-    torch.testing.assert_close(found.probability.max(dim=0).values, wanted)
-    assert all(1 <= change.row < 4 and 6 <= change.column < 9 for change in found.changes())
-    assert found.strip(model.decode).shape == (3, 3, 12, 20)
+        wanted = extractor(F.embedding(edit.tokens, store.codebook).permute(0, 3, 1, 2)).softmax(dim=1)[:, 1]
+    torch.testing.assert_close(edit.probability.max(dim=0).values, wanted)
+    assert all(1 <= change.row < 4 and 6 <= change.column < 9 for change in edit.changes())
+    assert edit.strip(model.decode).shape == (3, 3, 12, 20)
     mask = torch.zeros(ROWS, COLUMNS, dtype=torch.bool)
     mask[1:4, 6:9] = True
     by_mask = select_tokens(extractor, store.codebook, 1, tokens=tokens, region=mask, steps=6, judge_every=3, lr=0.5)
-    assert torch.equal(by_mask.tokens, found.tokens)
+    assert torch.equal(by_mask.tokens, edit.tokens)
     with pytest.raises(ValueError, match="region: expected a box within the 6 x 10 grid"):
         select_tokens(extractor, store.codebook, 1, tokens=tokens, region=(6, 1, 9, 4), steps=1)
 
@@ -219,9 +219,9 @@ def test_evaluation(extractor, model, store, tsv):
             dark[image, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = 0
     wanted = judges["corner"](dark).softmax(dim=1).gather(1, LABELS[:, None]).mean()
     torch.testing.assert_close(curves.ours[0, 0], wanted)
-    found = explain_concepts(extractor, store, tsv=tsv, top_n=TOP, top_k=3)
-    masking = evaluate.concept_level(judges, images, tokens, LABELS, found.tokens, found.frequent_tokens)
-    hit = torch.stack([torch.isin(grid, found.tokens[label]) for grid, label in zip(tokens, LABELS, strict=True)])
+    concepts = explain_concepts(extractor, store, tsv=tsv, top_n=TOP, top_k=3)
+    masking = evaluate.concept_level(judges, images, tokens, LABELS, concepts.tokens, concepts.frequent_tokens)
+    hit = torch.stack([torch.isin(grid, concepts.tokens[label]) for grid, label in zip(tokens, LABELS, strict=True)])
     assert masking.masked[0] == hit.flatten(1).sum(dim=1).float().mean()
     objects = torch.zeros(12, 12, 20)
     objects[:, :4, 10:] = 1.0  # the upper right
@@ -242,7 +242,7 @@ def test_evaluation(extractor, model, store, tsv):
 
 def test_the_report(model, store, tsv, tmp_path):
     pictures = to_pictures(model.decode(store.tokens[:1]))
-    corner = patch(pictures[0], 5 * COLUMNS + 9, store.grid)  # the last cell: half of its neighbours are not there
+    corner = patch(pictures[0], 5 * COLUMNS + 9, store.grid)  # the last cell, at two edges of the image
     assert corner.shape == (6, 6, 3)
     assert np.array_equal(corner[:4, :4], pictures[0][8:12, 16:20])
     example = ExampleImage(pictures[0], tsv[0].numpy(), [(0, 9), (5, 0)])

@@ -11,7 +11,6 @@ Runs without TRITON_INTERPRET: the interpreter has nothing to compile.
 """
 
 import argparse
-import functools
 import inspect
 import itertools
 import os
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,12 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from cortex_fast.kernels.reference import philox
+from cortex_fast.kernels.row_stats import RowStats
 from cortex_fast.kernels.triton import (
     concept_counts,
     gumbel_codebook,
     gumbel_codebook_backward,
+    gumbel_codebook_step,
     launching,
     nearest_code,
     random_stream,
@@ -102,16 +103,27 @@ class Compiling:
 
 def variant(compiled: Any) -> str:
     """The pointers' types, the constants, and the arguments known to be multiples of 16."""
-    kinds = compiled.src.signature
-    names = list(kinds)
-    pointers = [kind for kind in kinds.values() if kind.startswith("*")]
-    constants = [f"{names[place[0]]}={value}" for place, value in compiled.src.constants.items()]
+    arguments = dict(flattened(compiled.src.signature))
+    pointers = [kind for _, kind in arguments.values() if kind.startswith("*")]
+    constants = [f"{arguments[path][0]}={value}" for path, value in compiled.src.constants.items()]
     aligned = [
-        f"16|{names[place[0]]}"
-        for place, known in compiled.src.attrs.items()
-        if known and kinds[names[place[0]]][0] in "iu"
+        f"16|{arguments[path][0]}"
+        for path, known in compiled.src.attrs.items()
+        if known and arguments[path][1][0] in "iu"
     ]
     return " ".join(pointers + constants + aligned)
+
+
+def flattened(
+    kinds: dict[str, Any], name: str = "", path: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[int, ...], tuple[str, str]]]:
+    """From a signature the path of each argument, its name and type; those in named tuples with a dotted name."""
+    for place, (last, kind) in enumerate(kinds.items()):
+        here, dotted = (*path, place), f"{name}.{last}" if name else last
+        if isinstance(kind, tuple):
+            yield from flattened(kind._asdict(), dotted, here)
+        else:
+            yield here, (dotted, kind)
 
 
 def resources(compiled: Any) -> Resources:
@@ -170,66 +182,84 @@ def call_smoothgrad_noise(dtype: torch.dtype) -> None:
 
 
 def call_gumbel_codebook(dtype: torch.dtype) -> None:
-    """Few and many rows, narrow and wide codes, noise of one's own; in float32 products of each precision."""
-    many = functools.partial(call_gumbel_forward_and_backward, dtype, 1000, 256)
-    many("highest")
-    if dtype == torch.float32:
-        many("high")
-        many("medium")
-        many("highest", given=True)
-        call_gumbel_forward_and_backward(dtype, 16, 256, "highest")
-        call_gumbel_forward_and_backward(dtype, 16, 5, "highest")
-
-
-def call_gumbel_forward_and_backward(
-    dtype: torch.dtype, rows: int, channels: int, precision: str, given: bool = False
-) -> None:
-    torch.set_float32_matmul_precision(precision)
-    logits, codebook = empty(1, rows, 64, dtype=dtype), empty(64, channels, dtype=dtype)
-    upstream, kept = empty(1, rows, channels), empty(1, rows, 3 + channels)
-    ids, index = torch.zeros(1, dtype=torch.int64), torch.zeros(1, rows, dtype=torch.int64)
-    noise, schedule = (empty(1, rows, 64), None) if given else (None, torch.ones(4, dtype=torch.float64))
-    for hard, keep in ((True, False), (True, True), (False, True)):
-        gumbel_codebook.forward(logits, codebook, ids, noise, schedule, 1.0, 0, 0, hard, keep)
-    gumbel_codebook_backward.backward(
-        upstream, logits, codebook, ids, noise, schedule, index, kept, 1.0, 0, 0, False, True
-    )
+    """Few and many rows, narrow and wide codes, noise that is given; in float32 products of each precision."""
+    for rows, channels, precision, with_gumbel in gumbel_variants(dtype):
+        torch.set_float32_matmul_precision(precision)
+        selection = gumbel_selection(dtype, rows, channels, with_gumbel)
+        for hard, with_row_stats in ((True, False), (True, True), (False, True)):
+            gumbel_codebook.gumbel_codebook(**selection, hard=hard, with_row_stats=with_row_stats)
     torch.set_float32_matmul_precision("highest")
 
 
-def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
-    """Logits are float32; the codebook is not."""
-    schedule, ids = torch.ones(4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    for rows in (16, 1000) if dtype == torch.float32 else (1000,):
-        logits, codebook, anchor = (
-            empty(1, rows, 64),
-            empty(64, 256, dtype=dtype),
-            torch.zeros(1, rows, dtype=torch.int64),
+def call_gumbel_codebook_backward(dtype: torch.dtype) -> None:
+    """The same variants."""
+    for rows, channels, precision, with_gumbel in gumbel_variants(dtype):
+        torch.set_float32_matmul_precision(precision)
+        gumbel_codebook_backward.gumbel_codebook_backward(
+            **gumbel_selection(dtype, rows, channels, with_gumbel),
+            upstream=empty(1, rows, channels),
+            hard=False,
+            index=torch.zeros(1, rows, dtype=torch.int64),
+            row_stats=row_stats(rows, channels),
+            codebook_needed=True,
         )
-        upstream, kept = empty(1, rows, 256), empty(1, rows, 259)
-        for moments, now, price in (
-            (None, None, None),
-            ((logits, logits), None, None),
-            ((logits, logits), schedule, anchor),
-        ):
-            gumbel_codebook_backward.step(
-                logits,
-                codebook,
-                upstream,
-                ids,
-                None,
-                now,
-                kept,
-                1.0,
-                0,
-                0,
-                moments,
-                0.1,
-                (0.9, 0.999),
-                1e-8,
-                1,
-                price,
-                0.5,
+    torch.set_float32_matmul_precision("highest")
+
+
+def gumbel_variants(dtype: torch.dtype) -> list[tuple[int, int, str, bool]]:
+    """Rows, channels, precision of products, and whether the noise is given."""
+    if dtype != torch.float32:
+        return [(1000, 256, "highest", False)]
+    many = [(1000, 256, "highest", False), (1000, 256, "high", False), (1000, 256, "medium", False)]
+    return [*many, (1000, 256, "highest", True), (16, 256, "highest", False), (16, 5, "highest", False)]
+
+
+def gumbel_selection(dtype: torch.dtype, rows: int, channels: int, with_gumbel: bool) -> dict[str, Any]:
+    """The arguments that forward and backward share."""
+    return {
+        "logits": empty(1, rows, 64, dtype=dtype),
+        "codebook": empty(64, channels, dtype=dtype),
+        "tau": 1.0,
+        "seed": 0,
+        "draw": 0,
+        "item_ids": torch.zeros(1, dtype=torch.int64),
+        "gumbel": empty(1, rows, 64) if with_gumbel else None,
+        "schedule": None if with_gumbel else torch.ones(4, dtype=torch.float64),
+    }
+
+
+def row_stats(rows: int, channels: int) -> RowStats:
+    index = torch.zeros(1, rows, dtype=torch.int64)
+    return RowStats(empty(1, rows), empty(1, rows), index, empty(1, rows, channels))
+
+
+def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
+    """Logits are float32; the codebook is of this dtype."""
+    schedule = torch.ones(4, dtype=torch.float64)
+    for rows in (16, 1000) if dtype == torch.float32 else (1000,):
+        logits, anchor = empty(1, rows, 64), torch.zeros(1, rows, dtype=torch.int64)
+        options: list[dict[str, Any]] = [
+            {"moments": None, "schedule": None, "anchor": None},
+            {"moments": (logits, logits), "schedule": None, "anchor": None},
+            {"moments": (logits, logits), "schedule": schedule, "anchor": anchor},
+        ]
+        for chosen in options:
+            gumbel_codebook_step.gumbel_codebook_step(
+                logits=logits,
+                codebook=empty(64, 256, dtype=dtype),
+                upstream=empty(1, rows, 256),
+                lr=0.1,
+                tau=1.0,
+                seed=0,
+                draw=0,
+                item_ids=torch.zeros(1, dtype=torch.int64),
+                step_count=1,
+                betas=(0.9, 0.999),
+                eps=1e-8,
+                gumbel=None,
+                stay_penalty=0.5,
+                row_stats=row_stats(rows, 256),
+                **chosen,
             )
 
 
@@ -247,6 +277,7 @@ def call_random_stream(_dtype: torch.dtype) -> None:
 CALLS: dict[str, Callable[[torch.dtype], None]] = {
     "concept_counts": call_concept_counts,
     "gumbel_codebook": call_gumbel_codebook,
+    "gumbel_codebook_backward": call_gumbel_codebook_backward,
     "gumbel_codebook_step": call_gumbel_codebook_step,
     "nearest_code": call_nearest_code,
     "random_stream": call_random_stream,

@@ -1,4 +1,4 @@
-"""The evaluation: the paper's tables on independent judges, and two tests with ground truth beyond it."""
+"""The evaluation: the paper's tables by independent judges, and beyond the paper a causal test and grounding."""
 
 from cortex_fast.evaluate.editing import EditLead, EditScores, edit_lead, edit_scores
 from cortex_fast.evaluate.grounding import Grounding, grounding, object_cells

@@ -7,12 +7,18 @@ from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.data.grids import Grid, sides
-from cortex_fast.evaluate.judging import class_of_each
+from cortex_fast.evaluate.judging import image_labels
 
 
 @dataclass(frozen=True)
 class Grounding:
-    """The part of an image's top n positions that lies on its object, float32 [B], by our TSV and two baselines."""
+    """The share of an image's top n positions that lies on its object.
+
+    Args:
+        ours: float32 [B], of the positions of largest TSV.
+        random: float32 [B], of random positions, exactly: the object's share of the area.
+        frequency: float32 [B], of the positions whose tokens are the most frequent of the class.
+    """
 
     ours: Tensor
     random: Tensor
@@ -20,31 +26,62 @@ class Grounding:
 
 
 def object_cells(masks: Tensor, grid: Grid) -> Tensor:
-    """Alpha masks float [B,H,W] in [0,1] -> bool [B,h,w]: cells that are at least half object. grid: m or (h, w)."""
+    """The cells of the token grid that are at least half object.
+
+    Args:
+        masks: float [B,H,W] in [0,1], the objects' alpha masks.
+        grid: m or (h, w).
+
+    Returns:
+        bool [B,h,w].
+
+    Raises:
+        TypeError, ValueError: anything else as a grid.
+    """
     return F.adaptive_avg_pool2d(masks[:, None], sides(grid))[:, 0] >= 0.5
 
 
 def grounding(
     tsv: Tensor, tokens: Tensor, labels: checks.Integers, cells: Tensor, frequency: Tensor, n: int
 ) -> Grounding:
-    """tsv, tokens [B,h,w], labels int [B], object cells bool [B,h,w], frequency [C,K] of each class's tokens.
+    """How much of the top saliency lies on the object, where the object's mask is known.
 
-    Random positions hit the object with its share of the area, exactly. The frequency baseline takes the n positions
-    whose tokens are the most frequent of the class; ties count with their expected share.
-    Raises TypeError or ValueError for n outside [1, h * w].
+    Positions that tie for the last of the n places count with their expected share.
+
+    Args:
+        tsv: float [B,h,w].
+        tokens: int [B,h,w] in [0, K).
+        labels: int [B] in [0, C).
+        cells: bool [B,h,w], the object, as `object_cells` returns it.
+        frequency: [C,K], how often each token occurs in each class.
+        n: number of positions, from 1 to h * w.
+
+    Returns:
+        Shares [B] by the TSV and by two baselines.
+
+    Raises:
+        TypeError, ValueError: n outside its bounds, labels or a frequency of another type or shape.
     """
     n = checks.whole("n", n, 1, cells.shape[1] * cells.shape[2])
     counts = checks.reals("frequency", frequency).float().to(tokens.device)
     checks.rank("frequency", counts, "[C, K]")
-    labels = class_of_each(labels, len(tokens), len(counts), tokens.device)
-    often = counts[labels[:, None, None], tokens.long()]
-    return Grounding(hits(tsv, cells, n), cells.flatten(1).float().mean(dim=1), hits(often, cells, n))
+    labels = image_labels(labels, len(tokens), len(counts), tokens.device)
+    token_counts = counts[labels[:, None, None], tokens.long()]
+    return Grounding(hits(tsv, cells, n), cells.flatten(1).float().mean(dim=1), hits(token_counts, cells, n))
 
 
 def hits(score: Tensor, cells: Tensor, n: int) -> Tensor:
-    """Share of the n positions of largest score [B,h,w] that lie on cells bool [B,h,w]: float32 [B].
+    """The share of the n positions of largest score that lie on the object.
 
-    Where positions tie for the last places it is the mean over every way to choose among them.
+    Where positions tie for the last places it is the mean over every choice among them.
+
+    Args:
+        score: [B,h,w].
+        cells: bool [B,h,w], the object.
+        n: number of positions.
+
+    Returns:
+        float32 [B].
     """
     score, cells = score.flatten(1), cells.flatten(1).float()
     last = score.sort(dim=1, descending=True).values[:, n - 1 : n]

@@ -1,7 +1,4 @@
-"""Beyond the paper: the causal test.
-
-Replace tokens in the grid, decode, and let the judges say whether the concept went.
-"""
+"""Beyond the paper: the causal test. Tokens are replaced in the grid, and the judges see the decoded images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,14 @@ ARMS = ("top", "random", "low")
 
 @dataclass(frozen=True)
 class Intervention:
-    """Mean probability of the image's class: `before` [J], and `after` [arms,J,L] for L numbers `ns` replaced."""
+    """Mean probability of the image's class before and after tokens are replaced.
+
+    Args:
+        judges: J names.
+        ns: L numbers of replaced tokens.
+        before: float32 [J].
+        after: float32 [arms,J,L], by the arms of ARMS: the tokens of highest TSV, random ones, those of lowest.
+    """
 
     judges: tuple[str, ...]
     ns: tuple[int, ...]
@@ -28,16 +32,23 @@ class Intervention:
 
 
 def replace_tokens(tokens: Tensor, positions: Tensor, donors: Tensor, order: Tensor) -> Tensor:
-    """tokens int64 [B,h,w] with those at positions [B,n] replaced by other tokens, from donor positions [B,D].
+    """Tokens with some of them replaced by other tokens of the same image.
 
-    order float [B,n,D]: the donor of largest value whose token differs from the lost one is taken; where none differs,
-    the token stays.
+    Args:
+        tokens: int64 [B,h,w].
+        positions: int64 [B,n], flat, the tokens to replace.
+        donors: int64 [B,D], flat, where the new tokens come from.
+        order: float [B,n,D], at least 0: the donor of largest value among those whose token differs from the lost one
+            is used; where none differs, the token stays.
+
+    Returns:
+        int64 [B,h,w].
     """
     flat = tokens.flatten(1)
     lost, offered = flat.gather(1, positions), flat.gather(1, donors)
-    other = offered[:, None, :] != lost[:, :, None]
-    choice = order.masked_fill(~other, -1).argmax(dim=2)
-    new = torch.where(other.any(dim=2), offered.gather(1, choice), lost)
+    differs = offered[:, None, :] != lost[:, :, None]
+    choice = order.masked_fill(~differs, -1).argmax(dim=2)
+    new = torch.where(differs.any(dim=2), offered.gather(1, choice), lost)
     return flat.scatter(1, positions, new).view_as(tokens)
 
 
@@ -51,11 +62,25 @@ def intervention(
     ns: Sequence[int] = (10, 20, 30, 40, 50),
     seed: int = 0,
 ) -> Intervention:
-    """Replace the n tokens of highest TSV, n random ones, or the n lowest, each by another token of the same image.
+    """Replace the n tokens of highest TSV, n random ones, or the n of lowest, each by another token of the same image.
 
-    tokens int64 [B,h,w], tsv [B,h,w], labels int [B]. In all three arms the new tokens come from the same places, the
-    positions that are neither among the top nor among the low max(ns), and every one differs from what it replaces, so
-    the arms differ only in what is lost. Raises ValueError where 2 max(ns) leaves no such position.
+    In all three arms the new tokens come from the same positions, those neither among the max(ns) highest nor among the
+    max(ns) lowest, and each differs from the token it replaces. So the arms differ only in what is lost.
+
+    Args:
+        judges: J modules by name, images -> logits [B,classes].
+        decode: tokens [B,h,w] -> images [B,3,H,W] in [0,1].
+        tokens: int64 [B,h,w].
+        tsv: float [B,h,w].
+        labels: int [B], the images' classes.
+        ns: numbers of replaced tokens. Default (10, 20, 30, 40, 50).
+        seed: seed of the random positions and of the donors' order. Default 0.
+
+    Returns:
+        Mean probabilities of the images' classes, before and after.
+
+    Raises:
+        TypeError, ValueError: 2 max(ns) that leaves no position for new tokens, or an argument that does not fit.
     """
     batch, cells = len(tokens), tokens.shape[1:].numel()
     counts = [checks.whole("ns", n, 1) for n in ns]

@@ -1,4 +1,4 @@
-"""The paper's image- and concept-level evaluation: blacken the patches of the explaining tokens and ask the judges."""
+"""The paper's image- and concept-level evaluation: the judges see images with the tokens' patches blackened."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.evaluate.judging import Judges, class_of_each, correct, of_class, probabilities
+from cortex_fast.evaluate.judging import Judges, correct, image_labels, of_class, probabilities
 from cortex_fast.explain.saliency import top_tokens
 
 MASK_BY = ("position", "token")
@@ -15,9 +15,14 @@ MASK_BY = ("position", "token")
 
 @dataclass(frozen=True)
 class MaskingCurves:
-    """Mean probability of the image's class after masking. `judges` J names; `ns` L sizes; `before` float32 [J].
+    """Mean probability of the image's class before and after masking.
 
-    `ours`, `random` float32 [J,L]: after masking the top n tokens, and as many random positions.
+    Args:
+        judges: J names.
+        ns: L numbers of masked tokens.
+        before: float32 [J].
+        ours: float32 [J,L], after masking the top n tokens.
+        random: float32 [J,L], after masking as many random positions.
     """
 
     judges: tuple[str, ...]
@@ -29,10 +34,14 @@ class MaskingCurves:
 
 @dataclass(frozen=True)
 class ConceptMasking:
-    """Effect of masking a concept's tokens wherever they occur. `methods` M names.
+    """The effect of masking a concept's tokens wherever they occur.
 
-    `accuracy`, `probability` float32 [M,J]: mean change of the judges' accuracy and of the class's probability
-    (negative: the concept went). `masked` float32 [M]: mean number of positions masked in an image.
+    Args:
+        methods: M names.
+        judges: J names.
+        accuracy: float32 [M,J], mean change of the judge's accuracy; negative where the concept is lost.
+        probability: float32 [M,J], mean change of the class's probability.
+        masked: float32 [M], mean number of masked positions of an image.
     """
 
     methods: tuple[str, ...]
@@ -43,7 +52,18 @@ class ConceptMasking:
 
 
 def blacken(images: Tensor, mask: Tensor) -> Tensor:
-    """Images [B,3,H,W] with the cells of mask bool [B,h,w] set to black; h must divide H, and w W."""
+    """Images with some cells of their token grid set to black.
+
+    Args:
+        images: float [B,3,H,W].
+        mask: bool [B,h,w], where h divides H and w divides W.
+
+    Returns:
+        float [B,3,H,W].
+
+    Raises:
+        ValueError: a grid that does not divide the images' sides.
+    """
     if images.shape[2] % mask.shape[1] or images.shape[3] % mask.shape[2]:
         got = f"{list(images.shape[2:])} and {list(mask.shape[1:])}"
         raise ValueError(f"images: expected sides that the grid divides, got {got}")
@@ -53,18 +73,18 @@ def blacken(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def cells_at(positions: Tensor, grid: Sequence[int]) -> Tensor:
-    """Flat positions int64 [B,n] -> bool [B,h,w]."""
+    """Flat positions int64 [B,n] as a mask bool [B,h,w] of a grid (h, w)."""
     mask = torch.zeros(len(positions), grid[0] * grid[1], dtype=torch.bool, device=positions.device)
     return mask.scatter_(1, positions, True).view(-1, *grid)
 
 
 def cells_of_tokens(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """Where tokens int [B,h,w] holds one of the ids chosen int64 [B,n] of its image: bool [B,h,w]."""
+    """Where tokens int [B,h,w] are among their image's chosen ids int64 [B,n]: bool [B,h,w]."""
     return (tokens.long()[..., None] == chosen[:, None, None, :]).any(dim=3)
 
 
 def random_positions(batch: int, cells: int, n: int, seed: int) -> Tensor:
-    """n different positions of each image, int64 [B,n] on the CPU: the same on every device, for every method."""
+    """n different positions of each image, int64 [B,n] on the CPU, so that every device and method has the same."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, cells, generator=generator, dtype=torch.float32).argsort(dim=1)[:, :n]
 
@@ -82,8 +102,22 @@ def image_level(
 ) -> MaskingCurves:
     """Mask the top n tokens of each image, against n random positions, for every n in ns.
 
-    images [B,3,H,W] in [0,1]; tokens, tsv [B,h,w]; labels int [B]. by: "position" masks the top n positions (the
-    paper), "token" every position whose id is among them (the published code), for both methods.
+    Args:
+        judges: J modules by name, images -> logits [B,classes].
+        images: float [B,3,H,W] in [0,1], where the grid divides the sides.
+        tokens: int [B,h,w].
+        tsv: float [B,h,w].
+        labels: int [B], the images' classes.
+        ns: numbers of masked tokens, each from 1 to h * w. Default 5, 10, ..., 50.
+        by: "position" masks the n positions (the paper), "token" every position whose token is among theirs (the
+            published code). Default "position".
+        seed: seed of the random positions. Default 0.
+
+    Returns:
+        Mean probabilities of the images' classes, before and after.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit. The message names it.
     """
     checks.one_of("by", by, MASK_BY)
     seed, counts = checks.seed(seed), [checks.whole("ns", n, 1) for n in ns]
@@ -91,16 +125,18 @@ def image_level(
     before = of_class(probabilities(judges, images), labels).mean(dim=1)
     curves: dict[str, list[Tensor]] = {"ours": [], "random": []}
     for n in counts:
-        _, ours = top_tokens(tsv, tokens, n)
+        _, top = top_tokens(tsv, tokens, n)
         chance = random_positions(len(images), grid[0] * grid[1], n, seed).to(tokens.device)
-        for method, positions in (("ours", ours), ("random", chance)):
+        for method, positions in (("ours", top), ("random", chance)):
             mask = cells_at(positions, grid)
             if by == "token":
                 mask = cells_of_tokens(tokens, tokens.flatten(1).long().gather(1, positions))
             masked = blacken(images, mask)
             curves[method].append(of_class(probabilities(judges, masked), labels).mean(dim=1))
-    ours, chance = (torch.stack(curve, dim=1) for curve in curves.values())
-    return MaskingCurves(tuple(judges), tuple(counts), before, ours, chance)
+    after = {method: torch.stack(curve, dim=1) for method, curve in curves.items()}
+    return MaskingCurves(
+        judges=tuple(judges), ns=tuple(counts), before=before, ours=after["ours"], random=after["random"]
+    )
 
 
 def concept_level(
@@ -113,13 +149,28 @@ def concept_level(
     *,
     seed: int = 0,
 ) -> ConceptMasking:
-    """Mask a concept's tokens in images that did not make the explanation.
+    """Mask a concept's tokens in images that the explanation was not computed from.
 
-    concept_tokens, frequent_tokens int64 [C,k], -1 for none: ours, and the class's most frequent tokens. The two mask
-    different amounts, so each is followed by its control: as many random positions in each image.
+    Concept tokens and frequent tokens mask different amounts, so each is followed by its control: as many random
+    positions in each image.
+
+    Args:
+        judges: J modules by name, images -> logits [B,classes].
+        images: float [B,3,H,W] in [0,1], where the grid divides the sides.
+        tokens: int [B,h,w].
+        labels: int [B] in [0, C).
+        concept_tokens: int64 [C,k], each class's concept tokens, -1 for none.
+        frequent_tokens: int64 [C,k], each class's most frequent tokens, -1 for none.
+        seed: seed of the random positions. Default 0.
+
+    Returns:
+        The mean changes by four methods: concept tokens, their control, most frequent tokens, their control.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit. The message names it.
     """
     seed, start = checks.seed(seed), probabilities(judges, images)
-    labels = class_of_each(labels, len(images), min(len(concept_tokens), len(frequent_tokens)), tokens.device)
+    labels = image_labels(labels, len(images), min(len(concept_tokens), len(frequent_tokens)), tokens.device)
     cells = tokens.shape[1:].numel()
     order = random_positions(len(images), cells, cells, seed).argsort(dim=1).to(tokens.device)
     masks = {}
@@ -134,5 +185,9 @@ def concept_level(
         probability.append((of_class(after, labels) - of_class(start, labels)).mean(dim=1))
         masked.append(mask.flatten(1).sum(dim=1).float().mean())
     return ConceptMasking(
-        tuple(masks), tuple(judges), torch.stack(accuracy), torch.stack(probability), torch.stack(masked)
+        methods=tuple(masks),
+        judges=tuple(judges),
+        accuracy=torch.stack(accuracy),
+        probability=torch.stack(probability),
+        masked=torch.stack(masked),
     )

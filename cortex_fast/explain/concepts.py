@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from cortex_fast import checks, ops
 from cortex_fast.data import digests
@@ -13,6 +14,7 @@ from cortex_fast.data.results import read_result, save_result
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.engine import Prepared
 from cortex_fast.explain.saliency import top_tokens
+from cortex_fast.explain.saliency_settings import ConceptSettings
 from cortex_fast.explain.scores import Scores, score_tokens
 from cortex_fast.ops.concept_counts import PER
 
@@ -24,13 +26,24 @@ _KIND = "ConceptExplanations"
 
 @dataclass(frozen=True, eq=False)
 class ConceptExplanations:
-    """T*_concept for every concept, with the frequency baseline and where the tokens were seen.
+    """T*_concept of every concept, with the frequency baseline and examples of the tokens (eq. 6).
 
-    names: the C concepts. tokens, counts int64 [C,k]: the k most frequent top tokens, most frequent first, and how
-    often; -1 and 0 where a concept has fewer. frequent_tokens, frequent_counts int64 [C,k]: the baseline, the most
-    frequent tokens at any position. num_images int64 [C]. top_n: tokens taken from each image. examples int64
-    [C,k,e,2]: (image, flat position) of a token's occurrences of largest TSV, -1 where there are fewer. fingerprint:
-    what made this.
+    Args:
+        names: the C concepts.
+        tokens: int64 [C,k], the k tokens most often among an image's top tokens, most frequent first; -1 where a
+            concept has fewer.
+        counts: int64 [C,k], how often they are; 0 where a concept has fewer.
+        frequent_tokens: int64 [C,k], the baseline: the most frequent tokens at any position.
+        frequent_counts: int64 [C,k], how often they occur.
+        num_images: int64 [C].
+        examples: int64 [C,k,e,2], (image, flat position) of each token's occurrences of largest TSV; -1 where it has
+            fewer.
+        top_n: number of top tokens of an image.
+        per: "occurrence" (counts are positions) or "image" (counts are images).
+        fingerprint: what the explanations were computed from, in plain values. Default {}.
+
+    Raises:
+        TypeError: names that are not texts.
     """
 
     names: tuple[str, ...]
@@ -49,23 +62,27 @@ class ConceptExplanations:
 
     @property
     def shares(self) -> Tensor:
-        """counts as a part, float32 [C,k] in [0,1]: of all top tokens ("occurrence"), or of all images ("image")."""
-        each = self.top_n if self.per == "occurrence" else 1
-        return self.counts.float() / (self.num_images * each).clamp(min=1)[:, None]
+        """counts as a share of all top tokens (per "occurrence") or of all images (per "image"): float32 [C,k]."""
+        per_image = self.top_n if self.per == "occurrence" else 1
+        return self.counts.float() / (self.num_images * per_image).clamp(min=1)[:, None]
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, atomically."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         header = {"names": self.names, "top_n": self.top_n, "per": self.per, "fingerprint": self.fingerprint}
         save_result(path, _KIND, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "ConceptExplanations":
-        """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
+        """Read a file that `save` wrote.
+
+        Raises:
+            ResultFileError: anything else, naming the file.
+        """
         return read_result(path, _KIND, lambda names, **rest: cls(names=tuple(names), **rest))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row for each concept and rank: concept, rank, token, count, share. Needs pandas."""
+        """One row for each concept and rank, with columns concept, rank, token, count and share; needs pandas."""
         import pandas
 
         concept, rank = torch.nonzero(self.counts > 0, as_tuple=True)
@@ -91,41 +108,63 @@ def explain_concepts(
     tsv: Tensor | None = None,
     batch_size: int = 64,
     progress: bool = True,
-    **settings: Any,
+    **settings: Unpack[ConceptSettings],
 ) -> ConceptExplanations:
-    """The top_k tokens that are most often among the top_n of an image, for every class of the data set (eq. 6).
+    """T*_concept of every class: the top_k tokens most often among the top_n of an image of the class (eq. 6).
 
-    extractor: eval-mode module, E [B,d,h,w] -> logits. per: "occurrence" (the published code) or "image" (a token
-    counts once an image). examples: occurrences kept for each token. tsv float [n,h,w]: scores from `score_tokens`,
-    where they are at hand, whose fingerprint goes into the result's; else they are computed, with `settings` for
-    `token_saliency` (num_samples, alpha, seed, ...). num_samples="auto" settles on the same top_n.
-    Raises TypeError or ValueError naming the argument.
+    Args:
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
+        dataset: n images as tokens, with labels, class names and codebook.
+        top_n: number of top tokens of an image, from 1 to h * w; also what num_samples="auto" compares. Default 20.
+        top_k: number of tokens of a concept. Default 100.
+        per: "occurrence" counts every top position (the published code), "image" a token once in an image. Default
+            "occurrence".
+        examples: number of occurrences listed for each token. Default 8.
+        tsv: float [n,h,w], scores computed before by `score_tokens`, whose fingerprint the result includes. Default
+            None: computed here.
+        batch_size: number of images at once. Default 64.
+        progress: whether a progress bar is shown. Default True.
+        description: the progress bar's title. Default "scoring tokens".
+        reduction: "absmax", "max" or "mean", of the mean gradient's channels. Default "absmax".
+        num_samples: noisy copies of an image, or "auto": until its top_n positions settle. Default 20.
+        alpha: the noise's standard deviation as a share of the range of E. Default 0.2.
+        sigma_range: the range of each image ("sample") or of each batch ("batch"). Default "sample".
+        noise: "shared" by all images, or "independent". Default "shared".
+        seed: seed of the random stream. Default 0.
+        antithetic: whether draws come in pairs of opposite sign. Default False.
+        memory: bytes that the activations of one pass may take. Default 2^30.
+
+    Returns:
+        The explanations of the data set's C classes.
+
+    Raises:
+        TypeError, ValueError: as `score_tokens`, or settings of it together with tsv. The message names the argument.
     """
     top_n = checks.whole("top_n", top_n, 1, dataset.tokens.shape[1:].numel())
     top_k, examples = checks.whole("top_k", top_k, 1), checks.whole("examples", examples, 0)
     checks.whole("batch_size", batch_size, 1)
     checks.one_of("per", per, PER)
     if tsv is not None and settings:
-        raise TypeError(f"{', '.join(settings)}: expected none of token_saliency's settings with tsv, which is made")
+        raise TypeError(f"{', '.join(settings)}: expected none of score_tokens' settings with tsv, which is computed")
     if tsv is None:
         tsv = score_tokens(extractor, dataset, batch_size=batch_size, progress=progress, top_n=top_n, **settings)
     tokens, labels = dataset.tokens.int().cpu(), dataset.labels.cpu()
     checks.same_shape("tsv", tsv, "dataset's tokens", tokens.shape)
-    num_concepts, codebook_size = len(dataset.names), dataset.codebook.shape[0]
+    num_concepts, codebook_size = len(dataset.names), len(dataset.codebook)
     counts = ops.concept_counts(
         tsv, tokens, labels, top_n=top_n, num_concepts=num_concepts, codebook_size=codebook_size, per=per
     )
+    concept_tokens, concept_counts = _most_frequent(counts, top_k)
     frequency = token_frequency(tokens, labels, num_concepts, codebook_size)
-    best, best_counts = _most_frequent(counts, top_k)
-    frequent, frequent_counts = _most_frequent(frequency, top_k)
+    frequent_tokens, frequent_counts = _most_frequent(frequency, top_k)
     return ConceptExplanations(
         names=tuple(dataset.names),
-        tokens=best,
-        counts=best_counts,
-        frequent_tokens=frequent,
+        tokens=concept_tokens,
+        counts=concept_counts,
+        frequent_tokens=frequent_tokens,
         frequent_counts=frequent_counts,
         num_images=torch.bincount(labels, minlength=num_concepts),
-        examples=_examples(tsv, tokens, labels, best, top_n, examples),
+        examples=_examples(tsv, tokens, labels, concept_tokens, top_n, examples),
         top_n=top_n,
         per=per,
         fingerprint=_fingerprint(dataset, tsv),
@@ -133,18 +172,28 @@ def explain_concepts(
 
 
 def token_frequency(tokens: Tensor, labels: Tensor, num_concepts: int, codebook_size: int) -> Tensor:
-    """How often each token occurs in each class's images: int64 [C,K]."""
+    """How often each token occurs in each class's images, at any position.
+
+    Args:
+        tokens: int [n,h,w] in [0, codebook_size).
+        labels: int64 [n] in [0, num_concepts).
+        num_concepts: C.
+        codebook_size: K.
+
+    Returns:
+        int64 [C,K].
+    """
     cells = labels[:, None] * codebook_size + tokens.flatten(1).long()
     return torch.bincount(cells.flatten(), minlength=num_concepts * codebook_size).view(num_concepts, codebook_size)
 
 
 def _fingerprint(dataset: TokenStore, tsv: Tensor) -> dict[str, Any]:
-    """What the images are and what made their scores, or that these were given by hand."""
+    """The data set, its images, and the fingerprint of the scores, or a digest of scores without one."""
     if isinstance(tsv, Scores) and tsv.unchanged:
         return {"dataset": dataset.fingerprint, "images": tsv.fingerprint["images"], "saliency": tsv.fingerprint}
     images = digests.of_images(dataset.codebook, dataset.tokens, dataset.labels)
-    made = {"made_by": "given as tsv", "values": digests.of_values(tsv)}
-    return {"dataset": dataset.fingerprint, "images": images, "saliency": made}
+    saliency = {"made_by": "given as tsv", "values": digests.of_values(tsv)}
+    return {"dataset": dataset.fingerprint, "images": images, "saliency": saliency}
 
 
 def _most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -154,22 +203,24 @@ def _most_frequent(counts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(values == 0, -1), values
 
 
-def _examples(tsv: Tensor, tokens: Tensor, labels: Tensor, best: Tensor, top_n: int, count: int) -> Tensor:
-    """[C,k,count,2]: (image, position) of each concept token's occurrences among the top n, largest TSV first."""
-    found = torch.full((*best.shape, count, 2), -1, dtype=torch.int64)
-    chosen, positions = top_tokens(tsv, tokens, top_n)  # [n, top_n]
+def _examples(
+    tsv: Tensor, tokens: Tensor, labels: Tensor, concept_tokens: Tensor, top_n: int, per_token: int
+) -> Tensor:
+    """[C,k,per_token,2]: (image, position) of each concept token's occurrences among the top n, largest TSV first."""
+    examples = torch.full((*concept_tokens.shape, per_token, 2), -1, dtype=torch.int64)
+    top_ids, positions = top_tokens(tsv, tokens, top_n)  # [n, top_n]
     values = tsv.flatten(1).gather(1, positions)
-    for concept in range(len(best)):
+    for concept in range(len(concept_tokens)):
         images = torch.nonzero(labels == concept).flatten()
-        ids = chosen[images].flatten()
+        ids = top_ids[images].flatten()
         order = values[images].flatten().sort(descending=True, stable=True).indices
-        order = order[ids[order].sort(stable=True).indices]  # by token, and by TSV within one
-        starts = torch.searchsorted(ids[order], best[concept])
-        for rank, (token, start) in enumerate(zip(best[concept].tolist(), starts.tolist(), strict=True)):
+        order = order[ids[order].sort(stable=True).indices]  # by token, and by falling TSV within a token
+        starts = torch.searchsorted(ids[order], concept_tokens[concept])
+        for rank, (token, start) in enumerate(zip(concept_tokens[concept].tolist(), starts.tolist(), strict=True)):
             if token < 0:
                 break
-            places = order[start : start + count]
+            places = order[start : start + per_token]
             places = places[ids[places] == token]
-            found[concept, rank, : len(places), 0] = images[places // top_n]
-            found[concept, rank, : len(places), 1] = positions[images].flatten()[places]
-    return found
+            examples[concept, rank, : len(places), 0] = images[places // top_n]
+            examples[concept, rank, : len(places), 1] = positions[images].flatten()[places]
+    return examples

@@ -1,4 +1,4 @@
-"""The arguments that every optimisation of tokens shares, checked: what is to be optimised, where, and for what."""
+"""The arguments that every optimisation of tokens shares, checked: extractors, tokens, regions and targets."""
 
 import operator
 from collections.abc import Sequence
@@ -24,14 +24,22 @@ Regions = Box | Tensor | np.ndarray | Sequence[Box] | None
 
 @dataclass(frozen=True)
 class Problems:
-    """Checked arguments of P problems: codebook [K,d], start [P,h,w], region bool [P,h,w], target [P], item ids [P].
+    """Checked arguments of P problems.
 
-    extractors: the different ones, of which problem p has number[p]. given: the start is the user's, so that it may
-    itself be the best. places int64 [P]: where the problems stand among all.
+    Args:
+        extractors: the distinct extractors.
+        extractor_index: int64 [P], each problem's among them.
+        codebook: float [K,d].
+        start: int64 [P,h,w], the tokens to start from.
+        region: bool [P,h,w], the free positions.
+        target: int64 [P], the classes.
+        item_ids: int64 [P], the problems' items in the random stream.
+        given: whether the start is the user's, so that it may itself be the best selection.
+        places: int64 [P], the problems' indices among all problems.
     """
 
     extractors: tuple[Extractor, ...]
-    number: Tensor
+    extractor_index: Tensor
     codebook: Tensor
     start: Tensor
     region: Tensor
@@ -45,17 +53,17 @@ class Problems:
 
     def take(self, rows: Tensor) -> "Problems":
         """Some of the problems, by their indices."""
-        each = ("number", "start", "region", "target", "item_ids", "places")
-        return replace(self, **{name: getattr(self, name)[rows] for name in each})
+        names = ("extractor_index", "start", "region", "target", "item_ids", "places")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def alike(self) -> list[tuple[int, Tensor]]:
-        """An extractor's number and int64 indices of problems that have it and one region: all problems, in such sets,
-        which can step together."""
+        """All problems in sets of one extractor and one region, which can step together: (extractor index, int64
+        indices of the problems)."""
         sets: dict[tuple[int, bytes], list[int]] = {}
-        numbers, regions = self.number.tolist(), self.region.cpu().numpy()
-        for index, (number, region) in enumerate(zip(numbers, regions, strict=True)):
-            sets.setdefault((number, region.tobytes()), []).append(index)
-        return [(number, torch.tensor(rows, device=self.target.device)) for (number, _), rows in sets.items()]
+        extractors, regions = self.extractor_index.tolist(), self.region.cpu().numpy()
+        for problem, (extractor, region) in enumerate(zip(extractors, regions, strict=True)):
+            sets.setdefault((extractor, region.tobytes()), []).append(problem)
+        return [(extractor, torch.tensor(rows, device=self.target.device)) for (extractor, _), rows in sets.items()]
 
     @cached_property
     def free(self) -> Tensor:
@@ -64,8 +72,10 @@ class Problems:
 
     @cached_property
     def anchor(self) -> Tensor:
-        """The start's tokens at the free positions, as many for each problem, int64 [P,rows]. Kept, since it looks at
-        values: a CUDA graph that reads it is captured after steps that were not."""
+        """The start's tokens at the free positions, as many for each problem, int64 [P,rows].
+
+        Cached because it reads values: a CUDA graph that uses it is captured after steps that were not captured.
+        """
         rows = int(self.region[0].sum()) if len(self) else 0
         return self.start[self.region].view(len(self), rows)
 
@@ -85,78 +95,115 @@ def check_problems(
     extractor: Extractor | Sequence[Extractor],
     codebook: Tensor,
     target: Target,
-    tokens: checks.Integers | None,
-    region: Regions,
-    grid: Grid | None,
-    item_ids: checks.Integers | None,
+    *,
+    tokens: checks.Integers | None = None,
+    region: Regions = None,
+    grid: Grid | None = None,
+    item_ids: checks.Integers | None = None,
 ) -> Problems:
-    """The arguments that every optimisation shares, checked and made whole."""
+    """Check the arguments that every optimisation shares, and fill in their defaults.
+
+    Args:
+        extractor: one for all problems, or a list of one for each problem.
+        codebook: float [K,d].
+        target: a class for all problems, or one for each, by number or name.
+        tokens: int [P,h,w] to start from. Default None: every position is free.
+        region: the free positions, as `region_masks` takes them. Default None: all.
+        grid: m or (h, w), only without tokens. Default None: 16.
+        item_ids: int [P]. Default None: 0, 1, 2, ....
+
+    Returns:
+        The P problems.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, which the message names.
+    """
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)
-    extractors, numbers = _extractors(extractor)
-    for one in extractors:
-        check_extractor(module_of(one), codebook=codebook)
+    extractors, indices = _distinct(extractor)
+    for distinct in extractors:
+        check_extractor(module_of(distinct), codebook=codebook)
     codebook, device = ordinary(codebook.detach()), codebook.device
-    given = tokens is not None
-    if tokens is None:
-        height, width = sides(16 if grid is None else grid)
-        batch = len(numbers or (0,)) if is_single(target) else len(target)  # type: ignore[arg-type]
-        tokens = torch.zeros(batch, height, width, dtype=torch.int64, device=device)
-        if region is not None:
-            raise ValueError("region: expected None without tokens, since nothing is kept outside it")
-    elif grid is not None:
-        raise ValueError("grid: expected None with tokens, whose shape gives it")
-    tokens = checks.integers("tokens", tokens, device)
-    checks.rank("tokens", tokens, "[P, h, w]")
-    checks.same_device(codebook=codebook, tokens=tokens)
-    checks.in_range("tokens", tokens, codebook.shape[0])
-    tokens, count = ordinary(tokens.long()), len(tokens)
-    if numbers is not None and len(numbers) != count:
-        raise ValueError(f"extractor: expected one, or one for each of {count} problems, got {len(numbers)}")
-    number = torch.tensor(numbers or [0] * count, dtype=torch.int64, device=device)
+    start = _start(tokens, region, grid, target, indices, codebook)
+    count = len(start)
+    if indices is not None and len(indices) != count:
+        raise ValueError(f"extractor: expected one, or one for each of {count} problems, got {len(indices)}")
+    extractor_index = torch.tensor(indices or [0] * count, dtype=torch.int64, device=device)
     targets = ordinary(target_vector(target, count, device, _names(extractors)))
     if count:
-        for index, one in enumerate(extractors):
-            check_classes(one, gather(tokens[:1], codebook), targets[number == index])
+        for index, distinct in enumerate(extractors):
+            check_classes(distinct, gather(start[:1], codebook), targets[extractor_index == index])
     item_ids = torch.arange(count) if item_ids is None else checks.integers("item_ids", item_ids)
-    checks.same_shape("item_ids", item_ids, "tokens' first dimension", tokens.shape[:1])
+    checks.same_shape("item_ids", item_ids, "tokens' first dimension", start.shape[:1])
     checks.in_range("item_ids", item_ids, 2**32)
     return Problems(
         extractors=extractors,
-        number=number,
+        extractor_index=extractor_index,
         codebook=codebook,
-        start=tokens,
-        region=region_masks(region, tokens.shape).to(device),
+        start=start,
+        region=region_masks(region, start.shape).to(device),
         target=targets,
         item_ids=item_ids.to(device, torch.int64),
-        given=given,
+        given=tokens is not None,
         places=torch.arange(count, device=device),
     )
 
 
-def _extractors(extractor: Extractor | Sequence[Extractor]) -> tuple[tuple[Extractor, ...], list[int] | None]:
-    """The different extractors, and each problem's among them where one is named for each."""
+def _distinct(extractor: Extractor | Sequence[Extractor]) -> tuple[tuple[Extractor, ...], list[int] | None]:
+    """The distinct extractors, and each problem's index among them where a list names one for each problem."""
     if not isinstance(extractor, list | tuple | nn.ModuleList):
         return (extractor,), None  # type: ignore[return-value]
     if not len(extractor):
         raise ValueError("extractor: expected one, or one for each problem, got an empty list")
-    different = list({id(one): one for one in extractor}.values())
-    places = {id(one): number for number, one in enumerate(different)}
-    return tuple(different), [places[id(one)] for one in extractor]
+    distinct = list({id(member): member for member in extractor}.values())
+    indices = {id(member): index for index, member in enumerate(distinct)}
+    return tuple(distinct), [indices[id(member)] for member in extractor]
+
+
+def _start(
+    tokens: checks.Integers | None,
+    region: Regions,
+    grid: Grid | None,
+    target: Target,
+    indices: list[int] | None,
+    codebook: Tensor,
+) -> Tensor:
+    """The tokens to start from, checked, int64 [P,h,w]; without any, as many grids of zeros as the target says."""
+    if tokens is None:
+        height, width = sides(16 if grid is None else grid)
+        batch = len(indices or (0,)) if is_single(target) else len(target)  # type: ignore[arg-type]
+        tokens = torch.zeros(batch, height, width, dtype=torch.int64, device=codebook.device)
+        if region is not None:
+            raise ValueError("region: expected None without tokens, since every position is free then")
+    elif grid is not None:
+        raise ValueError("grid: expected None with tokens, whose shape gives it")
+    tokens = checks.integers("tokens", tokens, codebook.device)
+    checks.rank("tokens", tokens, "[P, h, w]")
+    checks.same_device(codebook=codebook, tokens=tokens)
+    checks.in_range("tokens", tokens, codebook.shape[0])
+    return ordinary(tokens.long())
 
 
 def _names(extractors: Sequence[Extractor]) -> tuple[str, ...]:
-    """The classes' names, where the extractors that have any have the same."""
-    found = {names for names in (names_of(module_of(one)) for one in extractors) if names}
-    return found.pop() if len(found) == 1 else ()
+    """The classes' names, where all extractors that have names have the same."""
+    names = {names_of(module_of(extractor)) for extractor in extractors} - {()}
+    return names.pop() if len(names) == 1 else ()
 
 
 def region_masks(region: Regions, shape: torch.Size) -> Tensor:
-    """A half-open box (top, left, bottom, right), a list of P of them, a boolean mask [h,w] or [P,h,w], or None
-    (everything) as boolean masks [P,h,w].
+    """Regions as boolean masks.
 
-    Raises TypeError or ValueError for anything else, a box outside the grid, or an empty region.
+    Args:
+        region: a half-open box (top, left, bottom, right), a list of P boxes, a boolean mask [h,w] or [P,h,w], or None
+            (every position).
+        shape: (P, h, w).
+
+    Returns:
+        bool [P,h,w].
+
+    Raises:
+        TypeError, ValueError: anything else, a box outside the grid, or an empty region.
     """
     grid = shape[1:]
     if isinstance(region, np.ndarray):
@@ -184,10 +231,12 @@ def region_masks(region: Regions, shape: torch.Size) -> Tensor:
 
 
 def _is_whole(side: object) -> bool:
+    """Whether a side of a box is an integer; booleans and tensors do not count."""
     return isinstance(side, SupportsIndex) and not isinstance(side, bool | Tensor)
 
 
 def _box_mask(box: object, grid: torch.Size) -> Tensor:
+    """A half-open box (top, left, bottom, right) as a boolean mask [h,w]."""
     if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_whole, box)):
         got = f"a {type(box).__name__}" if isinstance(box, Tensor) else repr(box)
         raise ValueError(f"region: expected whole numbers (top, left, bottom, right), got {got}")

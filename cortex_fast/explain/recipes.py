@@ -1,20 +1,31 @@
-"""How an optimisation of tokens goes about it: steps, rates, temperature, when it looks and when it stops."""
+"""The settings of an optimisation of tokens: steps, rates, temperature, when it is judged and when it stops."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 from cortex_fast import checks
 
 OPTIMIZERS = ("adam", "sgd")
-BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam: torch's own
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as in torch
 KINDS = ("linear", "geometric", "cosine")
 STARTS = ("random", "image")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A setting that goes from `start` in the first step to `end` in the last: evenly, by a constant factor, or along
-    half a cosine. The end may be 0, but not by a constant factor."""
+    """A setting that moves from `start` in the first step to `end` in the last.
+
+    Args:
+        start: the value in the first step, above 0.
+        end: the value in the last step, above 0; with the kinds "linear" and "cosine" it may be 0.
+        kind: "linear" (equal differences), "geometric" (equal factors) or "cosine" (half a cosine, flat at both ends).
+            Default "linear".
+
+    Raises:
+        TypeError, ValueError: a value outside these.
+    """
 
     start: float
     end: float
@@ -38,6 +49,7 @@ class Schedule:
 
 
 def value_at(setting: "float | Schedule", step: int, steps: int) -> float:
+    """The value of a number or a Schedule in step 0 .. steps - 1."""
     return setting.at(step, steps) if isinstance(setting, Schedule) else setting
 
 
@@ -45,12 +57,24 @@ def value_at(setting: "float | Schedule", step: int, steps: int) -> float:
 class Recipe:
     """Settings of `select_tokens` and its baselines.
 
-    steps; lr, tau: a number or a Schedule; optimizer: "adam" or "sgd" as in torch. regularisation: weight of |E|^2.
-    judge_every: how often the selection without noise is judged. draws: Gumbel samples of one step, whose mean gradient
-    it follows. restarts: independent runs of a problem, of which the best is kept. patience: a problem stops when its
-    selected tokens have not changed for so many steps; None: never. start: logits "random" (standard normal), or from
-    the "image", whose tokens then have about even odds with all others together. stay_penalty: price of a
-    changed position, in logits: with a price, as few change as are worth it.
+    Args:
+        steps: number of gradient steps. Default 3000.
+        lr: learning rate, a number or a Schedule. Default 0.01.
+        tau: temperature of Gumbel-Softmax, a number or a Schedule. Default 1.0.
+        optimizer: "adam" or "sgd", as in torch.optim. Default "adam".
+        regularisation: weight of |E|^2 in the loss, at least 0. Default 0.0.
+        judge_every: number of steps between two judgements of the noiseless selection. Default 100.
+        draws: number of Gumbel samples in a step, which follows their mean gradient. Default 1.
+        restarts: number of independent runs of a problem, of which the best counts. Default 1.
+        patience: number of steps without a change of the selected tokens after which a problem stops. Default None:
+            never.
+        start: "random" (standard normal logits) or "image" (an image's tokens have about even odds with all others
+            together). Default "random".
+        stay_penalty: price of a changed position, in logits: the higher, the fewer positions change.
+            Default 0.0.
+
+    Raises:
+        TypeError, ValueError: a value outside these, naming the setting.
     """
 
     steps: int = 3000
@@ -81,14 +105,55 @@ class Recipe:
             _set(self, **{name: checks.non_negative(name, getattr(self, name))})
 
 
+class DrawSettings(TypedDict, total=False):
+    """The fields of Recipe that `draw_tokens` uses."""
+
+    steps: int
+    judge_every: int
+
+
+class EmbeddingSettings(DrawSettings, total=False):
+    """The fields of Recipe that `optimise_embedding` uses."""
+
+    lr: float | Schedule
+    optimizer: str
+    regularisation: float
+    patience: int | None
+
+
+class RecipeSettings(EmbeddingSettings, total=False):
+    """All fields of Recipe, which `select_tokens` uses."""
+
+    tau: float | Schedule
+    draws: int
+    restarts: int
+    start: str
+    stay_penalty: float
+
+
+def recipe_with(recipe: Recipe | None, settings: DrawSettings) -> Recipe:
+    """The recipe, or the default one, with the settings given by name.
+
+    Raises:
+        TypeError: recipe is not a Recipe, or a setting is unknown.
+    """
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe: expected a Recipe, such as PUBLISHED, got {recipe!r}")
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    for name in settings:
+        if name not in names:
+            raise TypeError(f"{name}: expected a setting of Recipe ({', '.join(names)}), got an unknown one")
+    return dataclasses.replace(recipe or Recipe(), **settings)
+
+
 def _set(settings: "Schedule | Recipe", **values: float) -> None:
-    """Python's own numbers for those that came from numpy or torch: fingerprints hold them as JSON."""
+    """Replace numbers of numpy or torch by Python's: fingerprints hold them as JSON."""
     for name, value in values.items():
         object.__setattr__(settings, name, value)
 
 
 # The published code: Adam on logits that start standard normal, temperature 1, judged every 500 of 5,000 steps.
 PUBLISHED = Recipe(steps=5000, lr=0.01, tau=1.0, optimizer="adam", judge_every=500)
-# The paper's text has plain gradient descent (its alpha |E|^2 is `regularisation`); where it gives no number, the
-# published code's stands.
+# The paper's text has plain gradient descent (its alpha |E|^2 is `regularisation`). Where the paper gives no number,
+# the published code's stands.
 PAPER = Recipe(steps=5000, lr=0.01, tau=1.0, optimizer="sgd", judge_every=500)

@@ -1,4 +1,4 @@
-"""What an optimisation of tokens found."""
+"""The result of an optimisation of tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,11 +26,21 @@ class Change(NamedTuple):
 class TokenSelection:
     """P selections, one for each problem.
 
-    tokens int64 [P,h,w]: the selection of largest target probability among those judged. initial int64 [P,h,w]: the
-    start. region bool [P,h,w]: the free positions. target int64 [P]. steps int64 [T]: when the selection was judged, 0
-    first; history int64 [T,P,h,w] and probability float32 [T,P]: the tokens then, and the judge's probability of the
-    target. loss float32 [steps,P]: eq. 9 at every step, with that step's noise; NaN after a problem stopped. taken
-    int64 [P]: the steps until then. best int64 [P]: the row of `steps` that `tokens` is.
+    Args:
+        tokens: int64 [P,h,w], the selection of largest target probability among those judged.
+        initial: int64 [P,h,w], the start.
+        region: bool [P,h,w], the free positions.
+        target: int64 [P], the classes.
+        steps: int64 [T], the numbers of steps after which the selection was judged, 0 first.
+        history: int64 [T,P,h,w], the tokens at these steps.
+        probability: float32 [T,P], the judge's probability of the target at these steps.
+        loss: float32 [steps,P], eq. 9 at every step, with that step's noise; NaN after a problem stopped.
+        taken: int64 [P], the number of steps until a problem stopped.
+        best: int64 [P], the row of `steps` at which `tokens` was selected.
+        fingerprint: what the selections were computed from, in plain values. Default {}.
+
+    Raises:
+        ValueError: a region of another shape than tokens.
     """
 
     tokens: Tensor
@@ -54,41 +64,73 @@ class TokenSelection:
         return self.tokens != self.initial
 
     def changes(self, problem: int = 0) -> list[Change]:
-        """One problem's edit, position by position."""
+        """One problem's edit, position by position.
+
+        Args:
+            problem: its index. Default 0.
+
+        Returns:
+            The changed positions, row by row.
+
+        Raises:
+            TypeError, ValueError: no such problem.
+        """
         problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         before, after = self.initial[problem], self.tokens[problem]
-        places = self.changed[problem].nonzero().tolist()
-        return [Change(row, column, int(before[row, column]), int(after[row, column])) for row, column in places]
+        positions = self.changed[problem].nonzero().tolist()
+        return [Change(row, column, int(before[row, column]), int(after[row, column])) for row, column in positions]
 
     def strip(self, decode: Callable[[Tensor], Tensor], problem: int = 0) -> Tensor:
-        """One problem's pictures [T,3,H,W] at the judged steps, of decode: tokens [n,h,w] -> images [n,3,H,W]."""
+        """One problem's images at the judged steps.
+
+        Args:
+            decode: tokens int64 [n,h,w] -> images [n,3,H,W].
+            problem: its index. Default 0.
+
+        Returns:
+            Images [T,3,H,W].
+
+        Raises:
+            TypeError, ValueError: no such problem.
+        """
         problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
         return decode(self.history[:, problem])
 
     def problem(self, problem: int) -> "TokenSelection":
-        """The selection of one problem alone, with P = 1."""
+        """The selection of one problem alone, with P = 1.
+
+        Args:
+            problem: its index.
+
+        Raises:
+            TypeError, ValueError: no such problem.
+        """
         problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
-        one = slice(problem, problem + 1)
+        rows = slice(problem, problem + 1)
         return TokenSelection(
-            tokens=self.tokens[one],
-            initial=self.initial[one],
-            region=self.region[one],
-            target=self.target[one],
+            tokens=self.tokens[rows],
+            initial=self.initial[rows],
+            region=self.region[rows],
+            target=self.target[rows],
             steps=self.steps,
-            history=self.history[:, one],
-            probability=self.probability[:, one],
-            loss=self.loss[:, one],
-            taken=self.taken[one],
-            best=self.best[one],
+            history=self.history[:, rows],
+            probability=self.probability[:, rows],
+            loss=self.loss[:, rows],
+            taken=self.taken[rows],
+            best=self.best[rows],
             fingerprint=self.fingerprint,
         )
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, atomically."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         save_result(path, _KIND, tensors, {"fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: Path | str) -> "TokenSelection":
-        """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
+        """Read a file that `save` wrote.
+
+        Raises:
+            ResultFileError: anything else, naming the file.
+        """
         return read_result(path, _KIND, cls)

@@ -1,7 +1,6 @@
 """The sample-level explanation: SmoothGrad, TSV and an image's top tokens."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +10,8 @@ from cortex_fast.data.classes import Target, names_of, target_vector
 from cortex_fast.engine import MEMORY, NoiseStream, Prepared, mean_gradients, module_of, prepare
 from cortex_fast.engine.adaptive import ROUND_SAMPLES, settled_gradients
 from cortex_fast.explain.arguments import check_classes, check_embedding, check_extractor
+from cortex_fast.explain.saliency_settings import Settings
 from cortex_fast.ops.concept_counts import top_positions
-from cortex_fast.ops.token_saliency import REDUCTIONS
-
-SIGMA_RANGES = ("sample", "batch")
-NOISES = ("shared", "independent")
-AUTO = "auto"
 
 
 def smoothgrad(
@@ -33,29 +28,50 @@ def smoothgrad(
     antithetic: bool = False,
     memory: int = MEMORY,
     top_n: int = 20,
-    tick: Callable[[int], object] = lambda images: None,
+    tick: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Mean over N noisy copies of the gradient of the target's logit with respect to E (eq. 5): [B,d,h,w].
+    """Mean over N noisy copies of the gradient of the target's logit with respect to E (eq. 5).
 
-    extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], or one that `prepare` made ready for many calls.
-    target: a class, or one for each image, int [B]: numbers, or names where the extractor has them (as `names`, or in a
-    configuration of transformers).
-    Noise is N(0, sigma^2) with sigma = alpha (max E - min E), of each image ("sample", the paper) or of the whole batch
-    ("batch", the published code). noise: "shared" gives all images the same N draws, "independent" each its own, by
-    `item_ids` int [B] (default 0, 1, 2, ...). memory: bytes that the activations of one pass may take; the copies are
-    cut into passes accordingly, and the result does not depend on it.
-    num_samples "auto": after every 20 samples the set of each image's top_n positions by TSV is compared with the one
-    before; an image is done when three comparisons in a row found no change, or after 1000 samples. top_n is for this.
-    antithetic: draws come in pairs of opposite sign. tick is called with the number of images done.
-    Raises TypeError or ValueError naming the argument: wrong shapes or dtypes, non-finite E, a target outside the
-    classes.
+    The noise is N(0, sigma^2) with sigma = alpha (max E - min E).
+
+    Args:
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
+        embedding: E, finite float [B,d,h,w].
+        target: a class for all images, or int [B], one for each; by number, or by name where the extractor has names
+            (as `names`, or in a configuration of transformers).
+        num_samples: N, a whole number, or "auto": after every 20 samples the set of each image's top_n positions by TSV
+            is compared with the set before. An image is done after three comparisons in a row without a change, or
+            after 1000 samples. Default 20.
+        alpha: the noise's standard deviation as a share of the range of E, at least 0. Default 0.2.
+        sigma_range: the range of E is that of each image ("sample", the paper) or of the whole batch ("batch", the
+            published code). Default "sample".
+        noise: "shared" (all images get the same N draws) or "independent" (each image's draws are fixed by its item
+            id). Default "shared".
+        seed: seed of the random stream, in [0, 2^63). Default 0.
+        item_ids: int [B] in [0, 2^32), the images' items in the random stream. Default None: 0, 1, 2, ....
+        antithetic: whether draws come in pairs of opposite sign. Default False.
+        memory: bytes that the activations of one pass may take. The samples are divided into passes accordingly; the
+            result does not depend on it. Default 2^30.
+        top_n: number of top positions that num_samples="auto" compares. Default 20.
+        tick: called with the number of images done. Default None.
+
+    Returns:
+        At least float32 [B,d,h,w].
+
+    Raises:
+        TypeError, ValueError: wrong shapes or dtypes, E that is not finite, an extractor in training mode, a target
+            outside the classes, or a setting outside its values. The message names the argument.
     """
     checks.rank("embedding", embedding, "[B, d, h, w]")
     gradients = torch.empty_like(embedding, dtype=torch.promote_types(embedding.dtype, torch.float32))
-    settings = Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, "absmax")
-    for images, part in _mean_gradients(extractor, embedding, target, settings):
-        gradients[images] = part
-        tick(len(part))
+    settings = Settings(
+        num_samples=num_samples, alpha=alpha, sigma_range=sigma_range, noise=noise, seed=seed,
+        item_ids=item_ids, antithetic=antithetic, memory=memory, top_n=top_n,
+    )  # fmt: skip
+    for images, means in _mean_gradients(extractor, embedding, target, settings):
+        gradients[images] = means
+        if tick is not None:
+            tick(len(means))
     return gradients
 
 
@@ -74,57 +90,56 @@ def token_saliency(
     antithetic: bool = False,
     memory: int = MEMORY,
     top_n: int = 20,
-    tick: Callable[[int], object] = lambda images: None,
+    tick: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """TSV [B,h,w]: the channel maximum of |smoothgrad(...)| (eq. 5); the other arguments are `smoothgrad`'s.
+    """TSV: the mean gradient of `smoothgrad`, reduced over channels, in the paper to its largest magnitude (eq. 5).
 
-    reduction: "absmax" (the paper), "max" or "mean" (the published code's signed maximum and mean).
+    The noise is N(0, sigma^2) with sigma = alpha (max E - min E).
+
+    Args:
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
+        embedding: E, finite float [B,d,h,w].
+        target: a class for all images, or int [B], one for each; by number, or by name where the extractor has names
+            (as `names`, or in a configuration of transformers).
+        reduction: of the mean gradient's channels: "absmax" (largest magnitude, the paper), "max" or "mean" (the
+            published code's signed maximum and mean). Default "absmax".
+        num_samples: N, a whole number, or "auto": after every 20 samples the set of each image's top_n positions by TSV
+            is compared with the set before. An image is done after three comparisons in a row without a change, or
+            after 1000 samples. Default 20.
+        alpha: the noise's standard deviation as a share of the range of E, at least 0. Default 0.2.
+        sigma_range: the range of E is that of each image ("sample", the paper) or of the whole batch ("batch", the
+            published code). Default "sample".
+        noise: "shared" (all images get the same N draws) or "independent" (each image's draws are fixed by its item
+            id). Default "shared".
+        seed: seed of the random stream, in [0, 2^63). Default 0.
+        item_ids: int [B] in [0, 2^32), the images' items in the random stream. Default None: 0, 1, 2, ....
+        antithetic: whether draws come in pairs of opposite sign. Default False.
+        memory: bytes that the activations of one pass may take. The samples are divided into passes accordingly; the
+            result does not depend on it. Default 2^30.
+        top_n: number of top positions that num_samples="auto" compares. Default 20.
+        tick: called with the number of images done. Default None.
+
+    Returns:
+        At least float32 [B,h,w].
+
+    Raises:
+        TypeError, ValueError: wrong shapes or dtypes, E that is not finite, an extractor in training mode, a target
+            outside the classes, or a setting outside its values. The message names the argument.
     """
     checks.rank("embedding", embedding, "[B, d, h, w]")
     batch, _, *grid = embedding.shape
     tsv = torch.empty(
         (batch, *grid), dtype=torch.promote_types(embedding.dtype, torch.float32), device=embedding.device
     )
-    settings = Settings(num_samples, alpha, sigma_range, noise, seed, item_ids, antithetic, memory, top_n, reduction)
-    for images, part in _mean_gradients(extractor, embedding, target, settings):
-        tsv[images] = ops.token_saliency(part[:, None], reduction=reduction)
-        tick(len(part))
+    settings = Settings(
+        num_samples=num_samples, alpha=alpha, sigma_range=sigma_range, noise=noise, seed=seed,
+        item_ids=item_ids, antithetic=antithetic, memory=memory, top_n=top_n, reduction=reduction,
+    )  # fmt: skip
+    for images, means in _mean_gradients(extractor, embedding, target, settings):
+        tsv[images] = ops.token_saliency(means[:, None], reduction=reduction)
+        if tick is not None:
+            tick(len(means))
     return tsv
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`token_saliency`'s settings, checked, as plain values."""
-
-    num_samples: int | str
-    alpha: float
-    sigma_range: str
-    noise: str
-    seed: int
-    item_ids: checks.Integers | None
-    antithetic: bool
-    memory: int
-    top_n: int
-    reduction: str
-
-    def __post_init__(self) -> None:
-        checks.one_of("sigma_range", self.sigma_range, SIGMA_RANGES)
-        checks.one_of("noise", self.noise, NOISES)
-        checks.one_of("reduction", self.reduction, REDUCTIONS)
-        plain = {
-            "num_samples": AUTO if self.auto else checks.whole("num_samples", self.num_samples, 1),
-            "alpha": checks.non_negative("alpha", self.alpha),
-            "seed": checks.seed(self.seed),
-            "antithetic": checks.flag("antithetic", self.antithetic),
-            "memory": checks.whole("memory", self.memory, 1),
-            "top_n": checks.whole("top_n", self.top_n, 1),
-        }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def auto(self) -> bool:
-        return isinstance(self.num_samples, str) and self.num_samples == AUTO
 
 
 def _mean_gradients(
@@ -151,28 +166,35 @@ def _mean_gradients(
         shared=settings.noise == "shared",
         antithetic=settings.antithetic,
     )
-    if settings.auto:
-        prepared = prepare(extractor, embedding[:1], copies=batch * 4 * ROUND_SAMPLES)
-        for images, part, _ in settled_gradients(
-            prepared,
-            embedding,
-            targets,
-            stream,
-            top_n=settings.top_n,
-            reduction=settings.reduction,
-            memory=settings.memory,
-        ):
-            yield images, part
-        return
+    gradients = _settled if settings.auto else _averaged
+    yield from gradients(extractor, embedding, targets, stream, settings)
+
+
+def _settled(
+    extractor: nn.Module | Prepared, embedding: Tensor, targets: Tensor, stream: NoiseStream, settings: Settings
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and their mean gradients as their top positions settle."""
+    prepared = prepare(extractor, embedding[:1], copies=len(embedding) * 4 * ROUND_SAMPLES)
+    for images, means, _ in settled_gradients(
+        prepared, embedding, targets, stream,
+        top_n=settings.top_n, reduction=settings.reduction, memory=settings.memory,
+    ):  # fmt: skip
+        yield images, means
+
+
+def _averaged(
+    extractor: nn.Module | Prepared, embedding: Tensor, targets: Tensor, stream: NoiseStream, settings: Settings
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and their mean gradients over a fixed number of samples."""
     samples = range(int(settings.num_samples))
-    prepared = prepare(extractor, embedding[:1], copies=batch * len(samples))
-    numbers = torch.arange(batch, device=embedding.device)
-    for rows, part in mean_gradients(prepared, embedding, targets, stream, samples, memory=settings.memory):
-        yield numbers[rows], part
+    prepared = prepare(extractor, embedding[:1], copies=len(embedding) * len(samples))
+    images = torch.arange(len(embedding), device=embedding.device)
+    for rows, means in mean_gradients(prepared, embedding, targets, stream, samples, memory=settings.memory):
+        yield images[rows], means
 
 
 def _sigma(embedding: Tensor, alpha: float, sigma_range: str) -> Tensor:
-    """sigma [B] = alpha (max - min), of each image or of the batch."""
+    """sigma [B] = alpha (max E - min E), of each image or of the batch."""
     wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     flat = wide.flatten(1) if sigma_range == "sample" else wide.reshape(1, -1)
     low, high = flat.aminmax(dim=1)
@@ -180,11 +202,19 @@ def _sigma(embedding: Tensor, alpha: float, sigma_range: str) -> Tensor:
 
 
 def top_tokens(tsv: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """T*_image (eq. 6): the n positions of largest TSV, largest first: token ids int64 [B,n], flat positions int64
-    [B,n].
+    """T*_image: the tokens at an image's n positions of largest TSV (eq. 6).
 
-    tsv [B,h,w] floating; tokens int [B,h,w], a tensor or an array. Position y * w + x; ties go to the lower position.
-    Raises TypeError or ValueError for wrong dtypes, shapes that differ, n outside [1, h * w], or a NaN.
+    Args:
+        tsv: float [B,h,w] without NaN.
+        tokens: int [B,h,w], a tensor or an array.
+        n: number of positions, from 1 to h * w.
+
+    Returns:
+        Token ids int64 [B,n] and their flat positions y * w + x int64 [B,n], by falling TSV; ties go to the lower
+        position.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes, shapes that differ, n outside its bounds, or a NaN.
     """
     checks.rank("tsv", tsv, "[B, h, w]")
     checks.floating("tsv", tsv)

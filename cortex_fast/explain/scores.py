@@ -1,7 +1,6 @@
-"""Scores of a whole data set's tokens, and the record of what made them."""
+"""Scores of a whole data set's tokens, with a fingerprint of what they were computed from."""
 
 import copy
-import inspect
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
 from cortex_fast import checks
 from cortex_fast.data import digests
@@ -17,23 +17,23 @@ from cortex_fast.data.token_store import TokenStore
 from cortex_fast.engine import Prepared, prepare
 from cortex_fast.explain.arguments import check_extractor
 from cortex_fast.explain.fingerprints import VERSIONS, about_extractor
-from cortex_fast.explain.saliency import Settings, token_saliency
+from cortex_fast.explain.saliency import token_saliency
+from cortex_fast.explain.saliency_settings import ScoreSettings, Settings
 
 _KIND = "Saliency"
-_SOME = 100  # samples of an image, about, where their number is found out
-_DEFAULTS = {
-    one.name: one.default
-    for one in inspect.signature(token_saliency).parameters.values()
-    if one.kind is inspect.Parameter.KEYWORD_ONLY
-}
-_TAKEN = ("item_ids", "tick")  # of token_saliency's arguments, which score_tokens gives itself
+_EXPECTED_SAMPLES = 100  # of an image, about, where num_samples is "auto"
+_RESERVED = ("item_ids", "tick")  # the arguments of token_saliency that score_tokens sets itself
 
 
 class Scores(Tensor):
-    """TSV [n,h,w] with its `fingerprint`: what made it, in plain values.
+    """TSV [n,h,w] with a fingerprint of what it was computed from.
 
-    A tensor like any other: what is computed from it, slices and copies to other devices too, is a plain tensor, and so
-    is what torch.save keeps of it. `save` and `load` keep the fingerprint.
+    Results computed from it, slices and copies to other devices included, are plain tensors, and torch.save writes a
+    plain tensor. `save` and `load` include the fingerprint.
+
+    Args:
+        tsv: float [n,h,w].
+        fingerprint: the settings, and digests of the images and the extractor, in plain values.
     """
 
     fingerprint: dict[str, Any]
@@ -41,22 +41,26 @@ class Scores(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment] # as nn.Parameter has it
 
     def __new__(cls, tsv: Tensor, fingerprint: dict[str, Any]) -> "Scores":
-        made = tsv.detach().as_subclass(cls)
-        made.fingerprint, made._digest = fingerprint, digests.of_values(tsv)
-        return made
+        scores = tsv.detach().as_subclass(cls)
+        scores.fingerprint, scores._digest = fingerprint, digests.of_values(tsv)
+        return scores
 
     @property
     def unchanged(self) -> bool:
-        """Whether the values are those that the fingerprint speaks of: a tensor may be written into."""
+        """Whether the values still are those of the fingerprint: a tensor may be written into."""
         return digests.of_values(self) == self._digest
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, atomically."""
         save_result(path, _KIND, {"tsv": self}, {"fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: Path | str) -> "Scores":
-        """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
+        """Read a file that `save` wrote.
+
+        Raises:
+            ResultFileError: anything else, naming the file.
+        """
         return read_result(path, _KIND, cls)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Scores":
@@ -73,22 +77,44 @@ def score_tokens(
     batch_size: int = 64,
     progress: bool = True,
     description: str = "scoring tokens",
-    **settings: Any,
+    **settings: Unpack[ScoreSettings],
 ) -> Scores:
-    """TSV [n,h,w] of every image for its own label, on the CPU; `settings` are `token_saliency`'s.
+    """TSV of every image of a data set for its label (eq. 5).
 
-    An image's noise is fixed by its number in the data set, so the result does not depend on batch_size (with
-    sigma_range="batch" it does, as in the published code). The result is a tensor that knows what made it.
+    An image's noise is fixed by its index in the data set, so the result does not depend on batch_size, unless
+    sigma_range is "batch".
+
+    Args:
+        extractor: eval-mode module, E [B,d,h,w] -> logits [B,classes], prepared by `prepare` or not.
+        dataset: n images as tokens, with labels and codebook.
+        batch_size: number of images at once. Default 64.
+        progress: whether a progress bar is shown. Default True.
+        description: the progress bar's title. Default "scoring tokens".
+        reduction: "absmax", "max" or "mean", of the mean gradient's channels. Default "absmax".
+        num_samples: noisy copies of an image, or "auto": until its top_n positions settle. Default 20.
+        alpha: the noise's standard deviation as a share of the range of E. Default 0.2.
+        sigma_range: the range of each image ("sample") or of each batch ("batch"). Default "sample".
+        noise: "shared" by all images, or "independent". Default "shared".
+        seed: seed of the random stream. Default 0.
+        antithetic: whether draws come in pairs of opposite sign. Default False.
+        memory: bytes that the activations of one pass may take. Default 2^30.
+        top_n: number of top positions that num_samples="auto" compares. Default 20.
+
+    Returns:
+        At least float32 [n,h,w] on the CPU, with a fingerprint.
+
+    Raises:
+        TypeError, ValueError: as `token_saliency`, and for an unknown setting. The message names the argument.
     """
-    batch_size, given = checks.whole("batch_size", batch_size, 1), _settings(settings)
+    batch_size, checked = checks.whole("batch_size", batch_size, 1), _checked(settings)
     device = dataset.codebook.device
     dtype = torch.promote_types(dataset.codebook.dtype, torch.float32)
     tsv = torch.empty(dataset.tokens.shape, dtype=dtype)
     if len(dataset) and not isinstance(extractor, Prepared):
         check_extractor(extractor, codebook=dataset.codebook)
-        copies = len(dataset) * (_SOME if given.auto else int(given.num_samples))
-        extractor = prepare(extractor, dataset.embedding(slice(0, 1)), copies=copies)
-    made = _fingerprint(extractor, dataset, given, batch_size)
+        samples = _EXPECTED_SAMPLES if checked.auto else int(checked.num_samples)
+        extractor = prepare(extractor, dataset.embedding(slice(0, 1)), copies=len(dataset) * samples)
+    fingerprint = _fingerprint(extractor, dataset, checked, batch_size)
     with tqdm(total=len(dataset), desc=description, unit="image", disable=not progress) as bar:
         for rows in dataset.batches(batch_size):
             items = torch.arange(rows.start, rows.stop, device=device)
@@ -96,31 +122,31 @@ def score_tokens(
             tsv[rows] = token_saliency(
                 extractor, dataset.embedding(rows), labels, item_ids=items, tick=bar.update, **settings
             ).cpu()
-    return Scores(tsv, made)
+    return Scores(tsv, fingerprint)
 
 
-def _settings(settings: dict[str, Any]) -> Settings:
-    """The settings as they come to be: `token_saliency`'s defaults, replaced by those given."""
+def _checked(settings: ScoreSettings) -> Settings:
+    """The settings with `token_saliency`'s defaults for the others."""
+    names = ScoreSettings.__annotations__
     for name in settings:
-        if name in _TAKEN:
-            raise TypeError(f"{name}: expected none, since the images' numbers and the progress bar take its place")
-        if name not in _DEFAULTS:
-            known = ", ".join(one for one in _DEFAULTS if one not in _TAKEN)
-            raise TypeError(f"{name}: expected a setting of token_saliency ({known}), got an unknown one")
-    return Settings(**{name: value for name, value in (_DEFAULTS | settings).items() if name != "tick"})
+        if name in _RESERVED:
+            raise TypeError(f"{name}: expected none, since the images' indices and the progress bar replace it")
+        if name not in names:
+            raise TypeError(f"{name}: expected a setting of token_saliency ({', '.join(names)}), got an unknown one")
+    return Settings(**settings)
 
 
 def _fingerprint(
     extractor: nn.Module | Prepared, dataset: TokenStore, settings: Settings, batch_size: int
 ) -> dict[str, Any]:
     """What the scores depend on, and nothing else: the settings as texts, digests of the images and the extractor."""
-    plain = asdict(settings)
+    values = asdict(settings)
     for name in ("item_ids", "memory", *(() if settings.auto else ("top_n",))):
-        del plain[name]
+        del values[name]
     if settings.sigma_range == "batch":
-        plain["batch_size"] = batch_size
+        values["batch_size"] = batch_size
     return {
-        **{name: str(value) for name, value in plain.items()},
+        **{name: str(value) for name, value in values.items()},
         "made_by": "score_tokens",
         "extractor": about_extractor(extractor),
         "images": digests.of_images(dataset.codebook, dataset.tokens, dataset.labels),

@@ -1,4 +1,4 @@
-"""One step of an optimisation of tokens: from proposals through the extractor to its gradient, and on."""
+"""One step of an optimisation of tokens: embeddings proposed, their loss and its gradient, and the update."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,43 +15,44 @@ from cortex_fast.engine.replay import Graphs, replayed
 from cortex_fast.engine.windows import Box
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import Recipe, value_at
+from cortex_fast.ops.gumbel_codebook import RowStats
 
 Moments = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """What tells one optimisation from another. Variables are float [P,rows,...], changed in place.
+    """What tells one optimisation from another. Its variables are float [P,rows,...], changed in place.
 
-    start(problems) -> variables; propose(variables, problems, schedule) -> embeddings [draws * P, rows, d] of the free
-    positions, one draw after the other, and what learn makes use of; learn(variables, moments, problems, schedule,
-    that, the mean loss's gradient in the embeddings); decide(variables, problems) -> tokens [P,rows]. schedule float64
-    [draws,4]: of each draw of the step tau, its number, lr and the step's number from 1. Both are captured into a CUDA
-    graph: they may look at no value on a GPU.
+    A schedule is float64 [draws,4]: of each draw of the step (tau, the draw's number, lr, the step's number from 1).
+    propose and learn are captured into a CUDA graph, so on a GPU they must not read values.
+
+    Args:
+        start: (problems) -> variables.
+        propose: (variables, problems, schedule) -> the embeddings [draws * P, rows, d] of the free positions, draw by
+            draw, and row_stats for learn, or None.
+        learn: (variables, moments, problems, schedule, row_stats, gradient) -> None, the update of the variables and
+            moments from the mean loss's gradient in the embeddings.
+        decide: (variables, problems) -> tokens int64 [P,rows].
     """
 
     start: Callable[[Problems], Tensor]
-    propose: Callable[[Tensor, Problems, Tensor], tuple[Tensor, Sequence[Tensor]]]
-    learn: Callable[[Tensor, Moments | None, Problems, Tensor, Sequence[Tensor], Tensor], None]
+    propose: Callable[[Tensor, Problems, Tensor], tuple[Tensor, RowStats | None]]
+    learn: Callable[[Tensor, Moments | None, Problems, Tensor, RowStats | None, Tensor], None]
     decide: Callable[[Tensor, Problems], Tensor]
 
 
 def schedules_of(recipe: Recipe, device: torch.device) -> Tensor:
-    """float64 [steps,draws,4]: of each step and draw tau, the draw's number, lr, and the step's number from 1."""
-    draws = recipe.draws
-    rows = [
+    """The schedule of every step, float64 [steps,draws,4]."""
+    steps, draws = recipe.steps, recipe.draws
+    schedules = [
         [
-            (
-                value_at(recipe.tau, step, recipe.steps),
-                step * draws + draw,
-                value_at(recipe.lr, step, recipe.steps),
-                step + 1,
-            )
+            (value_at(recipe.tau, step, steps), step * draws + draw, value_at(recipe.lr, step, steps), step + 1)
             for draw in range(draws)
         ]
-        for step in range(recipe.steps)
+        for step in range(steps)
     ]
-    return torch.tensor(rows, dtype=torch.float64, device=device)
+    return torch.tensor(schedules, dtype=torch.float64, device=device)
 
 
 def step_of(
@@ -62,27 +63,45 @@ def step_of(
     variables: Tensor,
     moments: Moments | None,
 ) -> Callable[[Tensor], Sequence[Tensor]]:
-    """One step of the problems, which changes variables and moments in place; on a GPU in one CUDA graph. From a
-    schedule [draws,4] to their losses [P], the embeddings proposed, and the losses' gradient there.
+    """A function that takes one step of the problems; on a GPU it replays one CUDA graph.
+
+    Args:
+        prepared: the problems' extractor.
+        problems: P problems that are alike.
+        method: the variables and their update.
+        recipe: the settings.
+        variables: float [P,rows,...], changed in place by each step.
+        moments: Adam's, changed in place by each step; None for SGD.
+
+    Returns:
+        schedule [draws,4] -> (losses [P], the proposed embeddings [draws * P, rows, d], the losses' gradient in them).
     """
     objective = objective_of(prepared, problems, recipe)
     graphs: Graphs = {}
 
     def step(schedule: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        proposed, kept = method.propose(variables, problems, schedule)
+        proposed, row_stats = method.propose(variables, problems, schedule)
         loss, gradient = objective(proposed)
-        method.learn(variables, moments, problems, schedule, kept, gradient)
+        method.learn(variables, moments, problems, schedule, row_stats, gradient)
         return loss, proposed, gradient
 
-    if not isinstance(prepared.body, Graph):  # a forward of any kind may look at values
+    if not isinstance(prepared.body, Graph):  # a user's forward may read values
         return step
     return lambda schedule: replayed(step, graphs, schedule, repeatable=False)
 
 
 def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From proposals [draws * P, rows, d] to the mean loss [P] over the draws and its gradient in them: eq. 9.
+    """The mean loss over the draws, -f_Y(E)[target] + regularisation |E|^2, and its gradient (eq. 9).
 
-    Where the region is a part of the grid only what it reaches is computed.
+    Only the activations that the region can change are computed.
+
+    Args:
+        prepared: the problems' extractor.
+        problems: P problems that are alike.
+        recipe: its draws and regularisation.
+
+    Returns:
+        Proposed embeddings [draws * P, rows, d] of the free positions -> (float32 [P], the gradient in them).
     """
     box, region = Box(*problems.box), problems.region[0]
     fixed = gather(problems.start, problems.codebook).repeat(recipe.draws, 1, 1, 1)
@@ -93,12 +112,12 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
         window = fixed[:, :, box.top : box.bottom, box.left : box.right]
         inside = region[box.top : box.bottom, box.left : box.right]
     free = inside.flatten().nonzero().flatten()
-    kept = fixed.float().square().sum(dim=1).flatten(1)[:, ~region.flatten()].sum(dim=1)
+    fixed_squares = fixed.float().square().sum(dim=1).flatten(1)[:, ~region.flatten()].sum(dim=1)
     scale = prepared.scale / recipe.draws
 
     def objective(proposed: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad(), without_tf32(prepared.exact):
-            # at least in float32, like the gradient: what is small fits a half only as long as it is scaled
+            # at least float32, like the gradient: small values fit float16 only while they are scaled
             wide = proposed.detach().to(torch.promote_types(proposed.dtype, torch.float32))
             leaf = wide.requires_grad_(True)
             embedding = (
@@ -110,7 +129,8 @@ def objective_of(prepared: Prepared, problems: Problems, recipe: Recipe) -> Call
                 value = prepared.head_value(reached(embedding), target)
             loss = -value.float()
             if recipe.regularisation:  # in float32: the sum of squares overflows float16
-                loss = loss + recipe.regularisation * (kept + leaf.float().square().sum(dim=(1, 2)))
+                squares = fixed_squares + leaf.float().square().sum(dim=(1, 2))
+                loss = loss + recipe.regularisation * squares
             (gradient,) = torch.autograd.grad(loss.sum() * scale, leaf)
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / prepared.scale
         return loss.detach().unflatten(0, (recipe.draws, -1)).mean(dim=0), gradient

@@ -24,6 +24,7 @@ OPERATORS: Mapping[str, Mapping[str, tuple[torch.dtype, ...]]] = {
     "conv3x3": {"native": _SINGLE, "reference": _ANY},
     "gather_error": {"native": _SINGLE, "reference": _ANY},
     "gumbel_codebook": {"cuda": _FLOATS, "triton": _FLOATS, "native": _FLOATS, "reference": _ANY},
+    "gumbel_codebook_backward": {"cuda": _FLOATS, "triton": _FLOATS, "native": _FLOATS, "reference": _ANY},
     "gumbel_codebook_step": {"cuda": _FLOATS, "triton": _FLOATS, "native": _FLOATS, "reference": _ANY},
     "nearest_code": {"triton": _FLOATS, "native": _FLOATS, "reference": _ANY},
     "random_stream": {"triton": _ANY, "native": _ANY, "reference": _ANY},

@@ -1,19 +1,17 @@
 """Gumbel-Softmax selection times codebook (eq. 7): the embedding of a sampled token in every row."""
 
-import math
-from typing import Any
+from typing import Any, List  # noqa: UP035 (torch 2.6 creates no schema of list[Tensor])
 
 import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.kernels import native
-from cortex_fast.kernels.reference import gumbel_codebook as reference
-from cortex_fast.ops.backends import REASONS, check_impl, choose
+from cortex_fast.kernels.row_stats import RowStats, empty_results
+from cortex_fast.kernels.schedule import scheduled_values
+from cortex_fast.ops.backends import REASONS, check_impl, choose, serving
 from cortex_fast.ops.registering import operator
 
-if native.UNAVAILABLE is None:
-    from cortex_fast.kernels.native import gumbel_codebook as native_kernel
+__all__ = ["RowStats", "gumbel_codebook", "gumbel_codebook_with_row_stats", "scheduled_values"]
 
 
 def gumbel_codebook(
@@ -29,21 +27,48 @@ def gumbel_codebook(
     schedule: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Logits [...,R,K] and codebook C [K,d] -> embedding [...,R,d] in C's dtype, and the selected index int64 [...,R].
+    """Select a row of the codebook for each row of logits, by the Gumbel-Softmax with straight-through gradients.
 
-    With g ~ Gumbel(0, 1) and y = softmax((logits + g) / tau), the index is argmax(logits + g); the embedding is
-    C[index] (hard, gradient straight through y) or y C (soft). g is fixed by (seed, item id, draw, row, code):
-    item_ids int [...] defaults to 0, 1, 2, ... over the leading dimensions. gumbel [...,R,K] replaces g, for exact
-    tests. A logit of -inf bans its token, as long as its row has a finite one.
-    schedule: float64 [4] on the logits' device, (tau, draw, lr, step_count), whose tau and draw stand for the numbers:
-    a CUDA graph reads them anew each time that it is launched. On a GPU its values are not checked. The backward pass
-    reads it again: change it in place only after that.
+    With g ~ Gumbel(0, 1), fixed by (seed, item id, draw, row, code), and y = softmax((logits + g) / tau), the index is
+    argmax(logits + g) and the embedding codebook[index] (hard, gradient straight through y) or y @ codebook (soft).
     Differentiable once, in logits, codebook and gumbel.
-    Raises TypeError for wrong dtypes, ValueError for shapes that do not fit, tau <= 0, mixed devices, or a seed, draw
-    or item id outside [0, 2^63), [0, 2^32), [0, 2^32).
+
+    Args:
+        logits: float [..., R, K]. A logit of -inf bans its code, as long as its row has a finite one.
+        codebook: float [K, d].
+        tau: the temperature, above 0. Default 1.
+        seed: of the noise, in [0, 2^63). Default 0.
+        draw: the number of the noise's draw, in [0, 2^32). Default 0.
+        item_ids: integer [...], in [0, 2^32), the noise's item of each leading position. Default 0, 1, 2, ...
+        hard: whether the embedding is that of the selected code alone. Default True.
+        gumbel: float [..., R, K], used as g, for exact tests. Default None: drawn.
+        schedule: float64 [4] on the logits' device, (tau, draw, lr, step_count), whose tau and draw replace the
+            arguments: a CUDA graph reads them anew at each launch. On a GPU its values are not checked. The backward
+            pass reads it again: change it in place only after that. Default None.
+        impl: "auto", or the backend's name. Default "auto".
+
+    Returns:
+        embedding [..., R, d] in the codebook's dtype, and the index int64 [..., R] of the selected codes.
+
+    Raises:
+        TypeError: arguments of wrong types or dtypes.
+        ValueError: shapes that do not fit, tau <= 0, mixed devices, or a seed, draw or item id out of range.
+        BackendUnavailableError: a forced backend that cannot serve.
     """
-    settings = (tau, seed, draw, item_ids, hard, gumbel, schedule)
-    return _checked(logits, codebook, *settings, keep=False, impl=impl)[:2]
+    embedding, index, _ = _select(
+        logits=logits,
+        codebook=codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=item_ids,
+        hard=hard,
+        gumbel=gumbel,
+        schedule=schedule,
+        with_row_stats=False,
+        impl=impl,
+    )
+    return embedding, index
 
 
 def gumbel_codebook_with_row_stats(
@@ -58,16 +83,47 @@ def gumbel_codebook_with_row_stats(
     gumbel: Tensor | None = None,
     schedule: Tensor | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`gumbel_codebook`, and what spares `gumbel_codebook_step` of the same arguments a pass over the logits.
+) -> tuple[Tensor, Tensor, RowStats | None]:
+    """Select as `gumbel_codebook`, and return what saves `gumbel_codebook_step` of the same arguments a pass.
 
-    That is float32 [...,R,3+d], the largest score, the logarithm of y's denominator behind it, the index's bits and
-    y C; or nothing, [0], of a backend that makes no use of it.
+    Args:
+        logits: float [..., R, K], as all further arguments those of `gumbel_codebook`.
+        codebook: float [K, d].
+        tau: the temperature, above 0. Default 1.
+        seed: of the noise, in [0, 2^63). Default 0.
+        draw: the number of the noise's draw, in [0, 2^32). Default 0.
+        item_ids: integer [...], in [0, 2^32), the noise's item of each leading position. Default 0, 1, 2, ...
+        hard: whether the embedding is that of the selected code alone. Default True.
+        gumbel: float [..., R, K], used as the noise. Default None: drawn.
+        schedule: float64 [4] on the logits' device, whose tau and draw replace the arguments. Default None.
+        impl: "auto", or the backend's name. Default "auto".
+
+    Returns:
+        embedding [..., R, d] in the codebook's dtype, the index int64 [..., R] of the selected codes, and the
+        statistics of the rows, or None from a backend that makes no use of them.
+
+    Raises:
+        TypeError: as `gumbel_codebook` does.
+        ValueError: as `gumbel_codebook` does.
+        BackendUnavailableError: a forced backend that cannot serve.
     """
-    return _checked(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, schedule, keep=True, impl=impl)
+    return _select(
+        logits=logits,
+        codebook=codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=item_ids,
+        hard=hard,
+        gumbel=gumbel,
+        schedule=schedule,
+        with_row_stats=True,
+        impl=impl,
+    )
 
 
-def _checked(
+def _select(
+    *,
     logits: Tensor,
     codebook: Tensor,
     tau: float,
@@ -77,30 +133,49 @@ def _checked(
     hard: bool,
     gumbel: Tensor | None,
     schedule: Tensor | None,
-    *,
-    keep: bool,
+    with_row_stats: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tau, seed, draw = check_arguments(logits, codebook, tau, seed, draw, item_ids, gumbel, schedule, impl)
+) -> tuple[Tensor, Tensor, RowStats | None]:
+    """Check, flatten the leading dimensions, call the operator, and give its results the logits' leading dimensions."""
+    tau, seed, draw = check_selection(
+        logits,
+        codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=item_ids,
+        gumbel=gumbel,
+        schedule=schedule,
+        impl=impl,
+    )
     hard = checks.flag("hard", hard)
-    *lead, rows, codes = logits.shape
-    problems = logits.shape[:-2].numel()
-    keep = keep or (
-        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats(logits, codebook, gumbel))
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in present(logits, codebook, gumbel))
+    shape = flat_shape(logits)
+    embedding, index, largest_score, log_denominator, soft_embedding = _gumbel_codebook(
+        logits=logits.reshape(shape),
+        codebook=codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=flat_ids(item_ids),
+        hard=hard,
+        gumbel=None if gumbel is None else gumbel.reshape(shape),
+        schedule=schedule,
+        with_row_stats=with_row_stats or differentiated,
+        impl=impl,
     )
-    flat_gumbel = None if gumbel is None else gumbel.reshape(problems, rows, codes)
-    flat = logits.reshape(problems, rows, codes)
-    flat_ids = None if item_ids is None else item_ids.reshape(problems).long()
-    embedding, index, row_stats = _gumbel_codebook(
-        flat, codebook, flat_ids, flat_gumbel, schedule, tau, seed, draw, hard, keep, impl
-    )
-    row_stats = row_stats.view(*lead, rows, row_stats.shape[-1]) if row_stats.ndim == 3 else row_stats
-    return embedding.view(*lead, rows, codebook.shape[1]), index.view(*lead, rows), row_stats
+    rows, channels = logits.shape[:-1], codebook.shape[1]
+    embedding, index = embedding.view(*rows, channels), index.view(rows)
+    if largest_score.ndim == 1:  # empty: the backend computed none
+        return embedding, index, None
+    soft_embedding = soft_embedding.view(*rows, channels)
+    return embedding, index, RowStats(largest_score.view(rows), log_denominator.view(rows), index, soft_embedding)
 
 
-def check_arguments(
+def check_selection(
     logits: Tensor,
     codebook: Tensor,
+    *,
     tau: float,
     seed: int,
     draw: int,
@@ -109,15 +184,8 @@ def check_arguments(
     schedule: Tensor | None,
     impl: str,
 ) -> tuple[float, int, int]:
-    """What this operator and its fused step ask of the arguments that they share: tau, seed, draw."""
-    checks.floating("logits", logits)
-    if logits.ndim < 2:
-        raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
-    checks.rank("codebook", codebook, "[K, d]")
-    checks.floating("codebook", codebook)
-    codes = logits.shape[-1]
-    if codes == 0 or codes != codebook.shape[0]:
-        raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
+    """Check the arguments that this operator and its fused step share; tau, seed and draw as Python's numbers."""
+    _check_codes(logits, codebook)
     tau, seed, draw = checks.positive("tau", tau), checks.seed(seed), checks.whole("draw", draw, 0, 2**32 - 1)
     check_impl(impl)
     if item_ids is not None:
@@ -134,62 +202,87 @@ def check_arguments(
     return tau, seed, draw
 
 
-def numbers(
-    schedule: Tensor | None, tau: float = 1.0, draw: int = 0, lr: float = 0.0, step: int = 1
-) -> tuple[Any, Any, Any, Any]:
-    """tau, draw, lr and step: those given, or a schedule's; on a GPU as scalar tensors, since reading waits."""
-    if schedule is None:
-        return tau, draw, lr, step
-    if schedule.device.type != "cpu":
-        tau_now, draw_now, lr_now, step_now = schedule.unbind()
-        return tau_now, draw_now.long(), lr_now, step_now
-    tau, draw_now, lr, step_now = schedule.tolist()
-    if not (0 < tau < math.inf and 0 <= draw_now < 2**32 and 0 <= lr < math.inf and step_now >= 1):
-        raise ValueError(
-            f"schedule: expected tau > 0, a draw in [0, 2^32), lr >= 0 and step >= 1, got {schedule.tolist()}"
-        )
-    return tau, int(draw_now), lr, int(step_now)
+def _check_codes(logits: Tensor, codebook: Tensor) -> None:
+    checks.floating("logits", logits)
+    if logits.ndim < 2:
+        raise ValueError(f"logits: expected shape [..., R, K], got {list(logits.shape)}")
+    checks.rank("codebook", codebook, "[K, d]")
+    checks.floating("codebook", codebook)
+    codes = logits.shape[-1]
+    if codes == 0 or codes != codebook.shape[0]:
+        raise ValueError(f"logits: expected K = {codebook.shape[0]} >= 1 codes as in codebook, got {codes}")
+
+
+def flat_shape(logits: Tensor) -> tuple[int, int, int]:
+    """(P, R, K) of logits [..., R, K], whose leading dimensions are the problems."""
+    rows, codes = logits.shape[-2:]
+    return logits.shape[:-2].numel(), rows, codes
+
+
+def flat_ids(item_ids: Tensor | None) -> Tensor | None:
+    """int64 [P]."""
+    return None if item_ids is None else item_ids.reshape(-1).long()
+
+
+def present(*tensors: Tensor | None) -> list[Tensor]:
+    """The tensors that are not None: those whose dtype a backend must be able to take."""
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def problem_ids(logits: Tensor, item_ids: Tensor | None) -> Tensor:
+    """The noise's item of each of the P problems."""
+    return torch.arange(logits.shape[0], device=logits.device) if item_ids is None else item_ids
 
 
 @operator("gumbel_codebook")
 def _gumbel_codebook(
     logits: Tensor,
     codebook: Tensor,
-    item_ids: Tensor | None,
-    gumbel: Tensor | None,
-    schedule: Tensor | None,
     tau: float,
     seed: int,
     draw: int,
+    item_ids: Tensor | None,
     hard: bool,
-    keep: bool,
+    gumbel: Tensor | None,
+    schedule: Tensor | None,
+    with_row_stats: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Embedding, index, and the row statistics but `selected`, which is the index; empty [0] where there are none."""
     if item_ids is not None:
         checks.in_range("item_ids", item_ids, 2**32)
-    item_ids = problem_ids(logits, item_ids)
-    backend = choose("gumbel_codebook", REASONS["gumbel_codebook"], impl, *floats(logits, codebook, gumbel))
-    if backend == "cuda":
-        from cortex_fast.kernels.cuda import gumbel_codebook as cuda_kernel
+    kernel = serving("gumbel_codebook", impl, *present(logits, codebook, gumbel))
+    return _flat_results(
+        logits,
+        *kernel(
+            logits=logits,
+            codebook=codebook,
+            tau=tau,
+            seed=seed,
+            draw=draw,
+            item_ids=problem_ids(logits, item_ids),
+            hard=hard,
+            gumbel=gumbel,
+            schedule=schedule,
+            with_row_stats=with_row_stats,
+        ),
+    )
 
-        return cuda_kernel.forward(logits, codebook, item_ids, gumbel, schedule, tau, seed, draw, hard, keep)
-    if backend == "triton":
-        from cortex_fast.kernels.triton import gumbel_codebook as triton_kernel
 
-        return triton_kernel.forward(logits, codebook, item_ids, gumbel, schedule, tau, seed, draw, hard, keep)
-    tau, draw, _, _ = numbers(schedule, tau, draw)
-    if backend == "native":
-        embedding, index = native_kernel.forward(logits, codebook, item_ids, gumbel, tau, seed, draw, hard)
-    else:
-        noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
-        embedding, index = reference.forward(logits, codebook, noise, tau, hard)
-    return embedding, index, logits.new_empty(0, dtype=torch.float32)
+def _flat_results(
+    logits: Tensor, embedding: Tensor, index: Tensor, row_stats: RowStats | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if row_stats is None:
+        first, second, third = (logits.new_empty(0, dtype=torch.float32) for _ in range(3))
+        return embedding, index, first, second, third
+    return embedding, index, row_stats.largest_score, row_stats.log_denominator, row_stats.soft_embedding
 
 
 @_gumbel_codebook.register_fake
-def _(logits, codebook, item_ids, gumbel, schedule, tau, seed, draw, hard, keep, impl):
-    backend = choose("gumbel_codebook", REASONS["gumbel_codebook"], impl, *floats(logits, codebook, gumbel))
-    return reference.empty_results(logits, codebook, backend in ("cuda", "triton") and (keep or not hard))
+def _(logits, codebook, tau, seed, draw, item_ids, hard, gumbel, schedule, with_row_stats, impl):
+    backend = choose("gumbel_codebook", REASONS["gumbel_codebook"], impl, *present(logits, codebook, gumbel))
+    computed = backend in ("cuda", "triton") and (with_row_stats or not hard)
+    return _flat_results(logits, *empty_results(logits, codebook, computed))
 
 
 @operator("gumbel_codebook_backward")
@@ -197,110 +290,73 @@ def _gumbel_codebook_backward(
     upstream: Tensor,
     logits: Tensor,
     codebook: Tensor,
-    item_ids: Tensor | None,
-    gumbel: Tensor | None,
-    schedule: Tensor | None,
-    index: Tensor,
-    row_stats: Tensor,
     tau: float,
     seed: int,
     draw: int,
+    item_ids: Tensor | None,
     hard: bool,
-    impl: str,
+    gumbel: Tensor | None,
+    schedule: Tensor | None,
+    index: Tensor,
+    row_stats: List[Tensor],  # noqa: UP006
     codebook_needed: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
-    item_ids = problem_ids(logits, item_ids)
-    backend = choose("gumbel_codebook", REASONS["gumbel_codebook"], impl, *floats(logits, codebook, gumbel))
-    if backend == "cuda":
-        from cortex_fast.kernels.cuda import gumbel_codebook as cuda_kernel
-
-        return cuda_kernel.backward(
-            upstream,
-            logits,
-            codebook,
-            item_ids,
-            gumbel,
-            schedule,
-            index,
-            row_stats,
-            tau,
-            seed,
-            draw,
-            hard,
-            codebook_needed,
-        )
-    if backend == "triton":
-        from cortex_fast.kernels.triton import gumbel_codebook_backward as triton_kernel
-
-        return triton_kernel.backward(
-            upstream,
-            logits,
-            codebook,
-            item_ids,
-            gumbel,
-            schedule,
-            index,
-            row_stats,
-            tau,
-            seed,
-            draw,
-            hard,
-            codebook_needed,
-        )
-    tau, draw, _, _ = numbers(schedule, tau, draw)
-    if backend == "native":
-        return native_kernel.backward(
-            upstream, logits, codebook, item_ids, gumbel, index, tau, seed, draw, hard, codebook_needed
-        )
-    noise = reference.noise_of(logits, item_ids, gumbel, seed, draw)
-    return reference.backward(upstream, logits, codebook, noise, index, tau, hard, codebook_needed)
+    """Gradients of logits and codebook. row_stats: those of RowStats, or none."""
+    kernel = serving("gumbel_codebook_backward", impl, *present(logits, codebook, gumbel))
+    gradients: tuple[Tensor, Tensor] = kernel(
+        upstream=upstream,
+        logits=logits,
+        codebook=codebook,
+        tau=tau,
+        seed=seed,
+        draw=draw,
+        item_ids=problem_ids(logits, item_ids),
+        hard=hard,
+        gumbel=gumbel,
+        schedule=schedule,
+        index=index,
+        row_stats=RowStats(*row_stats) if row_stats else None,
+        codebook_needed=codebook_needed,
+    )
+    return gradients
 
 
 @_gumbel_codebook_backward.register_fake
 def _(
-    upstream,
-    logits,
-    codebook,
-    item_ids,
-    gumbel,
-    schedule,
-    index,
-    row_stats,
-    tau,
-    seed,
-    draw,
-    hard,
+    upstream, logits, codebook, tau, seed, draw, item_ids, hard, gumbel, schedule, index, row_stats, codebook_needed,
     impl,
-    codebook_needed,
-):
+):  # fmt: skip
     codes, channels = codebook.shape
     return logits.new_empty(logits.shape), codebook.new_empty((codes if codebook_needed else 0, channels))
 
 
-def problem_ids(logits: Tensor, item_ids: Tensor | None) -> Tensor:
-    """The item of each of the P problems."""
-    return torch.arange(logits.shape[0], device=logits.device) if item_ids is None else item_ids
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, codebook, tau, seed, draw, item_ids, hard, gumbel, schedule, _, impl = inputs
+    _, *constants = output
+    ctx.settings = {"tau": tau, "seed": seed, "draw": draw, "hard": hard, "impl": impl}
+    ctx.mark_non_differentiable(*constants)
+    ctx.save_for_backward(logits, codebook, item_ids, gumbel, schedule, *constants)
 
 
-def floats(*tensors: Tensor | None) -> list[Tensor]:
-    """Those whose dtype a backend must be able to take."""
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    logits, codebook, item_ids, gumbel, schedule, tau, seed, draw, hard, _keep, impl = inputs
-    _, index, row_stats = output
-    ctx.settings = (tau, seed, draw, hard, impl)
-    ctx.mark_non_differentiable(index, row_stats)
-    ctx.save_for_backward(logits, codebook, item_ids, gumbel, schedule, index, row_stats)
-
-
-def _backward(ctx, upstream: Tensor, _index_upstream, _kept_upstream):
-    codebook_needed = ctx.needs_input_grad[1]
-    grad_logits, grad_codebook = _gumbel_codebook_backward(upstream, *ctx.saved_tensors, *ctx.settings, codebook_needed)
-    gumbel = ctx.saved_tensors[3]
-    grad_gumbel = grad_logits.to(gumbel.dtype) if ctx.needs_input_grad[3] else None  # the scores are their sum
-    return grad_logits, grad_codebook if codebook_needed else None, None, grad_gumbel, *[None] * 7
+def _backward(ctx: Any, upstream: Tensor, *_constants: Any) -> tuple[Tensor | None, ...]:
+    logits, codebook, item_ids, gumbel, schedule, index, *others = ctx.saved_tensors
+    largest_score, log_denominator, soft_embedding = others
+    codebook_needed, gumbel_needed = ctx.needs_input_grad[1], ctx.needs_input_grad[7]
+    grad_logits, grad_codebook = _gumbel_codebook_backward(
+        upstream=upstream,
+        logits=logits,
+        codebook=codebook,
+        item_ids=item_ids,
+        gumbel=gumbel,
+        schedule=schedule,
+        index=index,
+        row_stats=[largest_score, log_denominator, index, soft_embedding] if largest_score.ndim > 1 else [],
+        codebook_needed=codebook_needed,
+        **ctx.settings,
+    )
+    grad_gumbel = grad_logits.to(gumbel.dtype) if gumbel_needed else None  # the scores are their sum
+    return grad_logits, grad_codebook if codebook_needed else None, *[None] * 5, grad_gumbel, *[None] * 3
 
 
 _gumbel_codebook.register_autograd(_backward, setup_context=_setup_context)

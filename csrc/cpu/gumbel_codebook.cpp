@@ -129,10 +129,10 @@ void select(const GumbelCodebook& args, int64_t* index, const Run& run) {
         row.gumbel == nullptr ? best_drawn(args, row, begin, end, key) : best_given(row, begin, end);
   });
   for (int64_t row = 0; row < rows; ++row) {
-    const Best* mine = best.get() + row * segments;
+    const Best* of_row = best.get() + row * segments;
     Best winner;
     for (int64_t s = 0; s < segments && !winner.nan; ++s) {
-      if (mine[s].nan || mine[s].score > winner.score) winner = mine[s];
+      if (of_row[s].nan || of_row[s].score > winner.score) winner = of_row[s];
     }
     index[row] = std::max<int64_t>(winner.index, 0);
   }
@@ -174,9 +174,9 @@ void soft_embedding(const GumbelCodebook& args, float* embedding, const Run& run
 
 }  // namespace
 
-void gumbel_codebook(const GumbelCodebook& args, bool hard, float* embedding, int64_t* index, const Run& run) {
+void gumbel_codebook(const GumbelCodebook& args, float* embedding, int64_t* index, const Run& run) {
   select(args, index, run);
-  if (!hard) return soft_embedding(args, embedding, run);
+  if (!args.hard) return soft_embedding(args, embedding, run);
   parallel_tasks(args.problems * args.rows, run.threads, [&](int64_t row) {
     std::copy_n(args.codebook + index[row] * args.channels, args.channels, embedding + row * args.channels);
   });

@@ -56,7 +56,7 @@ void pack(const GumbelCodebook& args, const float* upstream, Block& block) {
   }
 }
 
-// to[j * kChunk + i] = from[i * kPanel + j], in squares of vectors; past the last code it writes what is there.
+// to[j * kChunk + i] = from[i * kPanel + j], in squares of vectors; past the last code it copies whatever follows.
 void write_transposed(const float* from, int64_t codes, float* to) {
   for (int64_t i = 0; i < codes; i += kFloats) {
     for (int64_t j = 0; j < kPanel; j += kFloats) {
@@ -166,8 +166,8 @@ struct Adam {
   float size, scale, keep, beta2, fresh, eps;
 
   explicit Adam(const Update& update) {
-    const double correction1 = 1 - std::pow(update.beta1, static_cast<double>(update.step));
-    const double correction2 = 1 - std::pow(update.beta2, static_cast<double>(update.step));
+    const double correction1 = 1 - std::pow(update.beta1, static_cast<double>(update.step_count));
+    const double correction2 = 1 - std::pow(update.beta2, static_cast<double>(update.step_count));
     size = static_cast<float>(update.lr / correction1);
     scale = static_cast<float>(1 / std::sqrt(correction2));
     keep = static_cast<float>(1 - update.beta1);
@@ -230,9 +230,9 @@ void add_outer(const GumbelCodebook& args, const float* upstream, const Block& b
 
 }  // namespace
 
-void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const int64_t* index, bool hard,
+void gumbel_codebook_backward(const float* upstream, const GumbelCodebook& args, const int64_t* index,
                               float* grad_logits, float* grad_codebook, const Run& run) {
-  const bool outer = grad_codebook != nullptr && !hard;
+  const bool outer = grad_codebook != nullptr && !args.hard;
   if (outer) std::fill_n(grad_codebook, args.codes * args.channels, 0.0f);
   for_blocks(args, upstream, nullptr, 0, run, [&](const Block& block) {
     second_pass(args, block, run, [&](int64_t at, const float* gradient, int64_t count) {
@@ -240,7 +240,7 @@ void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream,
     });
     if (outer) add_outer(args, upstream, block, grad_codebook, run);
   });
-  if (grad_codebook != nullptr && hard) scatter(args, upstream, index, grad_codebook, run);
+  if (grad_codebook != nullptr && args.hard) scatter(args, upstream, index, grad_codebook, run);
 }
 
 void gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update, float* logits,

@@ -71,13 +71,13 @@ void random_stream(Stream stream, std::uint64_t seed, const std::int64_t* items,
   CORTEX_FAST_AT_LEVEL(random_stream(stream, seed, items, draws, sizes, out, run))
 }
 
-void gumbel_codebook(const GumbelCodebook& args, bool hard, float* embedding, std::int64_t* index, const Run& run) {
-  CORTEX_FAST_AT_LEVEL(gumbel_codebook(args, hard, embedding, index, run))
+void gumbel_codebook(const GumbelCodebook& args, float* embedding, std::int64_t* index, const Run& run) {
+  CORTEX_FAST_AT_LEVEL(gumbel_codebook(args, embedding, index, run))
 }
 
-void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const std::int64_t* index, bool hard,
+void gumbel_codebook_backward(const float* upstream, const GumbelCodebook& args, const std::int64_t* index,
                               float* grad_logits, float* grad_codebook, const Run& run) {
-  CORTEX_FAST_AT_LEVEL(gumbel_codebook_backward(args, upstream, index, hard, grad_logits, grad_codebook, run))
+  CORTEX_FAST_AT_LEVEL(gumbel_codebook_backward(upstream, args, index, grad_logits, grad_codebook, run))
 }
 
 void gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update, float* logits,

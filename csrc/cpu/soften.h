@@ -1,5 +1,5 @@
 // Chunks of softmax((logits + g) / tau) over a block of rows, unnormalised: each chunk has a reference of its own, so
-// that chunks are made in any order by any thread, and `normalise` then gives each its factor.
+// that chunks are computed in any order by any thread, and `normalise` then gives each its factor.
 #pragma once
 
 #include <algorithm>
@@ -113,8 +113,8 @@ static inline double sum_of_lanes(const Floats& pack) {
 static inline double normalise(Share* shares, int64_t chunks, int64_t stride, float tau) {
   double reference = -std::numeric_limits<double>::infinity();
   for (int64_t c = 0; c < chunks; ++c) {
-    const double mine = static_cast<double>(shares[c * stride].reference);
-    if (mine > reference) reference = mine;
+    const double candidate = static_cast<double>(shares[c * stride].reference);
+    if (candidate > reference) reference = candidate;
   }
   double weight = 0, dot = 0;
   for (int64_t c = 0; c < chunks; ++c) {
@@ -134,11 +134,11 @@ static inline void soften_rows(const GumbelCodebook& args, int64_t start, int64_
   parallel_tasks(chunks * rows, run.threads, [&](int64_t task) {
     const int64_t chunk = task / rows, r = task % rows, first = chunk * kChunk;
     const int64_t count = std::min(kChunk, args.codes - first);
-    float* mine = weights + (chunk * kRowBlock + r) * kChunk;
+    float* cell = weights + (chunk * kRowBlock + r) * kChunk;
     Share& share = shares[chunk * kRowBlock + r];
-    share.reference = soften_chunk(args, row_of(args, start + r), first, count, key, mine);
+    share.reference = soften_chunk(args, row_of(args, start + r), first, count, key, cell);
     Floats sum(0.0f);
-    for (int64_t i = 0; i < count; i += kPack) sum = sum + load_floats(mine + i);
+    for (int64_t i = 0; i < count; i += kPack) sum = sum + load_floats(cell + i);
     share.weight = sum_of_lanes(sum);
     share.dot = 0;
   });
@@ -146,9 +146,9 @@ static inline void soften_rows(const GumbelCodebook& args, int64_t start, int64_
   parallel_tasks(chunks * rows, run.threads, [&](int64_t task) {
     const int64_t chunk = task / rows, r = task % rows;
     const int64_t count = std::min(kChunk, args.codes - chunk * kChunk);
-    float* mine = weights + (chunk * kRowBlock + r) * kChunk;
+    float* cell = weights + (chunk * kRowBlock + r) * kChunk;
     const float factor = static_cast<float>(shares[chunk * kRowBlock + r].factor);
-    for (int64_t i = 0; i < count; ++i) mine[i] *= factor;
+    for (int64_t i = 0; i < count; ++i) cell[i] *= factor;
   });
 }
 

@@ -1,15 +1,15 @@
 // Gumbel-Softmax selection of codebook rows, forward: C[argmax(P + g)] or y C, y = softmax((P + g) / tau).
 //
-// Bound. `select` (hard, nothing kept): P once, 4 bytes an element, and some 25 instructions for its random words;
-// logarithms only where a bound says that a code could win. On an H100 the bytes take longer.
-// `scan` (with y C): 2 d operations an element, each as six products of bfloat16, beside about 90 instructions for the
-// noise, the softmax and its split. At d = 256 and 16,000 rows of 16,384 codes that is 0.8 TFLOP of bfloat16: at two
-// thirds of an H100's rate by mma.sync 1.3 ms, where the bytes take 0.4 ms. Predicted, not measured: 1.5 to 2 ms.
+// Bound. `select` (hard, without row statistics): P once, 4 bytes an element, and some 25 instructions for its random
+// words; logarithms only where a bound says that a code could win. On an H100 the bytes take longer. `scan` (with y C):
+// 2 d operations an element, each as six products of bfloat16, beside about 90 instructions for the noise, the softmax
+// and its split. At d = 256 and 16,000 rows of 16,384 codes that is 0.8 TFLOP of bfloat16: at two thirds of an H100's
+// rate by mma.sync 1.3 ms, where the bytes take 0.4 ms. Predicted, not measured: 1.5 to 2 ms.
 //
 // As in attention, P + g are the scores and the codebook the values: a block of 64 rows goes over a part of the codes,
-// 16 at a time, with running largest scores, denominators and y C. The weights of the next 16 are made while the
+// 16 at a time, with running largest scores, denominators and y C. The weights of the next 16 are computed while the
 // matrix units take the ones before: one barrier a tile. Few rows are split over their codes into parts, and `combine`
-// puts these together in their order: no atomics, the same bits every time, on every GPU.
+// merges these in their order: no atomics, the same bits every time, on every GPU.
 #include "gumbel_tiles.cuh"
 
 namespace cortex_fast {
@@ -22,14 +22,14 @@ constexpr int kSelectBlocks = 2048, kScanBlocks = 264;  // as many as keep a lar
 constexpr int kStages = 2;
 
 // A row's part of the codes: its largest score and that code, and the denominator relative to it.
-struct Found {
+struct Part {
   float score;
   int code;
   float denominator, unused;
 };
 
 // Of a row and a part of the codes: the largest score and its code.
-__global__ void __launch_bounds__(kThreads) select(Field field, std::int64_t part, Found* found) {
+__global__ void __launch_bounds__(kThreads) select(Field field, std::int64_t part, Part* parts) {
   constexpr float kSlack = 1e-4f;  // of a score that bounds others, for rounding
   __shared__ Best bests[kThreads / 32];
   const std::int64_t row = blockIdx.x, begin = blockIdx.y * part;
@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(kThreads) select(Field field, std::int64_t par
   const auto item = static_cast<std::uint32_t>(field.item_ids[row / field.rows]);
   const auto place = static_cast<std::uint32_t>(row % field.rows);
   const float* from_row = field.logits + row * field.codes;
-  const std::int64_t own = begin + 4 * static_cast<std::int64_t>(threadIdx.x);
-  Best best{kLowest, static_cast<int>(own)};
+  const std::int64_t start = begin + 4 * static_cast<std::int64_t>(threadIdx.x);
+  Best best{kLowest, static_cast<int>(start)};
   float warp_best = kLowest;
-  for (std::int64_t code = own; code - own + begin < end; code += kSelectCodes) {
+  for (std::int64_t code = start; code - start + begin < end; code += kSelectCodes) {
     Quad scores = load_quad(from_row, code, field.codes, field.vector, kLowest);
 #pragma unroll
     for (int i = 0; i < 4; ++i) scores.of[i] = ranked(scores.of[i]);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) select(Field field, std::int64_t par
   __syncthreads();
   if (threadIdx.x == 0) {
     for (int warp = 1; warp < kThreads / 32; ++warp) best = better(best, bests[warp]);
-    found[blockIdx.y * field.count + row] = {best.score, best.code, 0.0f, 0.0f};
+    parts[blockIdx.y * field.count + row] = {best.score, best.code, 0.0f, 0.0f};
   }
 }
 
@@ -103,7 +103,7 @@ struct ScanShared {
 // Of 64 rows, a part of the codes and 256 channels: largest score and its code, denominator, y C relative to it.
 template <int kProducts>
 __global__ void __launch_bounds__(kThreads, 2)
-    scan(Field field, const unsigned char* planes, int part, Found* found, float* soft) {
+    scan(Field field, const unsigned char* planes, int part, Part* parts, float* soft) {
   ScanShared& shared = *dynamic_shared<ScanShared>();
   const Codes ring{shared.codes};
 
@@ -192,18 +192,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   const float denominator = sum_of_lanes<4>(state.denominator);
   const std::int64_t of_part = blockIdx.y * field.count;
   if (first_row + row_here < field.count && quad == 0 && sums.column == 0) {
-    found[of_part + state.row] = {state.score, shared.best[thread], denominator, 0.0f};
+    parts[of_part + state.row] = {state.score, shared.best[thread], denominator, 0.0f};
   }
   sums.store(soft + (of_part + first_row) * field.channels, field.count - first_row, field.channels);
 }
 
 constexpr int kCombineChannels = 128, kCombineWarps = 8;
 
-// A row's parts, put together: its index, 128 channels of its embedding, and what the backward pass makes use of. Each
-// warp takes every blockDim / 32-th part, four neighbouring channels a lane.
+// A row's parts merged: its index, 128 channels of its embedding, and its statistics. Each warp takes every
+// blockDim / 32-th part, four neighbouring channels a lane.
 template <bool kSoft>
-__global__ void combine(Field field, const float* codebook, bool hard, int parts, const Found* found, const float* soft,
-                        float* embedding, std::int64_t* index, float* kept) {
+__global__ void combine(Field field, const float* codebook, bool hard, int part_count, const Part* parts,
+                        const float* soft, float* embedding, RowStats row_stats) {
   __shared__ float shares[kCombineWarps][kCombineChannels];
   __shared__ float denominators[kCombineWarps];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -211,22 +211,22 @@ __global__ void combine(Field field, const float* codebook, bool hard, int parts
   const std::int64_t row = blockIdx.x;
   const int channel = static_cast<int>(blockIdx.y) * kCombineChannels + 4 * lane;
   Best best{kLowest, 0};
-  for (int part = lane; part < parts; part += 32) {
-    const Found& one = found[part * field.count + row];
-    // of a part without a score above -inf the code says nothing
-    if (one.score > best.score) best = {one.score, one.code};
+  for (int i = lane; i < part_count; i += 32) {
+    const Part& part = parts[i * field.count + row];
+    // of a part without a score above -inf the code means nothing
+    if (part.score > best.score) best = {part.score, part.code};
   }
   best = best_of_lanes<32>(best);
   const float* selected = codebook + static_cast<std::int64_t>(best.code) * field.channels;
-  if (threadIdx.x == 0 && blockIdx.y == 0) index[row] = best.code;
+  if (threadIdx.x == 0 && blockIdx.y == 0) row_stats.selected[row] = best.code;
   float sums[4] = {}, denominator = 0.0f;
   if (kSoft) {
     const float inverse = inverse_tau(field), top = best.score == kLowest ? 0.0f : best.score;
-    for (int part = warp; part < parts; part += warps) {
-      const Found one = found[part * field.count + row];
-      const float weight = exp_of((one.score - top) * inverse);
-      const float* from = soft + (part * field.count + row) * field.channels;
-      denominator = multiply_add(weight, one.denominator, denominator);
+    for (int number = warp; number < part_count; number += warps) {
+      const Part part = parts[number * field.count + row];
+      const float weight = exp_of((part.score - top) * inverse);
+      const float* from = soft + (number * field.count + row) * field.channels;
+      denominator = multiply_add(weight, part.denominator, denominator);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (channel + i < field.channels) sums[i] = multiply_add(weight, from[channel + i], sums[i]);
@@ -242,18 +242,16 @@ __global__ void combine(Field field, const float* codebook, bool hard, int parts
       for (int i = 0; i < 4; ++i) sums[i] += shares[other][4 * lane + i];
       denominator += denominators[other];
     }
-    float* keep = kept + row * (kKept + field.channels);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (channel + i >= field.channels) break;
       // a settled row: all others together are below the last bit of 1
       sums[i] = denominator == 1.0f ? selected[channel + i] : sums[i] / denominator;
-      keep[kKept + channel + i] = sums[i];
+      row_stats.soft_embedding[row * field.channels + channel + i] = sums[i];
     }
     if (threadIdx.x == 0 && blockIdx.y == 0) {
-      keep[0] = best.score;
-      keep[1] = denominator != denominator ? denominator : log_of(denominator);
-      keep[2] = float_of(static_cast<std::uint32_t>(best.code));
+      row_stats.largest_score[row] = best.score;
+      row_stats.log_denominator[row] = denominator != denominator ? denominator : log_of(denominator);
     }
   }
   if (warp != 0) return;
@@ -299,8 +297,8 @@ Split split_of(std::int64_t codes, std::int64_t tile, std::int64_t blocks, std::
   const std::int64_t tiles = ceil_div(codes, tile), most = ceil_div(wanted, blocks < 1 ? 1 : blocks);
   std::int64_t parts = ceil_div(tiles, least);
   parts = parts < most ? parts : most;
-  const std::int64_t each = ceil_div(tiles, parts);
-  return {ceil_div(tiles, each), each * tile};
+  const std::int64_t tiles_of_part = ceil_div(tiles, parts);
+  return {ceil_div(tiles, tiles_of_part), tiles_of_part * tile};
 }
 
 Split select_split(std::int64_t count, std::int64_t codes) {
@@ -313,19 +311,19 @@ Split scan_split(std::int64_t count, std::int64_t codes, std::int64_t channels) 
 }
 
 struct Scratch {
-  Found* found;
+  Part* parts;
   float* soft;
   unsigned char* planes;
   std::size_t bytes;
 };
 
-Scratch scratch_of(std::int64_t count, std::int64_t codes, std::int64_t channels, bool keep, void* base) {
-  const std::int64_t parts = keep ? scan_split(count, codes, channels).parts : select_split(count, codes).parts;
+Scratch scratch_of(std::int64_t count, std::int64_t codes, std::int64_t channels, bool soft, void* base) {
+  const std::int64_t parts = soft ? scan_split(count, codes, channels).parts : select_split(count, codes).parts;
   Pieces pieces{static_cast<unsigned char*>(base)};
   Scratch scratch{};
-  scratch.found = pieces.take<Found>(parts * count);
-  scratch.soft = pieces.take<float>(keep ? parts * count * channels : 0);
-  scratch.planes = pieces.take<unsigned char>(keep ? plane_bytes(codes, channels) : 0);
+  scratch.parts = pieces.take<Part>(parts * count);
+  scratch.soft = pieces.take<float>(soft ? parts * count * channels : 0);
+  scratch.planes = pieces.take<unsigned char>(soft ? plane_bytes(codes, channels) : 0);
   scratch.bytes = pieces.used;
   return scratch;
 }
@@ -342,39 +340,42 @@ Status split(const float* from, std::int64_t rows, std::int64_t channels, unsign
 }
 
 std::size_t gumbel_codebook_scratch(std::int64_t problems, std::int64_t rows, std::int64_t codes, std::int64_t channels,
-                                    bool keep) {
-  return scratch_of(problems * rows, codes, channels, keep, nullptr).bytes;
+                                    bool with_row_stats) {
+  return scratch_of(problems * rows, codes, channels, with_row_stats, nullptr).bytes;
 }
 
-Status gumbel_codebook(const GumbelCodebook& args, bool hard, const Launch& launching, float* embedding,
-                       std::int64_t* index, float* kept) {
+Status gumbel_codebook(const GumbelCodebook& args, const Launch& launching, float* embedding,
+                       const RowStats& row_stats) {
   const Field field = field_of(args, launching);
-  const bool keep = kept != nullptr;
+  const bool soft = row_stats.largest_score != nullptr;
   if (field.count == 0) return {};
-  if (!keep && !hard) return {cudaErrorInvalidValue, "gumbel_codebook"};
+  if (!soft && !args.hard) return {cudaErrorInvalidValue, "gumbel_codebook"};
   if (field.count > kMostBlocks) return {cudaErrorInvalidConfiguration, "gumbel_codebook"};
-  const Scratch scratch = scratch_of(field.count, args.codes, args.channels, keep, launching.scratch);
-  const Split parts = keep ? scan_split(field.count, args.codes, args.channels) : select_split(field.count, args.codes);
+  const Scratch scratch = scratch_of(field.count, args.codes, args.channels, soft, launching.scratch);
+  const Split split_codes =
+      soft ? scan_split(field.count, args.codes, args.channels) : select_split(field.count, args.codes);
   Status status;
-  if (keep) {
+  if (soft) {
     status = split(args.codebook, args.codes, args.channels, scratch.planes, launching.stream);
     if (status.code != 0) return status;
-    const Shape shape{dim3(number(ceil_div(field.count, kSumRows)), number(parts.parts), sum_columns(args.channels)),
-                      dim3(kThreads), sizeof(ScanShared)};
-    status =
-        launch("gumbel_codebook scan", launching.products == Products::kExact ? scan<6> : scan<3>, shape,
-               launching.stream, field, scratch.planes, static_cast<int>(parts.codes), scratch.found, scratch.soft);
+    const Shape shape{
+        dim3(number(ceil_div(field.count, kSumRows)), number(split_codes.parts), sum_columns(args.channels)),
+        dim3(kThreads), sizeof(ScanShared)};
+    status = launch("gumbel_codebook scan", launching.products == Products::kExact ? scan<6> : scan<3>, shape,
+                    launching.stream, field, scratch.planes, static_cast<int>(split_codes.codes), scratch.parts,
+                    scratch.soft);
   } else {
-    status = launch("gumbel_codebook select", select, {dim3(number(field.count), number(parts.parts)), dim3(kThreads)},
-                    launching.stream, field, parts.codes, scratch.found);
+    status =
+        launch("gumbel_codebook select", select, {dim3(number(field.count), number(split_codes.parts)), dim3(kThreads)},
+               launching.stream, field, split_codes.codes, scratch.parts);
   }
   if (status.code != 0) return status;
   const std::int64_t columns = args.channels == 0 ? 1 : ceil_div(args.channels, kCombineChannels);
-  const std::int64_t warps = keep ? (parts.parts < kCombineWarps ? parts.parts : kCombineWarps) : 1;
-  return launch("gumbel_codebook combine", keep ? combine<true> : combine<false>,
+  const std::int64_t warps = soft ? (split_codes.parts < kCombineWarps ? split_codes.parts : kCombineWarps) : 1;
+  return launch("gumbel_codebook combine", soft ? combine<true> : combine<false>,
                 {dim3(number(field.count), number(columns)), dim3(number(32 * warps))}, launching.stream, field,
-                args.codebook, hard, static_cast<int>(parts.parts), scratch.found, scratch.soft, embedding, index,
-                kept);
+                args.codebook, args.hard, static_cast<int>(split_codes.parts), scratch.parts, scratch.soft, embedding,
+                row_stats);
 }
 
 }  // namespace cuda

@@ -6,16 +6,16 @@
 // instructions an element for the noise, the softmax and Adam, and 6 GB of blocks that come from the L2 cache.
 // Predicted, not measured: 2.5 to 3.2 ms; with the forward pass's scan 4 to 5 ms, half of what copying the bytes takes.
 //
-// One pass: the row's term <y, D> is dE . (y C), which the forward pass has kept, so that a tile of dE C^T is all that
-// a tile of dP needs. The tile goes through shared memory, from the matrix units' order to rows, in which a thread has
-// four neighbouring codes: one Philox block, and 16 bytes of each array. Two blocks share a multiprocessor, so that
+// One pass: the row's term <y, D> is dE . (y C), and y C is one of the row statistics, so that a tile of dE C^T is all
+// that a tile of dP needs. The tile goes through shared memory, from the matrix units' order to rows, in which a thread
+// has four neighbouring codes: one Philox block, and 16 bytes of each array. Two blocks share a multiprocessor, so that
 // one's products run beside the other's reads and writes. Nothing of size R x K is written but dP, in a step not even
 // that.
 //
 // Both D and its mean are taken relative to the selected code w: D_k - D_w, 0 for w itself, and dE . (y C - C_w). Where
 // a row has settled on w its gradient is then 0, as it is in the formula; the difference of two large sums would leave
-// their rounding, which Adam makes a step of full length from. A price `stay_penalty` for leaving a row's anchor comes
-// off D there, and off the mean.
+// their rounding, which Adam makes a step of full length from. The penalty `stay_penalty` for leaving a row's anchor is
+// subtracted from D there, and from the mean.
 #include <cmath>
 
 #include "gumbel_tiles.cuh"
@@ -35,7 +35,7 @@ enum Rule { kGradient, kDescent, kAdam };
 struct alignas(16) Row {
   float score, log_denominator;  // y = exp((s - score) / tau - log_denominator)
   float highest, term;           // D_w, and <y, D> - D_w
-  int selected, anchor;          // anchor: -1 where there is no price
+  int selected, anchor;          // anchor: -1 without a penalty
   std::uint32_t item, place;
 };
 
@@ -51,7 +51,7 @@ struct Optimiser {
   Rule rule;
   float* out;  // dP, or P itself
   float *first_moment, *second_moment;
-  double lr, log_beta1, log_beta2, step;
+  double lr, log_beta1, log_beta2, step_count;
   float rest1, beta2, rest2, eps;  // rest: 1 - beta, which a float32 beta would not give
   const std::int64_t* anchor;      // or null
   float stay_penalty;
@@ -60,36 +60,36 @@ struct Optimiser {
 
 __device__ __forceinline__ Numbers numbers_of(const Field& field, const Optimiser& optimiser) {
   const double lr = field.schedule == nullptr ? optimiser.lr : field.schedule[2];
-  const double step = field.schedule == nullptr ? optimiser.step : field.schedule[3];
+  const double step_count = field.schedule == nullptr ? optimiser.step_count : field.schedule[3];
   Numbers numbers{static_cast<float>(lr), 1.0f, inverse_tau(field), draw_of(field)};
   if (optimiser.rule == kAdam) {
-    numbers.rate = static_cast<float>(lr / -expm1(step * optimiser.log_beta1));
-    numbers.inverse_root = static_cast<float>(1.0 / sqrt(-expm1(step * optimiser.log_beta2)));
+    numbers.rate = static_cast<float>(lr / -expm1(step_count * optimiser.log_beta1));
+    numbers.inverse_root = static_cast<float>(1.0 / sqrt(-expm1(step_count * optimiser.log_beta2)));
   }
   return numbers;
 }
 
 // A warp a row: D_w = dE . C_w, and <y, D> - D_w = dE . (y C - C_w), less stay_penalty y[anchor].
 __global__ void __launch_bounds__(kThreads)
-    row_terms(Field field, Optimiser optimiser, const float* codebook, const float* upstream, const float* kept,
+    row_terms(Field field, Optimiser optimiser, const float* codebook, const float* upstream, RowStats row_stats,
               Row* rows, Numbers* numbers_out) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (blockIdx.x == 0 && threadIdx.x == 0) *numbers_out = numbers_of(field, optimiser);
   if (row >= field.count) return;
-  const float* of_row = kept + row * (kKept + field.channels);
-  const int selected = static_cast<int>(bits_of(of_row[2]));
+  const int selected = static_cast<int>(row_stats.selected[row]);
+  const float* soft = row_stats.soft_embedding + row * field.channels;
   const float* code = codebook + static_cast<std::int64_t>(selected) * field.channels;
   float highest = 0.0f, term = 0.0f;
   for (int channel = lane; channel < field.channels; channel += 32) {
     const float left = upstream[row * field.channels + channel];
     highest = multiply_add(left, code[channel], highest);
-    term = multiply_add(left, of_row[kKept + channel] - code[channel], term);
+    term = multiply_add(left, soft[channel] - code[channel], term);
   }
   highest = sum_of_lanes<32>(highest);
   term = sum_of_lanes<32>(term);
   if (lane != 0) return;
-  Row out{of_row[0], of_row[1], highest, term, selected, -1, 0, 0};
+  Row out{row_stats.largest_score[row], row_stats.log_denominator[row], highest, term, selected, -1, 0, 0};
   out.item = static_cast<std::uint32_t>(field.item_ids[row / field.rows]);
   out.place = static_cast<std::uint32_t>(row % field.rows);
   if (optimiser.anchor != nullptr) {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
   rows[row] = out;
 }
 
-// Four codes of a row: dP from D, and what the rule makes of it. All that it reads is asked for before the arithmetic.
+// Four codes of a row: dP from D, and the rule's step along it. All that it reads is requested before the arithmetic.
 template <bool kOnce>
 __device__ __forceinline__ void follow(const Field& field, const Optimiser& optimiser, const Numbers& numbers,
                                        const Row& of_row, std::int64_t row, int code, const Quad& d) {
@@ -326,7 +326,7 @@ Status launch_update(const Field& field, const Optimiser& optimiser, const Scrat
 }
 
 // What both entry points do, up to the update.
-Status run(const GumbelCodebook& args, const float* upstream, const float* kept, const Optimiser& optimiser,
+Status run(const float* upstream, const GumbelCodebook& args, const Optimiser& optimiser, const RowStats& row_stats,
            const Launch& launching, float* grad_codebook) {
   const Field field = field_of(args, launching);
   if (field.count == 0) {
@@ -338,8 +338,9 @@ Status run(const GumbelCodebook& args, const float* upstream, const float* kept,
   if (status.code != 0) return status;
   status = split(upstream, field.count, args.channels, scratch.upstream, launching.stream);
   if (status.code != 0) return status;
-  status = launch("gumbel_codebook row_terms", row_terms, ceil_div(field.count, kThreads / 32), kThreads,
-                  launching.stream, field, optimiser, args.codebook, upstream, kept, scratch.rows, scratch.numbers);
+  status =
+      launch("gumbel_codebook row_terms", row_terms, ceil_div(field.count, kThreads / 32), kThreads, launching.stream,
+             field, optimiser, args.codebook, upstream, row_stats, scratch.rows, scratch.numbers);
   if (status.code != 0) return status;
   if (grad_codebook != nullptr && args.channels != 0) {
     const Shape shape{dim3(static_cast<unsigned>(ceil_div(args.codes, kSumRows)), sum_columns(args.channels)),
@@ -359,17 +360,17 @@ std::size_t gumbel_codebook_backward_scratch(std::int64_t problems, std::int64_t
   return scratch_of(problems * rows, codes, channels, nullptr).bytes;
 }
 
-Status gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const float* kept,
+Status gumbel_codebook_backward(const float* upstream, const GumbelCodebook& args, const RowStats& row_stats,
                                 const Launch& launching, float* grad_logits, float* grad_codebook) {
   Optimiser optimiser{};
   optimiser.rule = kGradient;
   optimiser.out = grad_logits;
   optimiser.vector = args.codes % 4 == 0 && aligned(grad_logits);
-  return run(args, upstream, kept, optimiser, launching, grad_codebook);
+  return run(upstream, args, optimiser, row_stats, launching, grad_codebook);
 }
 
-Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const float* kept, const Update& update,
-                            const Launch& launching, float* logits) {
+Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update,
+                            const RowStats& row_stats, const Launch& launching, float* logits) {
   Optimiser optimiser{};
   optimiser.rule = update.first_moment == nullptr ? kDescent : kAdam;
   optimiser.out = logits;
@@ -378,7 +379,7 @@ Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, c
   optimiser.lr = update.lr;
   optimiser.log_beta1 = std::log(update.beta1);  // -inf of 0: a correction of 1
   optimiser.log_beta2 = std::log(update.beta2);
-  optimiser.step = static_cast<double>(update.step);
+  optimiser.step_count = static_cast<double>(update.step_count);
   optimiser.rest1 = static_cast<float>(1.0 - update.beta1);
   optimiser.beta2 = static_cast<float>(update.beta2);
   optimiser.rest2 = static_cast<float>(1.0 - update.beta2);
@@ -387,7 +388,7 @@ Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, c
   optimiser.stay_penalty = update.stay_penalty;
   optimiser.vector =
       args.codes % 4 == 0 && aligned(logits) && aligned(update.first_moment) && aligned(update.second_moment);
-  return run(args, upstream, kept, optimiser, launching, nullptr);
+  return run(upstream, args, optimiser, row_stats, launching, nullptr);
 }
 
 }  // namespace cuda

@@ -65,7 +65,7 @@ struct Quad {
   float of[4];
 };
 
-// Four floats of a row from `code` on, a multiple of 4; `filler` past the last. kOnce: they will not be asked for again
+// Four floats of a row from `code` on, a multiple of 4; `filler` past the last. kOnce: they will not be read again
 // soon, and are the first to leave the caches.
 template <bool kOnce = false>
 __device__ __forceinline__ Quad load_quad(const float* row, std::int64_t code, std::int64_t codes, bool vector,
@@ -212,7 +212,7 @@ struct Sums {
     }
   }
 
-  // to [.., channels], from the first of the block's rows on, of which `rows` are there.
+  // to [.., channels], from the first of the block's rows on, of which `rows` exist.
   __device__ __forceinline__ void store(float* to, std::int64_t rows, int channels) const {
     const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll

@@ -1,4 +1,4 @@
-"""The CUDA Gumbel kernels on the tests' stand-in for a GPU, called as cortex_fast/kernels/native calls the CPU's."""
+"""The CUDA Gumbel kernels on the tests' stand-in for a GPU, called with tensors of the CPU."""
 
 import ctypes
 from dataclasses import dataclass
@@ -6,14 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cortex_fast.kernels.row_stats import RowStats
 
-class Problem(ctypes.Structure):
+
+class Arguments(ctypes.Structure):
+    """That of tests/cuda/host/gumbel_codebook.cpp."""
+
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("logits", "codebook", "gumbel", "item_ids", "schedule")],
-        *[(name, ctypes.c_int64) for name in ("problems", "rows", "codes", "channels")],
+        ("logits", ctypes.c_void_p),
+        ("codebook", ctypes.c_void_p),
+        ("tau", ctypes.c_float),
         ("seed", ctypes.c_uint64),
         ("draw", ctypes.c_int64),
-        ("tau", ctypes.c_float),
+        *[(name, ctypes.c_void_p) for name in ("item_ids", "gumbel", "schedule")],
+        *[(name, ctypes.c_int64) for name in ("problems", "rows", "codes", "channels")],
         ("products", ctypes.c_int32),
     ]  # fmt: skip
 
@@ -24,24 +30,42 @@ def _address(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 @dataclass(frozen=True)
-class Given:
-    """The arguments that all calls share: logits [P,R,K], codebook [K,d], gumbel [P,R,K], item_ids int64 [P]."""
+class Problem:
+    """The arguments that all calls share: logits [P,R,K], codebook [K,d], item_ids int64 [P], gumbel [P,R,K]."""
 
     logits: Tensor
     codebook: Tensor
-    gumbel: Tensor | None = None
-    item_ids: Tensor | None = None
-    schedule: Tensor | None = None
     tau: float = 1.0
     seed: int = 0
     draw: int = 0
+    item_ids: Tensor | None = None
+    gumbel: Tensor | None = None
+    schedule: Tensor | None = None
     exact: bool = True
 
     def ids(self) -> Tensor:
         return torch.arange(self.logits.shape[0]) if self.item_ids is None else self.item_ids
 
-    def poisoned(self, *shape: int) -> Tensor:
-        return torch.full(shape, torch.nan)
+    def arguments(self, ids: Tensor) -> Arguments:
+        return Arguments(
+            logits=_address(self.logits),
+            codebook=_address(self.codebook),
+            tau=self.tau,
+            seed=self.seed,
+            draw=self.draw,
+            item_ids=_address(ids),
+            gumbel=_address(self.gumbel),
+            schedule=_address(self.schedule),
+            problems=self.logits.shape[0],
+            rows=self.logits.shape[1],
+            codes=self.logits.shape[2],
+            channels=self.codebook.shape[1],
+            products=0 if self.exact else 1,
+        )
+
+
+def poisoned(*shape: int) -> Tensor:
+    return torch.full(shape, torch.nan)
 
 
 class Kernels:
@@ -50,54 +74,58 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def _problem(self, given: Given, ids: Tensor) -> Problem:
-        sizes = (*given.logits.shape, given.codebook.shape[1])
-        addresses = map(_address, (given.logits, given.codebook, given.gumbel, ids, given.schedule))
-        numbers = (given.seed, given.draw, given.tau, 0 if given.exact else 1)
-        return Problem(*addresses, *sizes, *numbers)
+    def _call(self, name: str, problem: Problem, *arguments: object) -> None:
+        def passed(argument: object) -> object:
+            if isinstance(argument, tuple):
+                return (ctypes.c_void_p * len(argument))(*(_address(tensor).value for tensor in argument))
+            return _address(argument) if argument is None or isinstance(argument, Tensor) else argument
 
-    def _call(self, name: str, given: Given, *arguments: object) -> None:
-        ids = given.ids()
-        problem = self._problem(given, ids)
-        passed = [_address(one) if one is None or isinstance(one, Tensor) else one for one in arguments]
-        assert getattr(self.library, name)(ctypes.byref(problem), *passed) == 0
+        ids = problem.ids()
+        structure = problem.arguments(ids)
+        assert getattr(self.library, name)(ctypes.byref(structure), *map(passed, arguments)) == 0
 
-    def forward(self, given: Given, hard: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embedding [P,R,d], index [P,R] and kept [P,R,3+d], or None."""
-        problems, rows, _ = given.logits.shape
-        channels = given.codebook.shape[1]
-        embedding = given.poisoned(problems, rows, channels)
+    def forward(self, problem: Problem, hard: bool, with_row_stats: bool) -> tuple[Tensor, Tensor, RowStats | None]:
+        """Embedding [P,R,d], index [P,R] and the row statistics, or None."""
+        problems, rows, _ = problem.logits.shape
+        channels = problem.codebook.shape[1]
+        embedding = poisoned(problems, rows, channels)
         index = torch.full((problems, rows), -1)
-        kept = given.poisoned(problems, rows, 3 + channels) if keep else None
-        self._call("gumbel_forward", given, ctypes.c_int(hard), embedding, index, kept)
-        return embedding, index, kept
+        if not with_row_stats:
+            self._call("gumbel_forward", problem, ctypes.c_int(hard), embedding, (None, None, index, None))
+            return embedding, index, None
+        row_stats = RowStats(
+            poisoned(problems, rows), poisoned(problems, rows), index, poisoned(problems, rows, channels)
+        )
+        self._call("gumbel_forward", problem, ctypes.c_int(hard), embedding, row_stats)
+        return embedding, index, row_stats
 
     def backward(
-        self, given: Given, upstream: Tensor, kept: Tensor, codebook_needed: bool = True
+        self, problem: Problem, upstream: Tensor, row_stats: RowStats, codebook_needed: bool = True
     ) -> tuple[Tensor, ...]:
         """The gradients of the logits, and where it is needed of a soft selection's codebook."""
-        grads = [given.poisoned(*given.logits.shape)]
-        grads += [given.poisoned(*given.codebook.shape)] if codebook_needed else []
-        self._call("gumbel_backward", given, upstream, kept, grads[0], grads[1] if codebook_needed else None)
+        grads = [poisoned(*problem.logits.shape)]
+        grads += [poisoned(*problem.codebook.shape)] if codebook_needed else []
+        self._call("gumbel_backward", problem, upstream, row_stats, grads[0], grads[1] if codebook_needed else None)
         return tuple(grads)
 
     def step(
         self,
-        given: Given,
+        problem: Problem,
         upstream: Tensor,
-        kept: Tensor,
-        moments: tuple[Tensor, Tensor] | None,
+        row_stats: RowStats,
+        *,
         lr: float = 0.0,
+        moments: tuple[Tensor, Tensor] | None = None,
+        step_count: int = 1,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        number: int = 1,
         anchor: Tensor | None = None,
         stay_penalty: float = 0.0,
     ) -> None:
-        """given.logits and the moments after one step, in place."""
+        """problem.logits and the moments after one step, in place."""
+        rates = [ctypes.c_double(value) for value in (*betas, eps)]
         first, second = moments or (None, None)
-        numbers = [ctypes.c_double(value) for value in (lr, *betas, eps)]
         self._call(
-            "gumbel_step", given, upstream, kept, given.logits, first, second, *numbers, ctypes.c_int64(number), anchor,
-            ctypes.c_float(stay_penalty),
+            "gumbel_step", problem, upstream, ctypes.c_double(lr), first, second, ctypes.c_int64(step_count), *rates,
+            anchor, ctypes.c_float(stay_penalty), row_stats, problem.logits,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The evaluation on judges whose answers are known: they measure how much of certain pixels is left."""
+"""The evaluation on judges with known answers: they measure the brightness of certain pixels."""
 
 import pytest
 import torch
@@ -158,8 +158,8 @@ def test_replace_tokens_by_hand():
     assert torch.equal(replace_tokens(same, torch.tensor([[0, 15]]), torch.tensor([[5, 6]]), order), same)
 
 
-def test_intervention_takes_what_matters():
-    """A judge of the upper left cells only, and a TSV that points there: the top arm alone changes its mind."""
+def test_intervention_on_the_cells_that_matter():
+    """A judge of the top row of cells only, and a TSV that is largest there: only the top arm changes its answer."""
     tokens = torch.full((6, GRID, GRID), 2)
     tokens[:, 0] = 9
     window = (slice(0, CELL), slice(None))

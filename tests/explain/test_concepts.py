@@ -24,8 +24,8 @@ def by_hand(data, tsv, top_n, per):
     for image in range(len(data)):
         flat = tsv[image].flatten().tolist()
         order = sorted(range(16), key=lambda place: (-flat[place], place))[:top_n]
-        found = [int(data.tokens[image].int().flatten()[place]) for place in order]
-        counts[int(data.labels[image])].update(set(found) if per == "image" else found)
+        top_ids = [int(data.tokens[image].int().flatten()[place]) for place in order]
+        counts[int(data.labels[image])].update(set(top_ids) if per == "image" else top_ids)
     return counts
 
 
@@ -81,8 +81,8 @@ def test_save_load_and_pandas(tmp_path):
     for name, value in vars(got).items():
         other = getattr(again, name)
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
-    made = again.fingerprint["saliency"]
-    assert made["seed"] == "4" and made["num_samples"] == "2" and made["alpha"] == "0.2"
+    saliency = again.fingerprint["saliency"]
+    assert saliency["seed"] == "4" and saliency["num_samples"] == "2" and saliency["alpha"] == "0.2"
     frame = got.to_pandas()
     assert list(frame.columns) == ["concept", "rank", "token", "count", "share"]
     assert frame["count"].sum() == got.counts.sum() and (frame["token"] >= 0).all()
@@ -92,7 +92,7 @@ def test_save_load_and_pandas(tmp_path):
 
 
 def test_scores_keep_double_precision():
-    """TSVs that differ by 1e-9 of themselves: float32 would make them ties."""
+    """TSVs with relative differences of 1e-9, which would tie in float32."""
     from tests.known_extractors import Linear
 
     extractor = Linear(5, 4, 3).eval().double()
@@ -105,12 +105,12 @@ def test_scores_keep_double_precision():
 
 
 @pytest.mark.parametrize("name", ["item_ids", "tick"])
-def test_settings_that_the_data_set_decides_are_refused(name):
+def test_arguments_set_by_the_data_set_are_refused(name):
     with pytest.raises(TypeError, match=rf"^{name}:"):
         score_tokens(Convolutional(5, 3).eval(), store(), progress=False, **{name: None})
 
 
-def test_settings_beside_given_scores_are_refused():
+def test_settings_with_given_scores_are_refused():
     with pytest.raises(TypeError, match=r"^num_samples:"):
         explain_concepts(Convolutional(5, 3).eval(), store(), top_n=4, tsv=torch.rand(12, 4, 4), num_samples=5)
 
@@ -145,3 +145,11 @@ def test_bad_arguments_are_named(change, named):
 def test_more_classes_than_the_extractor_has():
     with pytest.raises(ValueError, match=r"^target:"):
         explain_concepts(Convolutional(5, 1).eval(), store(), top_n=4, progress=False)
+
+
+def test_names_of_concepts_are_texts():
+    zeros = torch.zeros(1, 1, dtype=torch.int64)
+    counts = dict.fromkeys(("tokens", "counts", "frequent_tokens", "frequent_counts"), zeros)
+    examples = zeros[None, :, :, None]
+    with pytest.raises(TypeError, match=r"^names: expected texts, got None"):
+        ConceptExplanations((None,), **counts, num_images=zeros[0], examples=examples, top_n=1, per="image")

@@ -1,4 +1,4 @@
-"""Schedules go where they say, and recipes refuse what makes no sense."""
+"""Schedules reach their start and their end; recipes refuse bad settings."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from cortex_fast import PAPER, PUBLISHED, Recipe, Schedule
 @pytest.mark.parametrize(
     ("kind", "middle"), [("linear", 5.5), ("geometric", 10**0.5), ("cosine", 5.5)], ids=lambda value: str(value)
 )
-def test_schedules_begin_and_end_where_they_say(kind, middle):
+def test_schedules_go_from_their_start_to_their_end(kind, middle):
     schedule = Schedule(10.0, 1.0, kind)
     values = [schedule.at(step, 11) for step in range(11)]
     assert values[0] == pytest.approx(10) and values[-1] == pytest.approx(1) and values[5] == pytest.approx(middle)
@@ -57,7 +57,7 @@ def test_a_schedule_ends_at_its_end_to_the_bit(kind):
     assert Schedule(1.0, 1e-17, kind).at(3, 4) == 1e-17 and Schedule(3.0, 0.1, kind).at(6, 7) == 0.1
 
 
-def test_a_rate_may_end_at_nothing_and_a_temperature_not():
+def test_a_rate_may_end_at_zero_and_a_temperature_may_not():
     assert Recipe(lr=Schedule(0.5, 0.0, "cosine")).lr.at(9, 10) == 0
     with pytest.raises(ValueError, match=r"^tau.end:"):
         Recipe(tau=Schedule(1.0, 0.0))

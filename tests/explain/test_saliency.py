@@ -1,4 +1,4 @@
-"""SmoothGrad and TSV against formulas, one image at a time, and under every way of cutting the work."""
+"""SmoothGrad and TSV against formulas, one image at a time, and for every division of the work."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def embedding(batch=3, channels=5, grid=4, seed=0):
     return torch.randn(batch, channels, grid, grid, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_linear_extractor_gives_its_weight_back():
+def test_the_gradient_of_a_linear_extractor_is_its_weight():
     extractor, x = Linear(5, 4, 6).eval(), embedding()
     target = torch.tensor([0, 5, 2])
     wanted = extractor.weight.detach()[target].view_as(x)
@@ -58,7 +58,7 @@ def test_equal_to_one_backward_pass_for_each_image_and_draw():
 @pytest.mark.parametrize("kind", ["ce", "ce_deep", "re", "te"])
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 def test_every_extractor_and_every_noise_by_the_published_procedure(kind, noise):
-    """In float64, with gradients of the extractor itself, which the function may take apart as it likes."""
+    """In float64, against gradients of the extractor itself, not of its prepared form."""
     extractor, x, target = tiny(kind).double(), embedding(grid=8).double(), torch.tensor([3, 0, 1])
     got = smoothgrad(extractor, x, target, num_samples=3, noise=noise, seed=9)
     spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).float()
@@ -73,8 +73,8 @@ def test_every_extractor_and_every_noise_by_the_published_procedure(kind, noise)
     assert (tsv - wanted.abs().amax(dim=1)).abs().max() <= 1e-6 * wanted.abs().max()
 
 
-def test_antithetic_noise_cancels_what_is_odd_in_it():
-    """The gradient of Cubic is a (x + s e)^2: of a pair, the term 2 x s e drops out and a (x^2 + s^2 e^2) stays."""
+def test_antithetic_noise_cancels_odd_terms():
+    """The gradient of Cubic is a (x + s e)^2: over a pair the term 2 x s e cancels and a (x^2 + s^2 e^2) stays."""
     extractor, x = Cubic(5, 3).eval(), embedding()
     got = smoothgrad(extractor, x, 1, num_samples=2, antithetic=True, seed=4)
     spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(3, 1, 1, 1)
@@ -84,7 +84,7 @@ def test_antithetic_noise_cancels_what_is_odd_in_it():
 
 
 @pytest.mark.parametrize("num_samples", [20, "auto"])
-def test_a_prepared_extractor_serves_as_the_extractor_does(num_samples):
+def test_a_prepared_extractor_gives_the_same_results(num_samples):
     extractor, x = tiny("re"), embedding(grid=8)
     options = {"num_samples": num_samples, "top_n": 5, "seed": 3}
     prepared = prepare(extractor, x)
@@ -100,7 +100,7 @@ def test_a_prepared_extractor_serves_as_the_extractor_does(num_samples):
         smoothgrad(prepared, x, 2)
 
 
-def test_auto_takes_what_it_needs_and_says_what_it_cannot():
+def test_auto_settles_and_names_bad_settings():
     extractor, x = Linear(5, 4, 6).eval(), embedding()
     wanted = extractor.weight.detach()[[2, 2, 2]].view_as(x)
     done = []
@@ -116,14 +116,14 @@ def test_auto_takes_what_it_needs_and_says_what_it_cannot():
 @given(
     st.integers(1, 5), st.integers(1, 6), st.integers(1, 40), st.sampled_from(["shared", "independent"]), st.booleans()
 )
-def test_the_memory_and_the_batch_do_not_matter(batch, samples, memory, noise, antithetic):
+def test_results_do_not_depend_on_memory_and_batch(batch, samples, memory, noise, antithetic):
     extractor, x, target = Convolutional(5, 4).eval(), embedding(batch), torch.arange(batch) % 4
     arguments = {"num_samples": samples, "noise": noise, "antithetic": antithetic, "seed": 2}
     whole = token_saliency(extractor, x, target, **arguments)
     torch.testing.assert_close(token_saliency(extractor, x, target, memory=memory, **arguments), whole)
     last = batch - 1
-    own = torch.tensor([last])
-    alone = token_saliency(extractor, x[last:], target[last:], item_ids=own, memory=memory, **arguments)
+    item_ids = torch.tensor([last])
+    alone = token_saliency(extractor, x[last:], target[last:], item_ids=item_ids, memory=memory, **arguments)
     torch.testing.assert_close(alone[0], whole[last])
 
 
@@ -141,7 +141,7 @@ def test_shared_noise_is_the_same_for_all_images():
     assert not torch.allclose(independent[0], independent[2])
 
 
-def test_no_parameter_gets_a_gradient_and_flags_are_kept():
+def test_parameters_get_no_gradient_and_keep_their_flags():
     extractor = Convolutional(5, 4).eval()
     extractor.head.bias.requires_grad_(False)
     before = {name: p.requires_grad for name, p in extractor.named_parameters()}

@@ -1,4 +1,4 @@
-"""Scores and the record of what made them: it differs with all that they depend on, and with nothing else."""
+"""Scores and their fingerprint: it differs with everything that they depend on, and with nothing else."""
 
 import copy
 import json
@@ -42,18 +42,19 @@ def concepts_of(extractor=None, data=None, **settings):
     return explain_concepts(extractor or network(), data or store(), top_n=4, top_k=5, **(SETTINGS | settings))
 
 
-def test_an_explanation_names_what_made_its_scores():
+def test_an_explanation_includes_its_scores_fingerprint():
     extractor, data = network(), store()
-    made = concepts_of(extractor, data, seed=4).fingerprint["saliency"]
-    assert (made["seed"], made["num_samples"], made["alpha"], made["noise"]) == ("4", "2", "0.2", "shared")
-    assert made["made_by"] == "score_tokens" and made["extractor"]["class"] == "torch.nn.modules.container.Sequential"
-    assert made["extractor"]["dtype"] == "torch.float32"
-    assert made["versions"] == {"cortex-fast": __version__, "torch": torch.__version__}
-    for digest in (made["images"], made["extractor"]["weights"], made["extractor"]["modules"]):
+    saliency = concepts_of(extractor, data, seed=4).fingerprint["saliency"]
+    assert [saliency[name] for name in ("seed", "num_samples", "alpha", "noise")] == ["4", "2", "0.2", "shared"]
+    assert saliency["made_by"] == "score_tokens"
+    assert saliency["extractor"]["class"] == "torch.nn.modules.container.Sequential"
+    assert saliency["extractor"]["dtype"] == "torch.float32"
+    assert saliency["versions"] == {"cortex-fast": __version__, "torch": torch.__version__}
+    for digest in (saliency["images"], saliency["extractor"]["weights"], saliency["extractor"]["modules"]):
         assert re.fullmatch("[0-9a-f]{16}", digest)
-    found = score_tokens(extractor, data, seed=4, **SETTINGS)
-    assert explain_concepts(extractor, data, top_n=4, top_k=5, tsv=found).fingerprint["saliency"] == made
-    assert json.loads(json.dumps(found.fingerprint)) == found.fingerprint == made
+    tsv = score_tokens(extractor, data, seed=4, **SETTINGS)
+    assert explain_concepts(extractor, data, top_n=4, top_k=5, tsv=tsv).fingerprint["saliency"] == saliency
+    assert json.loads(json.dumps(tsv.fingerprint)) == tsv.fingerprint == saliency
 
 
 @pytest.mark.parametrize(
@@ -79,11 +80,11 @@ def test_an_explanation_names_what_made_its_scores():
         *("reduction", "tokens", "labels", "codebook"),
     ],
 )
-def test_what_the_scores_depend_on_tells_them_apart(change):
+def test_the_fingerprint_differs_with_what_the_scores_depend_on(change):
     assert change().fingerprint["saliency"] != concepts_of().fingerprint["saliency"]
 
 
-def test_with_sigma_of_the_batch_its_size_counts():
+def test_the_fingerprint_of_sigma_by_batch_has_its_size():
     two, three = (concepts_of(sigma_range="batch", batch_size=size).fingerprint for size in (2, 3))
     assert two["saliency"] != three["saliency"]
 
@@ -102,11 +103,11 @@ def test_with_sigma_of_the_batch_its_size_counts():
     ],
     ids=["copy", "channels last", "prepared", "memory", "batch", "title", "scalar", "dtype"],
 )
-def test_what_changes_no_score_changes_no_record(change):
+def test_what_changes_no_score_changes_no_fingerprint(change):
     assert change().fingerprint == concepts_of().fingerprint
 
 
-def test_auto_settles_on_the_top_n_that_is_explained(monkeypatch):
+def test_auto_compares_the_top_n_of_the_explanation(monkeypatch):
     asked = []
 
     def spy(*arguments, top_n, **settings):
@@ -120,33 +121,35 @@ def test_auto_settles_on_the_top_n_that_is_explained(monkeypatch):
     assert "top_n" not in concepts_of().fingerprint["saliency"]
 
 
-def test_scores_given_by_hand_say_so_and_which_they_are():
-    one, two = torch.rand(12, 4, 4), torch.rand(12, 4, 4)
-    found = [explain_concepts(network(), store(), top_n=4, tsv=tsv).fingerprint for tsv in (one, one.clone(), two)]
-    assert found[0] == found[1] != found[2]
-    assert found[0]["saliency"]["made_by"] == "given as tsv" and "extractor" not in found[0]["saliency"]
+def test_given_tensors_are_named_as_such_with_their_digest():
+    tsv, other = torch.rand(12, 4, 4), torch.rand(12, 4, 4)
+    first, same, different = (
+        explain_concepts(network(), store(), top_n=4, tsv=scores).fingerprint for scores in (tsv, tsv.clone(), other)
+    )
+    assert first == same != different
+    assert first["saliency"]["made_by"] == "given as tsv" and "extractor" not in first["saliency"]
 
 
-def test_what_is_computed_from_scores_or_written_into_them_is_given_by_hand():
-    found = score_tokens(network(), store(), **SETTINGS)
-    assert type(found) is Scores and found.unchanged
-    for plain in (found[:], found * 1, found.clone(), found.double(), found.detach(), torch.stack([found])[0]):
+def test_results_computed_from_scores_and_changed_scores_count_as_given():
+    tsv = score_tokens(network(), store(), **SETTINGS)
+    assert type(tsv) is Scores and tsv.unchanged
+    for plain in (tsv[:], tsv * 1, tsv.clone(), tsv.double(), tsv.detach(), torch.stack([tsv])[0]):
         assert type(plain) is torch.Tensor
-    found[0, 0, 0] += 1
-    assert not found.unchanged
-    for tsv in (found, found * 1):
-        made = explain_concepts(network(), store(), top_n=4, tsv=tsv).fingerprint["saliency"]
-        assert made["made_by"] == "given as tsv"
+    tsv[0, 0, 0] += 1
+    assert not tsv.unchanged
+    for changed_tsv in (tsv, tsv * 1):
+        saliency = explain_concepts(network(), store(), top_n=4, tsv=changed_tsv).fingerprint["saliency"]
+        assert saliency["made_by"] == "given as tsv"
 
 
 def test_files_and_copies_of_scores(tmp_path):
-    found = score_tokens(network(), store(), **SETTINGS)
-    found.save(tmp_path / "tsv")
-    for same in (Scores.load(tmp_path / "tsv"), copy.deepcopy(found)):
-        assert type(same) is Scores and torch.equal(same, found) and same.fingerprint == found.fingerprint
-    torch.save(found, tmp_path / "torchs")
-    for plain in (torch.load(tmp_path / "torchs"), pickle.loads(pickle.dumps(found))):
-        assert type(plain) is torch.Tensor and torch.equal(plain, found)
+    tsv = score_tokens(network(), store(), **SETTINGS)
+    tsv.save(tmp_path / "tsv")
+    for same in (Scores.load(tmp_path / "tsv"), copy.deepcopy(tsv)):
+        assert type(same) is Scores and torch.equal(same, tsv) and same.fingerprint == tsv.fingerprint
+    torch.save(tsv, tmp_path / "torchs")
+    for plain in (torch.load(tmp_path / "torchs"), pickle.loads(pickle.dumps(tsv))):
+        assert type(plain) is torch.Tensor and torch.equal(plain, tsv)
     store().save(tmp_path / "tokens")
     with pytest.raises(ResultFileError, match="tokens"):
         Scores.load(tmp_path / "tokens")
@@ -166,12 +169,12 @@ def test_files_and_copies_of_scores(tmp_path):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_settings_are_looked_at_whether_they_are_needed_or_not(count, settings):
-    (named,) = settings
-    with pytest.raises((TypeError, ValueError), match=rf"^{named}: expected"):
+def test_settings_are_checked_for_empty_data_sets_too(count, settings):
+    (name,) = settings
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected"):
         score_tokens(network(), store(count), progress=False, **settings)
 
 
 def test_an_empty_data_set_has_empty_scores():
-    found = score_tokens(network(), store(0), **SETTINGS)
-    assert found.shape == (0, 4, 4) and found.fingerprint["made_by"] == "score_tokens"
+    tsv = score_tokens(network(), store(0), **SETTINGS)
+    assert tsv.shape == (0, 4, 4) and tsv.fingerprint["made_by"] == "score_tokens"

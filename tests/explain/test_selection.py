@@ -1,4 +1,4 @@
-"""Token selection and its baseline on extractors whose best tokens are known."""
+"""Token selection and its baseline on extractors with known best tokens."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def grids(count=2):
 
 
 def best_tokens(extractor, target):
-    """For a linear extractor the best token of each position is the one of largest inner product with its weight."""
+    """The best token of a linear extractor's position has the code of largest inner product with its weight."""
     weight = extractor.weight.detach()[target].view(CHANNELS, -1)
     return (codebook() @ weight).argmax(dim=0).view(GRID, GRID)
 
@@ -52,7 +52,7 @@ def test_only_the_region_changes(optimise, region):
 
 
 @pytest.mark.parametrize("optimise", BOTH)
-def test_history_keeps_the_best(optimise):
+def test_the_result_is_the_best_of_the_history(optimise):
     extractor = Convolutional(CHANNELS, CLASSES).eval()
     got = optimise(extractor, codebook(), torch.tensor([1, 2]), tokens=grids(), steps=25, lr=0.2, judge_every=10)
     assert got.steps.tolist() == [0, 10, 20, 25]
@@ -66,7 +66,7 @@ def test_history_keeps_the_best(optimise):
 
 
 class Partial(Linear):
-    """NaN wherever token 0's embedding stands first."""
+    """NaN for images whose first token is 0."""
 
     def forward(self, x):
         return super().forward(x) + torch.where(x[:, :1, 0, 0] == codebook()[0, 0], torch.nan, 0.0)
@@ -90,7 +90,7 @@ def test_never_worse_than_the_start(optimise):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_problems_do_not_depend_on_their_company(optimizer):
+def test_a_problem_does_not_depend_on_the_others(optimizer):
     extractor = Convolutional(CHANNELS, CLASSES).eval()
     arguments = {"region": (0, 0, 3, 3), "steps": 20, "lr": 0.2, "optimizer": optimizer, "judge_every": 5, "seed": 8}
     target = torch.tensor([0, 1, 2])

@@ -8,7 +8,7 @@ else on the tests' stand-in for one (tests/cuda/host).
 import functools
 import importlib
 import itertools
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -158,16 +158,16 @@ def faster_interpreter() -> Iterator[None]:
 @contextmanager
 def interpreted_triton() -> Iterator[None]:
     """In the interpreter a program takes as long for large blocks as for small ones."""
-    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward
+    from cortex_fast.kernels.triton import gumbel_codebook, gumbel_codebook_backward, gumbel_gradient
 
     large = {"ROWS": 64, "CODES": 1024}
 
-    def sizes_of(sizes: dict[str, int], names: Container[str]) -> dict[str, int]:
-        return {name: size for name, size in sizes.items() if name in names}
+    def enlarged(block: dict[str, int]) -> dict[str, int]:
+        return block | {name: size for name, size in large.items() if name in block}
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (gumbel_codebook, gumbel_codebook_backward):
-            patch.setattr(module, "block_of", lambda _device, choice: choice.default | sizes_of(large, choice.default))
+        for module in (gumbel_codebook, gumbel_codebook_backward, gumbel_gradient):
+            patch.setattr(module, "block_of", lambda _device, choice: enlarged(choice.default))
         yield
 
 

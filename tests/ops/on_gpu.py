@@ -6,7 +6,7 @@ unwritten memory stay as they are.
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -19,49 +19,50 @@ from cortex_fast.kernels.triton import launching
 direct = launching.launch
 
 
-def move(device: str, arguments: Sequence[object]) -> tuple[list[Any], Callable[[], None]]:
-    """The arguments with their tensors on that device, and a function that copies these back."""
-    leaves = [leaf for argument in arguments for leaf in (argument if isinstance(argument, tuple) else [argument])]
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+def mapped(function: Callable[[Tensor], Any], argument: Any) -> Any:
+    """The argument with the function applied to its tensors, in tuples, named ones and dictionaries too."""
+    if isinstance(argument, dict):
+        return {name: mapped(function, value) for name, value in argument.items()}
+    if isinstance(argument, tuple):
+        results = [mapped(function, value) for value in argument]
+        return type(argument)(*results) if hasattr(argument, "_fields") else tuple(results)
+    return function(argument) if isinstance(argument, Tensor) else argument
+
+
+def move(device: str, arguments: Any) -> tuple[Any, Callable[[], None]]:
+    """The arguments with their tensors on the device, and a function that copies back what was written to them."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    mapped(lambda tensor: storages.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage()), arguments)
     copies = {
         pointer: storage.clone() if device == "cpu" else storage.to(device=device)
         for pointer, storage in storages.items()
     }
 
-    def moved(argument: object) -> object:
-        if isinstance(argument, tuple):
-            return tuple(map(moved, argument))
-        if not isinstance(argument, Tensor):
-            return argument
-        empty = torch.empty(0, dtype=argument.dtype, device=device)
-        storage = copies[argument.untyped_storage().data_ptr()]
-        return empty.set_(storage, argument.storage_offset(), argument.shape, argument.stride())
+    def moved(tensor: Tensor) -> Tensor:
+        empty = torch.empty(0, dtype=tensor.dtype, device=device)
+        storage = copies[tensor.untyped_storage().data_ptr()]
+        return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
     def bring_back() -> None:
         for pointer, storage in storages.items():
             storage.copy_(copies[pointer])
 
-    return [moved(argument) for argument in arguments], bring_back
+    return mapped(moved, arguments), bring_back
 
 
-def launch_on(device: str, kernel: Any, grid: tuple[int, ...], /, *arguments: object, **named: object) -> None:
+def launch_on(device: str, kernel: Any, grid: tuple[int, ...], /, *arguments: object, **options: object) -> None:
     """As `launching.launch`, for arguments on the CPU."""
-    (device_of, *others), bring_back = move(device, [*arguments, *named.values()])
-    count = len(arguments) - 1
-    direct(kernel, grid, device_of, *others[:count], **dict(zip(named, others[count:], strict=True)))
+    (positional, named), bring_back = move(device, (arguments, options))
+    direct(kernel, grid, *positional, **named)
     bring_back()
 
 
-def run_on(device: str, function: Callable[..., Any], /, *arguments: object, **named: object) -> Any:
-    """A kernel of cortex_fast.kernels.cuda, for arguments on the CPU; so are its results."""
-    moved, bring_back = move(device, [*arguments, *named.values()])
-    count = len(arguments)
-    results = function(*moved[:count], **dict(zip(named, moved[count:], strict=True)))
+def run_on(device: str, function: Callable[..., Any], /, *arguments: object, **options: object) -> Any:
+    """An adaptor of cortex_fast.kernels.cuda, for arguments on the CPU; so are its results."""
+    (positional, named), bring_back = move(device, (arguments, options))
+    results = function(*positional, **named)
     bring_back()
-    if isinstance(results, tuple):
-        return tuple(result.cpu() for result in results)
-    return results if results is None else results.cpu()
+    return mapped(Tensor.cpu, results)
 
 
 def adaptors() -> Iterator[tuple[ModuleType, str]]:

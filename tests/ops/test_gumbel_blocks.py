@@ -1,4 +1,4 @@
-"""What only the Triton kernels of gumbel_codebook have: blocks, parts of a row, what is kept, and the tuner."""
+"""What only the Triton kernels of gumbel_codebook have: blocks, parts of a row, row statistics, and the tuner."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cortex_fast.kernels import triton as triton_kernels
+from cortex_fast.kernels.row_stats import RowStats
 from cortex_fast.kernels.triton import launching
 from cortex_fast.ops import gumbel_codebook, gumbel_codebook_step, gumbel_codebook_with_row_stats, random_stream
 from cortex_fast.ops.backends import BackendUnavailableError
@@ -22,13 +23,12 @@ if WHY_NO_TRITON is not None:
     pytest.skip(WHY_NO_TRITON, allow_module_level=True)
 
 from cortex_fast.kernels.triton import gumbel_codebook as forward_kernels
-from cortex_fast.kernels.triton import gumbel_codebook_backward as backward_kernels
-from cortex_fast.kernels.triton import gumbel_tiles, tiles
+from cortex_fast.kernels.triton import gumbel_gradient, gumbel_tiles, tiles
 
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels() -> Iterator[None]:
-    """Where there is a GPU the kernels run there, on these tensors of the CPU."""
+    """Where there is a GPU the kernels run on it, with these tensors of the CPU."""
     with contextlib.nullcontext() if triton_kernels.INTERPRETED else compiled_triton():
         yield
 
@@ -37,76 +37,81 @@ def kernels() -> Iterator[None]:
 def table(tmp_path, monkeypatch) -> Iterator[dict[str, tiles.Block]]:
     """The GPU's table of blocks, as if the CPU were one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found: dict[str, tiles.Block] = {}
-    monkeypatch.setattr(tiles, "tuned", lambda device: found)
-    for module in (forward_kernels, backward_kernels):
+    blocks: dict[str, tiles.Block] = {}
+    monkeypatch.setattr(tiles, "tuned", lambda device: blocks)
+    for module in (forward_kernels, gumbel_gradient):
         monkeypatch.setattr(module, "block_of", lambda _device, choice: tiles.block_of(torch.device("cuda"), choice))
-    yield found
+    yield blocks
 
 
 @pytest.mark.parametrize("codes", [95, 300])
 def test_other_blocks_give_the_same(table, codes):
-    """Rows and codes over the edges of small blocks, parts of a row put together, a price, many and few programs."""
+    """Rows and codes over the edges of small blocks, merged parts of a row, a penalty, many and few programs."""
     logits, codebook = random(2, 9, codes) * 3, random(codes, 40, seed=1)
     upstream, anchor = random(2, 9, 40, seed=2), torch.arange(18).view(2, 9)
-    given = random(2, 9, codes, seed=3)
+    gumbel = random(2, 9, codes, seed=3)
     select, scan, update = (
         forward_kernels.select_choice(18),
         forward_kernels.scan_choice(18, 40),
-        backward_kernels.update_choice(18, 40),
+        gumbel_gradient.update_choice(18, 40),
     )
     results = []
     for size in (16, 1024):
         table[select.key] = select.default | {"CODES": size}
         table[scan.key] = scan.default | {"CODES": size, "CHANNELS": 16 if size == 16 else 64}
         table[update.key] = update.default | {"CODES": size, "ROWS": 16 if size == 16 else 64}
-        noise = {"tau": 0.7, "gumbel": given}
+        noise = {"tau": 0.7, "gumbel": gumbel}
         _, hard = gumbel_codebook(logits, codebook, **noise, impl="triton")
-        soft, index, kept = gumbel_codebook_with_row_stats(logits, codebook, **noise, hard=False, impl="triton")
+        soft, index, row_stats = gumbel_codebook_with_row_stats(logits, codebook, **noise, hard=False, impl="triton")
         stepped, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
         gumbel_codebook_step(
             stepped, codebook, upstream, lr=0.1, eps=0.05, moments=moments, anchor=anchor, stay_penalty=0.5,
-            row_stats=kept, **noise, impl="triton",
+            row_stats=row_stats, **noise, impl="triton",
         )  # fmt: skip
         assert torch.equal(hard, index)
-        results.append([hard, soft, kept[..., :2], stepped, *moments])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        results.append([hard, soft, row_stats.largest_score, row_stats.log_denominator, stepped, *moments])
+    for small, large in zip(*results, strict=True):
+        torch.testing.assert_close(small, large, rtol=1e-5, atol=1e-5)
     assert forward_kernels.parts_of(codes, 16, 18, 2048)[0] > 1
 
 
 @pytest.mark.parametrize(("codes", "tile", "programs"), [(1, 32, 1), (16384, 32, 1), (16384, 1024, 16000), (95, 16, 5)])
 def test_parts_cover_the_codes(codes, tile, programs):
-    parts, each = forward_kernels.parts_of(codes, tile, programs, 512)
-    assert parts >= 1 and each % tile == 0 and (parts - 1) * each < codes <= parts * each
+    parts, length = forward_kernels.parts_of(codes, tile, programs, 512)
+    assert parts >= 1 and length % tile == 0 and (parts - 1) * length < codes <= parts * length
     assert parts == 1 or parts * programs <= 2 * 512
 
 
-def test_what_is_kept_changes_no_step():
+def test_row_stats_change_no_step():
     logits, codebook, upstream = random(1, 3, 70), random(70, 5, seed=1), random(1, 3, 5, seed=2)
-    _, _, kept = gumbel_codebook_with_row_stats(logits, codebook, seed=4, impl="triton")
+    _, _, row_stats = gumbel_codebook_with_row_stats(logits, codebook, seed=4, impl="triton")
+    strided = RowStats(*(torch.stack([tensor, tensor + 1], dim=1)[:, 0] for tensor in row_stats))
     results = []
-    for given in (None, kept):
+    for statistics in (None, row_stats, strided):
         stepped = logits.clone()
-        gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=given, impl="triton")
+        gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=statistics, impl="triton")
         results.append([stepped])
-    assert same_bits(*results)
-    apart = torch.stack([kept, kept + 1], dim=1)[:, 0]
-    stepped = logits.clone()
-    gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=apart, impl="triton")
-    assert same_bits([stepped], results[0])
-    for wrong in (kept[..., 1:], kept[:, :2], kept.long(), kept.double()):
-        with pytest.raises((TypeError, ValueError), match=r"^row_stats:"):
+    assert same_bits(results[0], results[1]) and same_bits(results[0], results[2])
+    scores, soft_embedding = row_stats.largest_score, row_stats.soft_embedding
+    for wrong in (
+        row_stats._replace(soft_embedding=soft_embedding[..., 1:]),
+        row_stats._replace(largest_score=scores[:, :2]),
+        row_stats._replace(largest_score=scores.long()),
+        row_stats._replace(log_denominator=scores.double()),
+        row_stats._replace(selected=row_stats.selected.int()),
+        row_stats[:3],
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^row_stats.*: expected"):
             gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, seed=4, row_stats=wrong, impl="triton")
 
 
-def test_a_row_that_has_settled_keeps_still():
+def test_a_settled_row_does_not_move():
     """y is 1 in the last bit: the formula's gradient is 0, and Adam would make a whole step of a rounding error."""
     logits, codebook, upstream = random(1, 4, 40), random(40, 300, seed=1) * 30, random(1, 4, 300, seed=2)
     logits[..., 7] = 60
     stepped, moments = logits.clone(), (torch.zeros_like(logits), torch.zeros_like(logits))
-    given = torch.zeros_like(logits)
-    gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, eps=1e-30, moments=moments, gumbel=given, impl="triton")
+    gumbel = torch.zeros_like(logits)
+    gumbel_codebook_step(stepped, codebook, upstream, lr=0.1, eps=1e-30, moments=moments, gumbel=gumbel, impl="triton")
     assert torch.equal(stepped[..., 7], logits[..., 7]) and not moments[0][..., 7].any()
 
 
@@ -131,13 +136,17 @@ def test_no_channels_and_another_default_dtype():
 def test_numbers_of_adam_are_rounded_once():
     """Triton takes Python's floats as float32, the interpreter does not: 1 - beta must not be taken from one."""
     logits, codebook, upstream = random(1, 2, 30), random(30, 4, seed=1), random(1, 2, 4, seed=2)
-    given, launched = torch.zeros_like(logits), []
+    gumbel, launched = torch.zeros_like(logits), []
     launch = launching.launch
 
-    def rounded(kernel, grid, device_of, /, *arguments, **options):
+    def as_float32(argument):
+        if isinstance(argument, tuple):
+            return type(argument)(*map(as_float32, argument))
+        return float(torch.tensor(argument, dtype=torch.float32)) if type(argument) is float else argument
+
+    def rounded(kernel, grid, device_of, /, **options):
         launched.append(kernel)
-        as_float32 = [float(torch.tensor(a, dtype=torch.float32)) if type(a) is float else a for a in arguments]
-        launch(kernel, grid, device_of, *as_float32, **options)
+        launch(kernel, grid, device_of, **{name: as_float32(option) for name, option in options.items()})
 
     results = []
     for impl in ("triton", "reference"):
@@ -145,7 +154,7 @@ def test_numbers_of_adam_are_rounded_once():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launching, "launch", rounded)
             gumbel_codebook_step(
-                stepped, codebook, upstream, lr=0.1, eps=0.05, betas=(0.9, 0.99999), moments=moments, gumbel=given,
+                stepped, codebook, upstream, lr=0.1, eps=0.05, betas=(0.9, 0.99999), moments=moments, gumbel=gumbel,
                 impl=impl,
             )  # fmt: skip
         results.append([stepped, *moments])
@@ -154,24 +163,52 @@ def test_numbers_of_adam_are_rounded_once():
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("hard", "keep"), [(True, False), (True, True), (False, False)])
-def test_opcheck(hard, keep):
+@pytest.mark.parametrize(("hard", "with_row_stats"), [(True, False), (True, True), (False, False)])
+def test_opcheck(hard, with_row_stats):
     logits, codebook = random(1, 3, 5).requires_grad_(), random(5, 4, seed=1).requires_grad_()
     schedule, checks = (
         torch.tensor([0.7, 3, 0.1, 2]).double(),
         ("test_schema", "test_faketensor", "test_autograd_registration"),
     )
-    forward = (logits, codebook, None, None, schedule, 1.0, 3, 1, hard, keep, "triton")
-    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook.default, forward, test_utils=checks)
+    forward = {
+        "logits": logits,
+        "codebook": codebook,
+        "tau": 1.0,
+        "seed": 3,
+        "draw": 1,
+        "item_ids": None,
+        "hard": hard,
+        "gumbel": None,
+        "schedule": schedule,
+        "with_row_stats": with_row_stats,
+        "impl": "triton",
+    }
+    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook.default, (), forward, test_utils=checks)
 
 
 def test_opcheck_of_the_step():
     logits, codebook, upstream = random(1, 3, 5), random(5, 4, seed=1), random(1, 3, 4, seed=2)
-    anchor, kept = torch.tensor([[0, 4, 1]]), torch.rand(1, 3, 7)
-    kept[..., 2] = torch.tensor([0, 1, 2], dtype=torch.int32).view(torch.float32)
-    given = (codebook, upstream, None, None, None, kept, anchor, 0.5, 0.7, 3, 1, 0.1, [0.9, 0.999], 1e-8, 2, "triton")
-    arguments = (logits, torch.zeros_like(logits), torch.zeros_like(logits), *given)
-    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook_step.default, arguments)
+    arguments = {
+        "logits": logits,
+        "codebook": codebook,
+        "upstream": upstream,
+        "lr": 0.1,
+        "tau": 0.7,
+        "seed": 3,
+        "draw": 1,
+        "item_ids": None,
+        "moments": [torch.zeros_like(logits), torch.zeros_like(logits)],
+        "step_count": 2,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "gumbel": None,
+        "anchor": torch.tensor([[0, 4, 1]]),
+        "stay_penalty": 0.5,
+        "schedule": None,
+        "row_stats": [torch.rand(1, 3), torch.rand(1, 3), torch.tensor([[0, 1, 2]]), torch.rand(1, 3, 4)],
+        "impl": "triton",
+    }
+    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook_step.default, (), arguments)
 
 
 @pytest.mark.parametrize(("set_to", "expected"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
@@ -182,26 +219,26 @@ def test_products_are_as_exact_as_torchs(set_to, expected, monkeypatch):
     assert gumbel_tiles.precision() in ("ieee", "bf16x6", "bf16x3")
 
 
-def test_the_fastest_block_stays():
+def test_the_fastest_block_is_stored():
     choice = tiles.choice("update", [200, 256, "ieee"], {"ROWS": 16, "num_warps": 4}, ROWS=(16, 32), num_warps=(4, 8))
     assert choice.key == "update 256 256 ieee" and len(choice.others) == 4
     table: dict[str, tiles.Block] = {}
     times = {(16, 4): 5.0, (32, 4): 3.0, (16, 8): 6.0, (32, 8): 4.0}
-    asked = []
+    measured = []
 
     def measure(call):
         call()
         block = table[choice.key]
         return times[block["ROWS"], block["num_warps"]]
 
-    found = fastest(choice, lambda: asked.append(table[choice.key]), table, measure)
-    assert table == {choice.key: {"ROWS": 32, "num_warps": 4}} and found.block == table[choice.key]
-    assert (found.time, found.default_time) == (3.0, 5.0) and len(asked) == 5
+    tuned = fastest(choice, lambda: measured.append(table[choice.key]), table, measure)
+    assert table == {choice.key: {"ROWS": 32, "num_warps": 4}} and tuned.block == table[choice.key]
+    assert (tuned.time, tuned.default_time) == (3.0, 5.0) and len(measured) == 5
     times |= {(32, 4): 4.95, (32, 8): 4.95}  # by chance
     assert fastest(choice, lambda: None, table, measure).block == choice.default == table[choice.key]
 
 
-def test_a_block_that_fails_is_not_kept():
+def test_a_block_that_fails_is_not_stored():
     choice, table = tiles.choice("scan", [], {"ROWS": 16}, ROWS=(64,)), {}
 
     def measure(call):
@@ -214,7 +251,7 @@ def test_a_block_that_fails_is_not_kept():
     assert table["scan"] == {"ROWS": 16}
 
 
-def test_a_block_without_room_is_passed_over():
+def test_a_block_without_room_is_skipped():
     from triton.runtime.errors import OutOfResources
 
     choice, table = tiles.choice("scan", [], {"ROWS": 16}, ROWS=(16, 64)), {}

@@ -38,8 +38,8 @@ def formula(
     logits: Tensor, codebook: Tensor, g: Tensor | np.ndarray, upstream: Tensor, tau: float, hard: bool, dtype: type
 ) -> Arrays:
     """Embedding, index, and the gradients of logits and codebook, all in `dtype`."""
-    given = (torch.as_tensor(values) for values in (logits, codebook, g, upstream))
-    P, C, G, dE = (tensor.detach().double().numpy().astype(dtype) for tensor in given)
+    tensors = (torch.as_tensor(values) for values in (logits, codebook, g, upstream))
+    P, C, G, dE = (tensor.detach().double().numpy().astype(dtype) for tensor in tensors)
     index = (P + G).argmax(axis=-1)
     y = softmax((P + G - (P + G).max(axis=-1, keepdims=True)) / dtype(tau))
     chosen = np.eye(len(C), dtype=dtype)[index] if hard else y
@@ -60,7 +60,7 @@ def assert_as_good(out: Tensor | None, exact: np.ndarray, rough: np.ndarray, uni
 
 
 def assert_largest(index: Tensor, scores: np.ndarray) -> None:
-    """The index is that of the largest score, but for what a Gumbel's last bits and the sum's rounding may swap."""
+    """The index is that of the largest score, unless a Gumbel's last bits and the sum's rounding swap two."""
     best = scores.max(axis=-1)
     chosen = np.take_along_axis(scores, index.numpy()[..., None], axis=-1)[..., 0]
     assert (best - chosen <= 2 * UNIT * (3 * np.maximum(1, np.abs(best)) + np.abs(best))).all()
@@ -101,19 +101,19 @@ INTERPRETED_SIZES = [(1, 1, 1, 17), (1, 17, 769, 16), (2, 1, 5000, 7)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(("tau", "hard", "own_noise"), [(1, False, False), (0.5, True, False), (2, False, True)])
-def test_odd_sizes(impl: str, sizes: tuple[int, int, int, int], tau: float, hard: bool, own_noise: bool) -> None:
+@pytest.mark.parametrize(("tau", "hard", "with_gumbel"), [(1, False, False), (0.5, True, False), (2, False, True)])
+def test_odd_sizes(impl: str, sizes: tuple[int, int, int, int], tau: float, hard: bool, with_gumbel: bool) -> None:
     problems, rows, codes, channels = sizes
     if sizes not in INTERPRETED_SIZES:
         skip_in_interpreter(impl)
     logits = random(problems, rows, codes).mul(3).requires_grad_()
     codebook, upstream = random(codes, channels, seed=1).requires_grad_(), random(problems, rows, channels, seed=2)
     ids = torch.arange(problems) * 7 + 1
-    given = random(problems, rows, codes, seed=3) if own_noise else None
-    options = {"tau": tau, "seed": 5, "draw": 3, "item_ids": ids, "gumbel": given, "hard": hard}
+    gumbel = random(problems, rows, codes, seed=3) if with_gumbel else None
+    options = {"tau": tau, "seed": 5, "draw": 3, "item_ids": ids, "gumbel": gumbel, "hard": hard}
     embedding, index = gumbel_codebook(logits, codebook, impl=impl, **options)
     embedding.backward(upstream)
-    g = gumbel_noise(5, ids, 3, rows, codes) if given is None else given.double().numpy()
+    g = gumbel_noise(5, ids, 3, rows, codes) if gumbel is None else gumbel.double().numpy()
     exact = formula(logits, codebook, g, upstream, tau, hard, np.float64)
     rough = formula(logits, codebook, g, upstream, tau, hard, np.float32)
     assert_largest(index, logits.detach().double().numpy() + g)
@@ -149,10 +149,10 @@ def test_precisions(dtype: torch.dtype, codebook_dtype: torch.dtype, hard: bool)
     assert logits.grad is not None
     assert codebook.grad is not None
     narrow = dtype if dtype == torch.float64 else torch.float32  # of the scores, whatever the codebook
-    for out, exact, kept in ((embedding, expected, codebook_dtype), (logits.grad, grad_logits, dtype),
-                             (codebook.grad, grad_codebook, codebook_dtype)):  # fmt: skip
-        assert out.dtype == kept
-        allowed = 0.51 * torch.finfo(kept).eps * np.abs(exact) + 32 * torch.finfo(narrow).eps * np.abs(exact).max()
+    for out, exact, precision in ((embedding, expected, codebook_dtype), (logits.grad, grad_logits, dtype),
+                                  (codebook.grad, grad_codebook, codebook_dtype)):  # fmt: skip
+        assert out.dtype == precision
+        allowed = 0.51 * torch.finfo(precision).eps * np.abs(exact) + 32 * torch.finfo(narrow).eps * np.abs(exact).max()
         assert (np.abs(out.detach().double().numpy() - exact) <= allowed).all()
 
 
@@ -319,20 +319,20 @@ def test_chunks_of_codes_that_are_banned_as_a_whole(impl: str, banned: tuple[int
     logits, codebook, upstream = random(2, 3, 2000), random(2000, 5, seed=1), random(2, 3, 5, seed=2)
     logits[..., slice(*banned)] = -torch.inf
     g = random(2, 3, 2000, seed=3)
-    for given_noise in (g, None):
-        noise = g if given_noise is not None else gumbel_noise(4, torch.arange(2), 0, 3, 2000)
+    for gumbel in (g, None):
+        noise = g if gumbel is not None else gumbel_noise(4, torch.arange(2), 0, 3, 2000)
         exact, rough = (
             formula(logits, codebook, noise, upstream, tau, False, kind) for kind in (np.float64, np.float32)
         )
         embedding, index, grad = embedding_index_and_gradient(
-            logits, codebook, upstream, tau=tau, seed=4, gumbel=given_noise, hard=False, impl=impl
+            logits, codebook, upstream, tau=tau, seed=4, gumbel=gumbel, hard=False, impl=impl
         )
         assert_as_good(embedding, exact[0], rough[0])
         assert_as_good(grad, exact[2], rough[2])
         assert not bool((logits.gather(2, index[..., None]) == -torch.inf).any())
 
 
-def test_given_noise_gets_the_gradient_of_the_logits_that_it_is_added_to(impl: str) -> None:
+def test_noise_given_has_the_gradient_of_the_logits(impl: str) -> None:
     logits, codebook, upstream = random(2, 3, 9), random(9, 4, seed=1), random(2, 3, 4, seed=2)
     for hard in (False, True):
         noise = random(2, 3, 9, seed=3).requires_grad_()
@@ -368,15 +368,15 @@ def embedding_index_and_gradient(logits: Tensor, codebook: Tensor, upstream: Ten
 @pytest.mark.parametrize("codes", [9, 1001])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-@pytest.mark.parametrize("own_noise", [False, True])
+@pytest.mark.parametrize("with_gumbel", [False, True])
 def test_a_logit_of_nan_or_infinity_is_selected_and_spoils_its_row_alone(
-    impl: str, codes: int, value: float, tau: float, own_noise: bool
+    impl: str, codes: int, value: float, tau: float, with_gumbel: bool
 ) -> None:
     if codes != 9 or tau == 1:
         skip_in_interpreter(impl)
     rows = few(impl, 17, 6)
     logits, codebook, upstream = random(2, rows, codes), random(codes, 3, seed=1), random(2, rows, 3, seed=2)
-    options = {"tau": tau, "gumbel": random(2, rows, codes, seed=3) if own_noise else None, "impl": impl}
+    options = {"tau": tau, "gumbel": random(2, rows, codes, seed=3) if with_gumbel else None, "impl": impl}
     spoiled = logits.clone()
     spoiled[1, 4, codes // 2] = spoiled[1, 4, codes - 1] = value
     others = torch.ones(2, rows, dtype=torch.bool)
@@ -456,10 +456,10 @@ def test_a_single_code_is_always_selected(impl: str, hard: bool) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 3, 5), (0, 0, 5), (3, 0, 2, 5), (3, 2, 0, 5)])
 @pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("own_noise", [False, True])
-def test_empty(impl: str, shape: tuple[int, ...], hard: bool, own_noise: bool) -> None:
+@pytest.mark.parametrize("with_gumbel", [False, True])
+def test_empty(impl: str, shape: tuple[int, ...], hard: bool, with_gumbel: bool) -> None:
     logits, codebook = torch.zeros(shape, requires_grad=True), random(5, 4).requires_grad_()
-    gumbel = torch.zeros(shape) if own_noise else None
+    gumbel = torch.zeros(shape) if with_gumbel else None
     embedding, index = gumbel_codebook(logits, codebook, hard=hard, gumbel=gumbel, impl=impl)
     assert embedding.shape == (*shape[:-1], 4)
     assert index.shape == shape[:-1]
@@ -525,7 +525,7 @@ def test_native_gives_the_same_bits_for_any_threads_and_again(
 
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-def test_native_rows_and_problems_are_the_same_bits_in_any_company(level: str, hard: bool, tau: float) -> None:
+def test_native_rows_and_problems_have_the_same_bits_in_any_group(level: str, hard: bool, tau: float) -> None:
     logits, codebook, upstream = random(3, 35, 800), random(800, 19, seed=1), random(3, 35, 19, seed=2)
     ids = torch.tensor([5, 0, 5])
     options = {"tau": tau, "hard": hard, "seed": 2, "draw": 9, "impl": "native"}
@@ -620,11 +620,15 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
         gumbel_codebook(**arguments)
 
 
-@pytest.mark.parametrize(("hard", "own_noise"), [(True, False), (False, True)])
-def test_opcheck(hard: bool, own_noise: bool) -> None:
+SELECTION = {"tau": 0.7, "seed": 3, "draw": 1, "item_ids": None, "gumbel": None, "schedule": None, "impl": "auto"}
+
+
+@pytest.mark.parametrize(("hard", "with_gumbel"), [(True, False), (False, True)])
+def test_opcheck(hard: bool, with_gumbel: bool) -> None:
     logits, codebook = random(2, 3, 5).requires_grad_(), random(5, 4, seed=1).requires_grad_()
-    noise = (None, random(2, 3, 5, seed=2)) if own_noise else (torch.tensor([0, 4]), None)
-    torch.library.opcheck(OPS.gumbel_codebook.default, (logits, codebook, *noise, None, 0.7, 3, 1, hard, True, "auto"))
+    item_ids, gumbel = (None, random(2, 3, 5, seed=2)) if with_gumbel else (torch.tensor([0, 4]), None)
+    selection = {**SELECTION, "logits": logits, "codebook": codebook, "item_ids": item_ids, "gumbel": gumbel}
+    torch.library.opcheck(OPS.gumbel_codebook.default, (), {**selection, "hard": hard, "with_row_stats": True})
 
 
 @pytest.mark.parametrize("codebook_needed", [False, True])
@@ -632,18 +636,26 @@ def test_opcheck(hard: bool, own_noise: bool) -> None:
 def test_the_fakes_know_shapes_and_strides(hard: bool, codebook_needed: bool) -> None:
     logits, codebook = random(5, 3, 2).transpose(0, 2), random(4, 5, seed=1).T
     upstream, index = random(3, 2, 4, seed=3).transpose(0, 1), torch.tensor([[0, 4, 1], [4, 4, 2]])
-    settings, kept = (0.7, 3, 1, hard), torch.empty(0)
-    backward = (upstream, logits, codebook, None, None, None, index, kept, *settings, "auto", codebook_needed)
+    forward = {**SELECTION, "logits": logits, "codebook": codebook, "hard": hard}
+    backward = {**forward, "upstream": upstream, "index": index, "row_stats": [], "codebook_needed": codebook_needed}
     checks = ("test_schema", "test_faketensor")
-    forward = (logits, codebook, None, None, None, *settings, True, "auto")
-    torch.library.opcheck(OPS.gumbel_codebook.default, forward, test_utils=checks)
-    torch.library.opcheck(OPS.gumbel_codebook_backward.default, backward, test_utils=checks)
+    torch.library.opcheck(OPS.gumbel_codebook.default, (), {**forward, "with_row_stats": True}, test_utils=checks)
+    torch.library.opcheck(OPS.gumbel_codebook_backward.default, (), backward, test_utils=checks)
 
 
 def test_opcheck_of_the_backward() -> None:
-    arguments = (random(2, 3, 4), random(2, 3, 5), random(5, 4), torch.tensor([0, 4]), None, None)
-    found = (torch.zeros(2, 3).long(), torch.empty(0))
-    torch.library.opcheck(OPS.gumbel_codebook_backward.default, (*arguments, *found, 0.7, 3, 1, True, "auto", True))
+    arguments = {
+        **SELECTION,
+        "upstream": random(2, 3, 4),
+        "logits": random(2, 3, 5),
+        "codebook": random(5, 4),
+        "item_ids": torch.tensor([0, 4]),
+        "hard": True,
+        "index": torch.zeros(2, 3).long(),
+        "row_stats": [],
+        "codebook_needed": True,
+    }
+    torch.library.opcheck(OPS.gumbel_codebook_backward.default, (), arguments)
 
 
 def test_meta() -> None:

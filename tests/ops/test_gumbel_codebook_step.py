@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cortex_fast.kernels.reference import gumbel_codebook as reference
+from cortex_fast.kernels.reference.descent import descend
+from cortex_fast.kernels.reference.gumbel_codebook import noise_of, noisy_scores, softened
+from cortex_fast.kernels.reference.gumbel_codebook_backward import logits_gradient
 from cortex_fast.ops import gumbel_codebook, gumbel_codebook_step
 from cortex_fast.ops.backends import BackendUnavailableError
 from tests.ops.backends_under_test import (
@@ -64,8 +66,8 @@ def assert_as_good(outs: Sequence[Tensor], exact: Sequence[Tensor], rough: Seque
     """|out - ref64| <= 2 |ref32 - ref64| + tiny, over each tensor; tiny is a few last bits of its largest number."""
     for name, out, fine, coarse in zip(("logits", "first moment", "second moment"), outs, exact, rough, strict=False):
         if fine.numel():
-            error, known = ((other.double() - fine).abs().max().item() for other in (out, coarse))
-            assert error <= 2 * known + 16 * EPS * fine.abs().max().item(), name
+            error, rounding = ((other.double() - fine).abs().max().item() for other in (out, coarse))
+            assert error <= 2 * rounding + 16 * EPS * fine.abs().max().item(), name
 
 
 @settings(deadline=None, max_examples=20)
@@ -138,7 +140,7 @@ def test_odd_sizes_with_the_streams_noise(impl: str, sizes: tuple[int, int, int,
 
 
 @every_optimiser
-def test_a_schedule_stands_for_the_numbers(impl: str, adam: bool) -> None:
+def test_a_schedule_replaces_the_numbers(impl: str, adam: bool) -> None:
     logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
     results = []
     for schedule in (None, torch.tensor([0.7, 2**32 - 1, 0.05, 4], dtype=torch.float64)):
@@ -153,21 +155,22 @@ def test_a_schedule_stands_for_the_numbers(impl: str, adam: bool) -> None:
 
 @every_optimiser
 def test_the_reference_takes_scalar_tensors(adam: bool) -> None:
-    """What a schedule on a GPU is to it."""
+    """As a schedule on a GPU gives it."""
     logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
     ids, numbers, results = torch.arange(2), (0.7, 2**32 - 1, 0.05, 4), []
     scalars = torch.tensor(numbers, dtype=torch.float64)
-    for tau, draw, lr, count in (numbers, (scalars[0], scalars[1].long(), *scalars[2:])):
+    for tau, draw, lr, step_count in (numbers, (scalars[0], scalars[1].long(), *scalars[2:])):
         out, moments = logits.clone(), zeros(logits) if adam else None
-        noise = reference.noise_of(logits, ids, None, 5, draw)
-        reference.step(out, codebook, upstream, noise, tau, moments, lr, (0.9, 0.999), 1e-8, count)
+        noise = noise_of(logits, ids, None, 5, draw)
+        gradient = logits_gradient(softened(noisy_scores(out, noise), tau, codebook), codebook, upstream, tau)
+        descend(out, moments, gradient, lr=lr, betas=(0.9, 0.999), eps=1e-8, step_count=step_count)
         results.append([noise, out, *(moments or ())])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    for number, scalar in zip(*results, strict=True):
+        torch.testing.assert_close(number, scalar, rtol=1e-6, atol=1e-7)
 
 
 @every_optimiser
-def test_a_rate_of_nothing_leaves_the_logits(impl: str, adam: bool) -> None:
+def test_a_rate_of_zero_leaves_the_logits(impl: str, adam: bool) -> None:
     logits, codebook, upstream = random(2, 3, 40), random(40, 6, seed=1), random(2, 3, 6, seed=2)
     out, moments = logits.clone(), zeros(logits) if adam else None
     gumbel_codebook_step(out, codebook, upstream, lr=0.0, moments=moments, impl=impl)
@@ -294,7 +297,7 @@ def test_float64_is_not_narrowed() -> None:
 
 @every_optimiser
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-def test_native_gives_the_same_bits_for_any_threads_and_any_company(level: str, adam: bool, tau: float) -> None:
+def test_native_gives_the_same_bits_for_any_threads_and_in_any_group(level: str, adam: bool, tau: float) -> None:
     logits, codebook, upstream = random(3, 35, 801), random(801, 19, seed=1), random(3, 35, 19, seed=2)
     ids = torch.tensor([5, 0, 5])
 
@@ -379,15 +382,15 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
 
 
 @needs_native
-def test_forced_native_says_why_it_cannot_serve() -> None:
+def test_forcing_native_raises_with_the_reason() -> None:
     arguments = {**valid(), "logits": torch.zeros(2, 3, 5, dtype=torch.float64)}
     with pytest.raises(BackendUnavailableError, match=r"gumbel_codebook_step: impl='native' .* not torch.float64"):
         gumbel_codebook_step(**arguments, impl="native")
 
 
 @every_optimiser
-def test_a_price_for_leaving_a_code(impl: str, adam: bool) -> None:
-    """One step along the gradient of <E, dE> + stay (1 - y[own]), by autograd in float64."""
+def test_a_penalty_for_leaving_a_code(impl: str, adam: bool) -> None:
+    """One step along the gradient of <E, dE> + stay_penalty (1 - y[anchor]), by autograd in float64."""
     if not adam:
         skip_in_interpreter(impl)
     for codes, tau in ((5, 0.7), (700, 1.0), (1500, 2.0)):
@@ -435,31 +438,29 @@ def test_bad_anchor_is_named(anchor: Tensor) -> None:
 @every_optimiser
 def test_opcheck(adam: bool) -> None:
     logits, codebook, upstream = random(2, 3, 5), random(5, 4, seed=1), random(2, 3, 4, seed=2)
-    moments = zeros(logits) if adam else (None, None)
-    noise = (torch.tensor([0, 4]), None) if adam else (None, random(2, 3, 5, seed=3))
+    item_ids, gumbel = (torch.tensor([0, 4]), None) if adam else (None, random(2, 3, 5, seed=3))
     anchor = torch.tensor([[0, 4, 1], [2, 2, 3]]) if adam else None
-    torch.library.opcheck(
-        torch.ops.cortex_fast.gumbel_codebook_step.default,
-        (
-            logits,
-            *moments,
-            codebook,
-            upstream,
-            *noise,
-            None,
-            None,
-            anchor,
-            0.5,
-            0.7,
-            3,
-            1,
-            0.1,
-            [0.9, 0.999],
-            1e-8,
-            2,
-            "auto",
-        ),
-    )
+    arguments = {
+        "logits": logits,
+        "codebook": codebook,
+        "upstream": upstream,
+        "lr": 0.1,
+        "tau": 0.7,
+        "seed": 3,
+        "draw": 1,
+        "item_ids": item_ids,
+        "moments": list(zeros(logits)) if adam else [],
+        "step_count": 2,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "gumbel": gumbel,
+        "anchor": anchor,
+        "stay_penalty": 0.5,
+        "schedule": None,
+        "row_stats": [],
+        "impl": "auto",
+    }
+    torch.library.opcheck(torch.ops.cortex_fast.gumbel_codebook_step.default, (), arguments)
 
 
 @every_optimiser

@@ -1,4 +1,4 @@
-"""Triton kernels on tensors that are on a GPU: what tests on the CPU's memory cannot show. And how those reach one."""
+"""Triton kernels on tensors of a GPU, for what tests with tensors of the CPU cannot show; and how those reach one."""
 
 import pytest
 import torch
@@ -83,14 +83,14 @@ def gumbel_results(device: str, impl: str) -> list[Tensor]:
     ids, moments = torch.tensor([3, 2**32 - 1], device=device), (torch.zeros_like(logits), torch.zeros_like(logits))
     noise = {"tau": 0.7, "seed": 5, "draw": 2**32 - 1, "item_ids": ids, "impl": impl}
     leaf = logits.clone().requires_grad_()
-    found = []
+    tensors = []
     for hard in (True, False):
         embedding, index = gumbel_codebook(leaf, codebook, hard=hard, **noise)
-        found += [embedding.detach(), index, *torch.autograd.grad(embedding, (leaf, codebook), upstream)]
+        tensors += [embedding.detach(), index, *torch.autograd.grad(embedding, (leaf, codebook), upstream)]
     gumbel_codebook_step(
         logits, codebook.detach(), upstream, lr=0.1, eps=0.05, moments=moments, anchor=anchor, stay_penalty=0.5, **noise
     )
-    return [*found, logits, *moments]
+    return [*tensors, logits, *moments]
 
 
 @needs_gpu
@@ -101,7 +101,7 @@ def test_gumbel_agrees_with_the_reference_on_the_cpu() -> None:
 
 @needs_gpu
 def test_a_graph_of_selection_steps_reads_its_schedule() -> None:
-    """Every replay has a temperature, a draw, a rate and a number of its own, and steps as calls with numbers do."""
+    """Every replay takes its temperature, draw, rate and step count, and steps as calls with these numbers do."""
     logits, codebook = random(1, 16, 3000).cuda(), random(3000, 64, seed=1).cuda()
     upstream = random(1, 16, 64, seed=2).cuda()
     schedules = torch.tensor([[2.0 / step, 7 * step, 0.1 / step, step] for step in range(1, 7)], dtype=torch.float64)
@@ -110,20 +110,22 @@ def test_a_graph_of_selection_steps_reads_its_schedule() -> None:
         schedule: Tensor | None, numbers: dict[str, float], now: Tensor, moments: tuple[Tensor, Tensor]
     ) -> None:
         options = {name: numbers[name] for name in ("tau", "draw") if name in numbers}
-        _, _, kept = gumbel_codebook_with_row_stats(now, codebook, schedule=schedule, **options)
-        gumbel_codebook_step(now, codebook, upstream, schedule=schedule, row_stats=kept, moments=moments, **numbers)
+        _, _, row_stats = gumbel_codebook_with_row_stats(now, codebook, schedule=schedule, **options)
+        gumbel_codebook_step(
+            now, codebook, upstream, schedule=schedule, row_stats=row_stats, moments=moments, **numbers
+        )
 
-    one, other = logits.clone(), logits.clone()
-    one_moments, other_moments = ((torch.zeros_like(logits), torch.zeros_like(logits)) for _ in range(2))
+    replayed, called = logits.clone(), logits.clone()
+    replayed_moments, called_moments = ((torch.zeros_like(logits), torch.zeros_like(logits)) for _ in range(2))
     schedule = schedules[0].cuda()
-    stepped(schedule, {}, one, one_moments)  # compiles
+    stepped(schedule, {}, replayed, replayed_moments)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        stepped(schedule, {}, one, one_moments)
+        stepped(schedule, {}, replayed, replayed_moments)
     for row in schedules[1:]:
         schedule.copy_(row)
         graph.replay()
     for tau, draw, lr, step in schedules.tolist():
-        stepped(None, {"tau": tau, "draw": int(draw), "lr": lr, "step_count": int(step)}, other, other_moments)
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(one_moments, other_moments)
+        stepped(None, {"tau": tau, "draw": int(draw), "lr": lr, "step_count": int(step)}, called, called_moments)
+    torch.testing.assert_close(replayed, called, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(replayed_moments, called_moments)

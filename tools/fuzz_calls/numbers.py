@@ -13,6 +13,7 @@ from torch import Tensor
 from cortex_fast import ops
 from cortex_fast.kernels.reference import gather_error as reference_error
 from cortex_fast.kernels.reference import gumbel_codebook as reference_gumbel
+from cortex_fast.kernels.reference import gumbel_codebook_backward as reference_gradients
 from cortex_fast.kernels.reference import token_saliency as reference_saliency
 from cortex_fast.kernels.reference.conv3x3 import conv3x3 as reference_conv3x3
 from cortex_fast.kernels.reference.conv3x3_backward import conv3x3_backward
@@ -281,7 +282,7 @@ def gather_error_of_files(draw: Draw) -> None:
 
 
 def _selection(draw: Draw) -> tuple[Tensor, Tensor, dict[str, Any], Tensor]:
-    """Logits [P,R,K], codebook, settings, and the scores' noise as float32 has it."""
+    """Logits [P,R,K], codebook, settings, and the scores' noise in float32."""
     problems, rows, channels = draw.whole(0, 3), draw.whole(1, 5), draw.whole(1, 20)
     codes = draw.among((1, 2, 9, 33, 769, 1000, 1600)) if draw.chance(0.5) else draw.whole(1, 100)
     logits = draw.tensor(problems, rows, codes, scale=draw.among((1, 1, 1e-3, 30)))
@@ -294,39 +295,64 @@ def _selection(draw: Draw) -> tuple[Tensor, Tensor, dict[str, Any], Tensor]:
         free = bool(limited.isfinite().any(dim=2).all())  # not where one banned code was laid out as all
         logits = limited if free else plain(logits)
     codebook = draw.tensor(codes, channels, scale=draw.among((1, 1e-3, 100)))
-    given = draw.chance(0.4)
+    with_gumbel = draw.chance(0.4)
     settings: dict[str, Any] = {"seed": draw.whole(0, 2**63 - 1), "draw": draw.among((0, draw.whole(0, 2**32 - 1)))}
     tau = (1.0, 0.5, 2.0, 30.0, 1e30, 1e39, 1e300)
-    settings["tau"] = draw.among((*tau, 1e-3, 1e-30, 1e-46, 1e-310)) if given else draw.among(tau)
+    settings["tau"] = draw.among((*tau, 1e-3, 1e-30, 1e-46, 1e-310)) if with_gumbel else draw.among(tau)
     ids = draw.laid_out(draw.integers(draw.among((3, 2**32)), problems)) if draw.chance(0.5) else None
     g = (
         draw.tensor(problems, rows, codes)
-        if given
+        if with_gumbel
         else reference_gumbel.gumbel_noise(
             torch.arange(problems) if ids is None else plain(ids), rows, codes, settings["seed"], settings["draw"]
         )
     )
-    settings |= {"item_ids": ids, "gumbel": g if given else None}
+    settings |= {"item_ids": ids, "gumbel": g if with_gumbel else None}
     return logits, codebook, settings, plain(g)
 
 
 def _within(tau: float) -> float:
-    """A temperature as float32 has it."""
+    """A temperature in the range of float32."""
     return min(max(tau, TINY), torch.finfo(torch.float32).max)
 
 
 def _formula(logits: Tensor, codebook: Tensor, noise: Tensor, tau: float, hard: bool) -> tuple[Tensor, Tensor]:
     """In float64, of scores as float32 has them."""
-    scores = plain(logits).float() + noise
-    return reference_gumbel.forward(scores.double(), wide(codebook), torch.zeros_like(scores), tau, hard)
+    scores = (plain(logits).float() + noise).double()
+    embedding, index, _ = reference_gumbel.gumbel_codebook(
+        logits=scores,
+        codebook=wide(codebook),
+        tau=tau,
+        seed=0,
+        draw=0,
+        item_ids=torch.arange(len(scores)),
+        hard=hard,
+        gumbel=torch.zeros_like(scores),
+        schedule=None,
+        with_row_stats=False,
+    )
+    return embedding, index
 
 
 def _gradients(
     upstream: Tensor, logits: Tensor, codebook: Tensor, noise: Tensor, index: Tensor, tau: float, hard: bool
 ) -> tuple[Tensor, Tensor]:
     scores = (plain(logits).float() + noise).double()
-    zero = torch.zeros_like(scores)
-    return reference_gumbel.backward(wide(upstream), scores, wide(codebook), zero, index, tau, hard, True)
+    return reference_gradients.gumbel_codebook_backward(
+        upstream=wide(upstream),
+        logits=scores,
+        codebook=wide(codebook),
+        tau=tau,
+        seed=0,
+        draw=0,
+        item_ids=torch.arange(len(scores)),
+        hard=hard,
+        gumbel=torch.zeros_like(scores),
+        schedule=None,
+        index=index,
+        row_stats=None,
+        codebook_needed=True,
+    )
 
 
 def _check_index(index: Tensor, logits: Tensor, noise: Tensor, drawn: bool) -> None:
@@ -372,7 +398,7 @@ def gumbel_codebook(draw: Draw) -> None:
 def gumbel_codebook_step(draw: Draw) -> None:
     logits, codebook, settings, noise = _selection(draw)
     tau = _within(settings["tau"])
-    logits, adam, number = plain(logits), draw.chance(0.6), draw.whole(1, 50)
+    logits, adam, step_count = plain(logits), draw.chance(0.6), draw.whole(1, 50)
     shape, before = logits.shape, plain(logits).double()
     upstream = draw.tensor(*shape[:2], codebook.shape[1])
     moments = (draw.normal(*shape).float(), draw.normal(*shape).square().float()) if adam else None
@@ -382,16 +408,14 @@ def gumbel_codebook_step(draw: Draw) -> None:
     lr, eps, betas = draw.among((0.0, 0.1, 10.0)), draw.among((1e-8, 1e-2)), draw.among(((0.9, 0.999), (0.0, 0.5)))
     inputs = Unchanged(codebook=codebook, upstream=upstream, anchor=anchor, item_ids=settings["item_ids"])
     ops.gumbel_codebook_step(
-        logits, codebook, upstream, lr=lr, moments=moments, step_count=number, betas=betas, eps=eps, anchor=anchor,
-        stay_penalty=stay_penalty,
-        impl=_impl(draw), **settings,
+        logits, codebook, upstream, lr=lr, moments=moments, step_count=step_count, betas=betas, eps=eps,
+        anchor=anchor, stay_penalty=stay_penalty, impl=_impl(draw), **settings,
     )  # fmt: skip
     inputs.check()
     scores = (before.float() + noise).double()
-    gradient, _ = reference_gumbel.backward(
-        wide(upstream), scores, wide(codebook), torch.zeros_like(scores), torch.empty(0), tau, True, False,
-        None if anchor is None or stay_penalty == 0 else plain(anchor), stay_penalty,
-    )  # fmt: skip
+    y = reference_gumbel.softened(scores, tau, wide(codebook))
+    held = None if anchor is None or stay_penalty == 0 else plain(anchor)
+    gradient = reference_gradients.logits_gradient(y, wide(codebook), wide(upstream), tau, held, stay_penalty)
     off = 128 * UNIT * (_terms(upstream, codebook) + stay_penalty) / tau + TINY
     banned = before == -torch.inf
     expect(bool((logits[banned] == -torch.inf).all()), "logits: a banned token is no longer")
@@ -403,10 +427,9 @@ def gumbel_codebook_step(draw: Draw) -> None:
     more = 8 * UNIT * (gradient.abs() + 1)
     close("moments[0]", moments[0], first, first.float(), off + more)
     close("moments[1]", moments[1], second, second.float(), (off + more) * (2 * gradient.abs() + off + 1))
-    size = lr / (
-        1 - betas[0] ** number
-    )  # from the moments as they are: dividing by small ones magnifies their rounding
-    change = size * wide(moments[0]) / ((wide(moments[1]) / (1 - betas[1] ** number)).sqrt() + eps)
+    # from the moments as they are: dividing by small ones magnifies their rounding
+    size = lr / (1 - betas[0] ** step_count)
+    change = size * wide(moments[0]) / ((wide(moments[1]) / (1 - betas[1] ** step_count)).sqrt() + eps)
     exact = before - change
     allowed = 1e-5 * change.abs() + 4 * UNIT * (before.abs().nan_to_num(0, 0, 0) + size)
     close("logits", logits, exact, exact.float(), allowed.nan_to_num(0, 0, 0))

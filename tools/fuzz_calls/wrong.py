@@ -153,6 +153,6 @@ def wrong(name: str, draw: Draw) -> None:
         if "can't allocate memory" not in str(error):  # a right call, of which this machine has not enough
             raise
     except (TypeError, ValueError) as error:
-        start = re.match(r"([a-z_0-9]+)(\[\d\])?(, [a-z_0-9\[\]]+)*: .*expected ", str(error), re.DOTALL)
-        if start is None or not (start[1] in given or start[1] in ("tsv", "first", "second")):
+        start = re.match(r"([a-z_0-9]+)(\[\d\]|\.[a-z_]+)?(, [a-z_0-9\[\]]+)*: .*expected ", str(error), re.DOTALL)
+        if start is None or not (start[1] in given or start[1] == "tsv"):
             raise WrongError(f"unnamed {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""A step of gradient descent, in place, as torch.optim has it."""
+"""A step of gradient descent, in place, as torch.optim takes it."""
 
 from torch import Tensor
 
@@ -10,15 +10,17 @@ def descend(
     lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
-    count: int | Tensor,
+    step_count: int | Tensor,
 ) -> None:
-    """Step number `count` (from 1) of Adam (Kingma and Ba 2015), or without moments of SGD. lr and count: numbers, or
-    scalar tensors on the variables' device."""
+    """Adam's step (Kingma and Ba 2015) of this number, counted from 1, or SGD's without moments.
+
+    lr and step_count: numbers, or scalar tensors on the variables' device.
+    """
     if moments is None:
         variables.sub_(gradient * lr)
         return
     first, second = moments
     first.lerp_(gradient, 1 - betas[0])
     second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-    scale = (second / (1 - betas[1] ** count)).sqrt_().add_(eps)
-    variables.sub_((first / scale).mul_(lr / (1 - betas[0] ** count)))
+    scale = (second / (1 - betas[1] ** step_count)).sqrt_().add_(eps)
+    variables.sub_((first / scale).mul_(lr / (1 - betas[0] ** step_count)))

@@ -1,4 +1,4 @@
-"""Blocks of kernels: each kernel's own default, or what `cortex_fast.tuning` has found faster on this GPU.
+"""Blocks of kernels: each kernel's default, or the one that `cortex_fast.tuning` measured as faster on this GPU.
 
 The table is a JSON file of the user's cache folder, read once:
 {"<GPU>, triton <version>": {"<kernel> <sizes>": block}}.
@@ -29,13 +29,13 @@ def machine(device: torch.device) -> str:
 
 
 def read(file: Path) -> dict[str, dict[str, Block]]:
-    """The whole table; empty where there is none, and with a warning where it cannot be read."""
+    """The whole table; empty without a file, and with a warning for a file that is no table."""
     if not file.exists():
         return {}
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-        if all(_is_block(block) for blocks in table.values() for block in blocks.values()):
-            return dict(table)
+        tables = json.loads(file.read_text(encoding="utf-8"))
+        if all(_is_block(block) for blocks in tables.values() for block in blocks.values()):
+            return dict(tables)
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
     warnings.warn(f"{file}: not a table of tiles, so that kernels run with their defaults; remove it", stacklevel=2)
@@ -58,7 +58,7 @@ def tuned(device: torch.device) -> dict[str, Block]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel's block for some sizes: where the table has it, the default, and what else is worth trying."""
+    """A kernel's block for some sizes: its key in the table, the default, and the others worth measuring."""
 
     key: str
     default: Block
@@ -66,8 +66,10 @@ class Choice:
 
 
 def choice(kernel: str, sizes: Sequence[int | str], default: Block, **others: Sequence[int]) -> Choice:
-    """others: for names of the default's, the values to try, in all combinations. Whole numbers among the sizes count
-    by their power of two."""
+    """The choice whose others are all combinations of the values of `others`, which names settings of the default.
+
+    Whole numbers among the sizes are rounded up to a power of two.
+    """
     parts = [str(triton.next_power_of_2(size)) if isinstance(size, int) else size for size in sizes]
     combined = (dict(zip(others, values, strict=True)) for values in itertools.product(*others.values()))
     return Choice(" ".join([kernel, *parts]), default, tuple(default | block for block in combined))

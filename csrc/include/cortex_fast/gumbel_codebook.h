@@ -12,30 +12,32 @@ namespace cortex_fast {
 
 // All arrays are contiguous. Row r of problem p is row p rows + r of the arrays.
 struct GumbelCodebook {
-  const float* logits;           // [problems rows, codes]; -inf bans a token
-  const float* codebook;         // C [codes, channels]
-  const float* gumbel;           // [problems rows, codes], or null: drawn from the stream
-  const std::int64_t* item_ids;  // [problems], in [0, 2^32)
-  std::int64_t problems, rows, codes, channels;
+  const float* logits;    // [problems rows, codes]; -inf bans a token
+  const float* codebook;  // C [codes, channels]
   float tau;
   std::uint64_t seed;
-  std::int64_t draw;  // in [0, 2^32)
+  std::int64_t draw;             // in [0, 2^32)
+  const std::int64_t* item_ids;  // [problems], in [0, 2^32)
+  bool hard;                     // a step does not depend on it
+  const float* gumbel;           // [problems rows, codes], or null: drawn from the stream
+  std::int64_t problems, rows, codes, channels;
 };
 
 // embedding [problems rows, channels], index [problems rows]. A NaN score is the largest; ties go to the lower index.
-void gumbel_codebook(const GumbelCodebook& args, bool hard, float* embedding, std::int64_t* index, const Run& run);
+void gumbel_codebook(const GumbelCodebook& args, float* embedding, std::int64_t* index, const Run& run);
 
 // grad_logits [problems rows, codes] from upstream dE [problems rows, channels]; grad_codebook [codes, channels] unless
 // it is null. index is the forward's.
-void gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const std::int64_t* index, bool hard,
+void gumbel_codebook_backward(const float* upstream, const GumbelCodebook& args, const std::int64_t* index,
                               float* grad_logits, float* grad_codebook, const Run& run);
 
 // Adam as torch.optim.Adam has it, or where the moments are null plain gradient descent.
 struct Update {
-  float* first_moment;   // [problems rows, codes]
-  float* second_moment;  // [problems rows, codes]
-  double lr, beta1, beta2, eps;
-  std::int64_t step;  // from 1
+  double lr;
+  float* first_moment;      // [problems rows, codes]
+  float* second_moment;     // [problems rows, codes]
+  std::int64_t step_count;  // from 1
+  double beta1, beta2, eps;
   // The loss also has stay_penalty (1 - y[anchor]) for each row, straight through y: [problems rows], or null.
   const std::int64_t* anchor;
   float stay_penalty;

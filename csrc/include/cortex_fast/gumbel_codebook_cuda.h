@@ -18,33 +18,37 @@ namespace cuda {
 enum class Products { kExact = 0, kHigh = 1 };
 
 struct Launch {
-  const double* schedule;  // [4] on the device: tau, draw, lr, step, which then stand for the numbers; or null
+  const double* schedule;  // [4] on the device: tau, draw, lr, step count, which replace the numbers; or null
   Products products;
-  void* scratch;  // of as many bytes as the ..._scratch function says, aligned to 256; written anew by each call
+  void* scratch;  // of as many bytes as the ..._scratch function returns, aligned to 256; written anew by each call
   void* stream;   // cudaStream_t
 };
 
-// What the forward pass keeps of a row, float32 [problems rows, 3 + channels]: the largest score, the logarithm of y's
-// denominator behind it, the index's bits (int32), y C. The same as the Triton kernels keep.
-constexpr std::int64_t kKept = 3;
+// The statistics of each row of scores, with y = exp((s - largest_score) / tau - log_denominator). The same as the
+// Triton kernels compute.
+struct RowStats {
+  float* largest_score;    // [problems rows]
+  float* log_denominator;  // [problems rows]
+  std::int64_t* selected;  // [problems rows]
+  float* soft_embedding;   // y C [problems rows, channels]
+};
 
-// embedding [problems rows, channels], index [problems rows]; kept may be null where the selection is hard, and is
-// then spared: P is read once without any product.
+// embedding [problems rows, channels], row_stats.selected always. Where the selection is hard the other statistics may
+// be null, and are then not computed: P is read once without any product.
 std::size_t gumbel_codebook_scratch(std::int64_t problems, std::int64_t rows, std::int64_t codes, std::int64_t channels,
-                                    bool keep);
-Status gumbel_codebook(const GumbelCodebook& args, bool hard, const Launch& launch, float* embedding,
-                       std::int64_t* index, float* kept);
+                                    bool with_row_stats);
+Status gumbel_codebook(const GumbelCodebook& args, const Launch& launch, float* embedding, const RowStats& row_stats);
 
-// grad_logits [problems rows, codes] from upstream dE [problems rows, channels] and what the forward pass kept.
+// grad_logits [problems rows, codes] from upstream dE [problems rows, channels] and the forward pass's row statistics.
 // grad_codebook [codes, channels] of a soft selection, or null. (A hard selection's is dE summed by index.)
 std::size_t gumbel_codebook_backward_scratch(std::int64_t problems, std::int64_t rows, std::int64_t codes,
                                              std::int64_t channels);
-Status gumbel_codebook_backward(const GumbelCodebook& args, const float* upstream, const float* kept,
+Status gumbel_codebook_backward(const float* upstream, const GumbelCodebook& args, const RowStats& row_stats,
                                 const Launch& launch, float* grad_logits, float* grad_codebook);
 
 // logits, which args.logits points to as well, after one step along dP; scratch as of the backward pass.
-Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const float* kept, const Update& update,
-                            const Launch& launch, float* logits);
+Status gumbel_codebook_step(const GumbelCodebook& args, const float* upstream, const Update& update,
+                            const RowStats& row_stats, const Launch& launch, float* logits);
 
 }  // namespace cuda
 }  // namespace cortex_fast
