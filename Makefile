@@ -1,4 +1,4 @@
-# Each target makes .venv and installs the package into it first, again whenever what it is built from has changed.
+# Each target first creates .venv and installs the package into it, again after a change of the package's build inputs.
 PYTHON ?= python3
 OUT ?= demo
 
@@ -14,7 +14,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $
 demo: $(STAMP)
 	$(BIN)/cortex-fast demo --out $(OUT)
 
-# Two processes of one thread each: most tests are Python; those of many threads ask for them.
+# Two processes of one thread each: most tests are Python, and tests of several threads set their number themselves.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy cortex_fast
+	$(BIN)/python tools/layers.py
+	$(BIN)/python tools/duplicates.py
+	$(BIN)/python tools/long_calls.py
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 bench: $(STAMP)
@@ -34,7 +37,7 @@ sanitize: $(STAMP)
 	$(INSTALL) --quiet cmake ninja pybind11
 	tools/sanitize.sh
 
-# The demo model's training state under build/zoo stays: it takes hours to make.
+# The demo model's training state under build/zoo stays: computing it takes hours.
 clean:
 	rm -rf build/native build/lib* build/bdist* build/temp* dist demo *.egg-info $(STAMP)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -46,5 +49,5 @@ $(BIN)/python:
 
 $(STAMP): $(BIN)/python pyproject.toml setup.py CMakeLists.txt constraints.txt cortex_fast/version.py $(NATIVE)
 	$(INSTALL) --editable '.[dev]'
-	$(INSTALL) --no-deps taming-transformers # it asks for torchvision, which this torch has none of; tests stand in
+	$(INSTALL) --no-deps taming-transformers # no deps: no torchvision fits this torch; the tests stub it
 	touch $@

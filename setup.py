@@ -1,8 +1,8 @@
-"""Builds cortex_fast._native with CMake and Ninja, both from the build environment; everything else is pyproject.toml.
+"""Build cortex_fast._native with CMake and Ninja from the build environment; pyproject.toml holds everything else.
 
 The build needs a C++17 compiler and no torch. The package itself is never imported here. The environment variable
-CORTEX_FAST_CUDA is auto (CUDA kernels where nvcc is found, the default), on (or it fails) or off. nvcc is the one that
-CUDACXX names, or that of CUDA_HOME, PATH or /usr/local/cuda, the first of these that has one.
+CORTEX_FAST_CUDA is auto (build the CUDA kernels if nvcc is found, the default), on (fail without nvcc) or off. nvcc is
+looked up in CUDACXX, CUDA_HOME, PATH and /usr/local/cuda, in this order.
 """
 
 import os
@@ -25,19 +25,19 @@ or name one in the environment variable CXX."""
 
 
 def require_compiler() -> None:
-    """Raise CompileError, with what to install, where no C++ compiler is in sight. On Windows CMake knows better."""
+    """Raise CompileError with install instructions without a C++ compiler. On Windows the search is left to CMake."""
     named = os.environ.get("CXX")
     candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
     if sys.platform != "win32" and not any(map(shutil.which, candidates)):
-        raise CompileError(NO_COMPILER if not named else f"{NO_COMPILER}\n(CXX is {named!r}, which is not there.)")
+        raise CompileError(NO_COMPILER if not named else f"{NO_COMPILER}\n(CXX is {named!r}, which does not exist.)")
 
 
 def build_folder() -> Path:
-    """Kept between builds, one for each interpreter; emptied when the source tree has moved."""
+    """The build folder of this interpreter, reused by later builds and emptied when the source tree has moved."""
     folder = ROOT / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     cache = folder / "CMakeCache.txt"
-    known = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
-    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in known:
+    entries = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT.as_posix()}" not in entries:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -45,7 +45,7 @@ def build_folder() -> Path:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        import cmake  # here, since an sdist needs none of them
+        import cmake  # imported here, because an sdist needs none of the three
         import ninja
         import pybind11
 
@@ -53,7 +53,7 @@ class CMakeBuild(build_ext):
         folder = build_folder()
         cuda = os.environ.get("CORTEX_FAST_CUDA", "auto")
         program = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
-        # Given at each build: an isolated environment has another path each time, and the cache would keep the last.
+        # Set in each build: an isolated environment has a new path each time, and CMake would go on using the last one.
         definitions = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
@@ -78,7 +78,7 @@ class CMakeBuild(build_ext):
                 ) from error
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a process may have the old one loaded
+        target.unlink(missing_ok=True)  # another process may have the old file loaded
         shutil.copy2(folder / "out" / target.name, target)
 
 

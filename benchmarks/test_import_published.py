@@ -1,8 +1,8 @@
 """Importing embeddings of the published code's layout: 2,000 rows at paper scale, in a temporary folder.
 
-Floor: one copy of the files out of the system's memory, where they are after they were written. The plain read opens
-and reads them and does nothing else; the formula is np.load, a gather of the codebook and np.allclose, of rows whose
-tokens it is given. All use as many threads as there are cores.
+Floor: one copy of the files out of the system's memory, where they are after they were written. The plain read only
+opens and reads them; the formula is np.load, a gather of the codebook and np.allclose, for rows whose tokens are given.
+All use as many threads as there are cores.
 """
 
 import csv
@@ -40,7 +40,7 @@ class Published:
 
 
 def published(rows: int, channels: int, grid: int, codes: int, _device: torch.device) -> Published:
-    """As their own code writes: csv.writer and np.save."""
+    """As the published code writes: csv.writer and np.save."""
     rng = np.random.default_rng(SEED)
     tokens, codebook = rng.integers(0, codes, (rows, grid * grid)), rng.standard_normal((codes, channels), np.float32)
     temporary = tempfile.TemporaryDirectory()

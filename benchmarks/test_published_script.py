@@ -1,8 +1,8 @@
 """A script of the published shape, unedited, by the runner: 25 images at paper scale, N = 20, from the start of Python
-to the tables written. Beside it one of the N draws of the procedure by itself, without any start.
+to the written tables. Its sibling is one of the N draws of the procedure, without any start.
 
-Floor: the products of both passes through the extractor, as in test_smoothgrad.py but for its first layer, which
-independent noise sends every copy through.
+Floor: the products of both passes through the extractor, as in test_smoothgrad.py, but with the first layer for every
+copy, because the noise is independent.
 """
 
 import subprocess
@@ -23,8 +23,8 @@ from cortex_fast.compat.cortex import ClassificationNet1
 from tests.compat.cortex import scripts
 
 SAMPLES = 20
-TOLERANCE = 0.05  # of the largest value: a ReLU that rounding turns over moves a gradient by its whole share
-FEW = 2  # images that are held against the procedure, without noise
+TOLERANCE = 0.05  # of the largest value: where rounding flips a ReLU, a gradient moves by that ReLU's whole share
+FEW = 2  # images compared with the procedure, without noise
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def by_runner(data: Project, samples: int = SAMPLES, spread: float = 0.2, batch:
 def error_without_noise(data: Project, _result: None) -> float:
     scripts.maps(Path(data.folder.name))
     by_runner(data, samples=1, spread=0.0)
-    found = scripts.maps(Path(data.folder.name))
+    maps = scripts.maps(Path(data.folder.name))
     exact = published.draw_gradients(data.model, data.x[:FEW], data.labels[:FEW], 0.0).amax(dim=1).flatten(1)
-    got = torch.tensor(np.stack([found[f"{image}.npy"] for image in range(FEW)]))
+    got = torch.tensor(np.stack([maps[f"{image}.npy"] for image in range(FEW)]))
     return float((got - exact).abs().max() / exact.abs().max())
 
 

@@ -116,17 +116,6 @@ def conv3x3_filters(
 def gather_error(
     *, embedding: int, tokens: int, codebook: int, sizes: Sequence[int], error: int, threads: int, level: str
 ) -> None: ...
-def embedding_files(
-    *,
-    paths: Sequence[bytes],
-    header: bytes,
-    tokens: int,
-    codebook: int,
-    sizes: Sequence[int],
-    error: int,
-    known: int,
-    level: str,
-) -> None: ...
 def nearest_code(*, z: int, codebook: int, sizes: Sequence[int], index: int, threads: int, level: str) -> None: ...
 def smoothgrad_noise_float32(
     *,

@@ -16,7 +16,6 @@
 
 #include "cortex_fast/concept_counts.h"
 #include "cortex_fast/conv3x3.h"
-#include "cortex_fast/embedding_files.h"
 #include "cortex_fast/gather_error.h"
 #include "cortex_fast/gumbel_codebook.h"
 #include "cortex_fast/nearest_code.h"
@@ -205,24 +204,6 @@ void gather_error(Address embedding, Address tokens, Address codebook, const std
                             pointer<float>(error), run);
 }
 
-// sizes are channels, positions. known: bool. Between files Python's signals are looked for, every now and then.
-void embedding_files(const std::vector<std::string>& paths, const std::string& header, Address tokens, Address codebook,
-                     const std::array<std::int64_t, 2>& sizes, Address error, Address known, const std::string& level) {
-  const auto run = run_of(1, level);
-  std::vector<const char*> names;
-  for (const auto& path : paths) names.push_back(path.c_str());
-  const auto images = static_cast<std::int64_t>(names.size());
-  constexpr std::int64_t kFiles = 64;
-  for (std::int64_t first = 0; first < images; first += kFiles) {
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    py::gil_scoped_release release;
-    cortex_fast::embedding_files(
-        {names.data() + first, header.data(), header.size(), pointer<const std::int32_t>(tokens) + first * sizes[1],
-         pointer<const float>(codebook), std::min(kFiles, images - first), sizes[0], sizes[1]},
-        pointer<float>(error) + first, pointer<std::uint8_t>(known) + first, run.level);
-  }
-}
-
 // sizes are rows, codes, channels.
 void nearest_code(Address z, Address codebook, const std::array<std::int64_t, 3>& sizes, Address index, int threads,
                   const std::string& level) {
@@ -336,8 +317,6 @@ PYBIND11_MODULE(_native, module) {
   define_smoothgrad_noise<cortex_fast::Float16>(module, "smoothgrad_noise_float16");
   module.def("gather_error", &gather_error, py::kw_only(), py::arg("embedding"), py::arg("tokens"), py::arg("codebook"),
              py::arg("sizes"), py::arg("error"), py::arg("threads"), py::arg("level"));
-  module.def("embedding_files", &embedding_files, py::kw_only(), py::arg("paths"), py::arg("header"), py::arg("tokens"),
-             py::arg("codebook"), py::arg("sizes"), py::arg("error"), py::arg("known"), py::arg("level"));
   module.def("nearest_code", &nearest_code, py::kw_only(), py::arg("z"), py::arg("codebook"), py::arg("sizes"),
              py::arg("index"), py::arg("threads"), py::arg("level"));
   define_concept_counts<std::uint8_t>(module, "concept_counts_uint8");

@@ -37,7 +37,7 @@ def test_import_and_export_of_data(tmp_path, capsys):
     assert run(capsys, "export-published", store, "--out", back)[0] == 0
     assert files(back) == files(data)
     status, _, err = run(capsys, "export-published", store, "--out", back)
-    assert status == 1 and "is there already" in err
+    assert status == 1 and "exists already" in err
     before = files(tmp_path)
     for out in (store, data):
         status, _, err = run(capsys, *common[:-1], out)

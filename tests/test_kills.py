@@ -1,10 +1,11 @@
-"""Runs killed with SIGKILL at random moments, each by the next one going on: the files in the end are those of a run
-that nobody disturbed, no half file stands under its final name, and what the dead left does not pile up."""
+"""Runs killed with SIGKILL at random moments, each followed by the next: the files in the end are those of an
+undisturbed run, no half file stands under its final name, and leftovers of killed runs do not pile up."""
 
 import multiprocessing
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,18 @@ import torch
 
 from cortex_fast import TokenStore, select_concepts
 from cortex_fast.compat.published_data import import_embeddings
-from cortex_fast.demo import Settings, run_demo
+from cortex_fast.demo import run_demo
 from cortex_fast.extractors import Recipe, build
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
-from tests.compat.published_files import codebook, write_data
+from tests.compat.published_files import codebook, files, write_data
+from tests.demo.settings import TINY
 from tests.killing import hidden
 from tests.vqgm.test_autoencoder import SMALL
 
 KILLS = 20
-GOING = (".tokens", ".done", ".resume.pt", ".best", ".bad.txt")  # of runs that are under way
-BEGUN = "unfinished-"
+UNFINISHED = (".tokens", ".done", ".resume.pt", ".best", ".bad.txt")  # suffixes in runs that are under way
+UNFINISHED_FOLDER = "unfinished-"
 
 
 def _images(count: int) -> TokenStore:
@@ -32,19 +34,7 @@ def _images(count: int) -> TokenStore:
 
 
 def demo(folder: Path, inputs: Path) -> None:
-    run_demo(
-        folder,
-        Settings(
-            images_per_class=1,
-            held_out_per_class=1,
-            composites_per_class=1,
-            num_samples=2,
-            edits_per_class=1,
-            edit_steps=6,
-            top_k=10,
-        ),
-        progress=False,
-    )
+    run_demo(folder, replace(TINY, edit_steps=6), progress=False)
 
 
 def training(folder: Path, inputs: Path) -> None:
@@ -80,18 +70,14 @@ def _call(run, folder: Path, inputs: Path) -> None:
     run(folder, inputs)
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _whole(folder: Path, wanted: dict[str, bytes]) -> bool:
-    """Whether every file that stands under a final name is the one of the undisturbed run."""
-    there = {
+def _whole(folder: Path, expected: dict[str, bytes]) -> bool:
+    """Whether every file under a final name is that of the undisturbed run."""
+    finished = {
         name: content
-        for name, content in _contents(folder).items()
-        if not name.startswith((".", BEGUN)) and not name.endswith(GOING)
+        for name, content in files(folder).items()
+        if not name.startswith((".", UNFINISHED_FOLDER)) and not name.endswith(UNFINISHED)
     }
-    return all(wanted.get(name) == content for name, content in there.items())
+    return all(expected.get(name) == content for name, content in finished.items())
 
 
 @pytest.mark.slow
@@ -99,8 +85,8 @@ def _whole(folder: Path, wanted: dict[str, bytes]) -> bool:
     "run", [demo, training, training_without_validation, importing, sampling, selecting], ids=lambda run: run.__name__
 )
 def test_killed_at_random_moments(run, tmp_path):
-    processes = multiprocessing.get_context("forkserver")  # of a process that has imported all, and run nothing
-    processes.set_forkserver_preload(["tests.test_kills", "torch._dynamo"])  # which torch.optim wants
+    processes = multiprocessing.get_context("forkserver")  # from a process that has only imported
+    processes.set_forkserver_preload(["tests.test_kills", "torch._dynamo"])  # which torch.optim imports
     inputs, undisturbed, folder = tmp_path / "inputs", tmp_path / "undisturbed", tmp_path / "killed"
     if run is importing:
         write_data(inputs, images=20_000)
@@ -118,22 +104,22 @@ def test_killed_at_random_moments(run, tmp_path):
     process.join()
     lasted = time.perf_counter() - began
     assert process.exitcode == 0
-    wanted, moments, kills = _contents(undisturbed), random.Random(0), 0
+    expected, moments, kills = files(undisturbed), random.Random(0), 0
     while kills < KILLS:
         process = start(folder)
         process.join(moments.uniform(0.02, 0.6 * lasted))
         process.kill()
         process.join()
         assert process.exitcode in (0, -9)
-        assert _whole(folder, wanted)
+        assert _whole(folder, expected)
         if process.exitcode == 0:
-            assert _contents(folder) == wanted  # and again, from nothing
+            assert files(folder) == expected  # and again, from an empty folder
             shutil.rmtree(folder)
             folder.mkdir()
             continue
         kills += 1
-        assert len(hidden(folder)) <= 3, hidden(folder)  # a temporary and two locks: no more than one run's
+        assert len(hidden(folder)) <= 3, hidden(folder)  # a temporary and two locks: those of one run
     process = start(folder)
     process.join()
     assert process.exitcode == 0
-    assert _contents(folder) == wanted and not hidden(folder)
+    assert files(folder) == expected and not hidden(folder)

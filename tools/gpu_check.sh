@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds, tests and benchmarks everything on a machine with a GPU, in one command; what it finds goes to $OUT
-# (default: build/gpu_check). Uses the torch, cmake, ninja and pybind11 that the machine has: nothing is downloaded.
+# Builds, tests and benchmarks everything on a machine with a GPU, in one command. Results go to $OUT (default:
+# build/gpu_check). Uses the machine's torch, cmake, ninja and pybind11; downloads nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-build/gpu_check}
@@ -12,15 +12,15 @@ mkdir -p "$out"
 "$python" -m cortex_fast.cli info | tee "$out/info.txt"
 nvidia-smi | tee "$out/nvidia-smi.txt"
 
-# Triton's kernels are compiled here, and tests/ops hands them memory on the GPU; no variable may say otherwise
+# tests/ops runs compiled Triton kernels on GPU memory, unless this variable asks for the interpreter
 unset TRITON_INTERPRET
 "$python" -c 'from cortex_fast.kernels import triton; assert triton.unavailable() is None, triton.unavailable()'
 
-# each step's failure is kept until all have run: the machine is lent for minutes
+# all steps run even if some fail, because the machine is lent for minutes; the exit status reports a failure
 status=0
 "$python" -m pytest tests/ops tests/engine tests/explain -q 2>&1 | tee "$out/tests.txt" || status=1
 "$python" -m benchmarks --device cuda --write 2>&1 | tee "$out/benchmarks.txt" || status=1
-# the CUDA kernels where they are forced, every access and every race watched
+# CUDA kernels under compute-sanitizer, which reports wrong memory accesses and races
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest tests/ops/test_triton_on_gpu.py -q 2>&1 | tee "$out/sanitizer.txt" || status=1
   for tool in memcheck racecheck; do
@@ -28,7 +28,7 @@ if command -v compute-sanitizer > /dev/null; then
   done
 fi
 if command -v ncu > /dev/null; then
-  # what part of the memory's bandwidth and of the matrix units' rate each CUDA kernel reaches at paper scale
+  # each CUDA kernel's share of the memory bandwidth and of the matrix units' rate, at paper scale
   ncu --target-processes all --launch-count 40 --kernel-name-base function \
     --kernel-name "regex:noisy_copies|positions_inside|channels_inside|finish|select|scan|combine|terms|update|outer" \
     --metrics dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active,gpu__time_duration.sum \

@@ -1,7 +1,7 @@
-"""torch's checkpoints as zip archives: what torch does not look at when it reads one.
+"""Checks of torch's checkpoints, which are zip archives, that torch itself leaves out.
 
-It compares no checksum, and where it maps a file it takes as many bytes for a tensor as the pickle says, whatever the
-record's size.
+torch compares no checksum, and where it maps a file it takes as many bytes for a tensor as the pickle says, whatever
+the record's size.
 """
 
 import pickle
@@ -20,7 +20,7 @@ _ITEM_SIZES = {
 
 
 class Inert:
-    """Stands for any class or function that a pickle names. Whatever a pickle does to it, nothing happens."""
+    """A stand-in for any class or function that a pickle names: whatever the pickle does with it has no effect."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> "Inert":
         return object.__new__(cls)
@@ -46,23 +46,21 @@ class Inert:
 
 
 def check_archive(path: Path) -> None:
-    """Read an archive through, once. Raises ValueError where a record is damaged, compressed (torch would map it as it
-    is) or shorter than the tensors that its pickle puts there; nothing of the pickle is executed."""
+    """Read an archive through, once. Nothing of its pickle is executed.
+
+    Args:
+        path: the checkpoint.
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a record is damaged, compressed (torch would map it as it is), or shorter than the tensors that the
+            pickle places in it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            records = {record.filename: record for record in archive.infolist()}
-            if len(records) < len(archive.infolist()):
-                raise ValueError("two records of one name")
-            packed = next((name for name, record in records.items() if record.compress_type), None)
-            if packed is not None:
-                raise ValueError(f"the record {packed} is compressed")
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"the record {damaged} is damaged: its checksum is another")
+            records = _whole_records(archive)
             pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
                 raise ValueError(f"expected one record data.pkl, got {len(pickles)}")
-            folder = pickles[0].removesuffix("data.pkl")
             with archive.open(pickles[0]) as file:
                 reader = _Storages(file)
                 reader.load()
@@ -70,11 +68,26 @@ def check_archive(path: Path) -> None:
         raise
     except Exception as error:  # damage makes zipfile and pickle raise nearly anything
         raise ValueError(str(error) or type(error).__name__) from error
+    folder = pickles[0].removesuffix("data.pkl")
     for key, size in reader.sizes.items():
         record = records.get(f"{folder}data/{key}")
         got = 0 if record is None else record.file_size
         if got < size:
             raise ValueError(f"the record {folder}data/{key} has {got} bytes, its tensor {size}")
+
+
+def _whole_records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """An archive's records by name. Raises ValueError where one is compressed, damaged or there twice."""
+    records = {record.filename: record for record in archive.infolist()}
+    if len(records) < len(archive.infolist()):
+        raise ValueError("two records of one name")
+    compressed = next((name for name, record in records.items() if record.compress_type), None)
+    if compressed is not None:
+        raise ValueError(f"the record {compressed} is compressed")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the record {damaged} is damaged: its checksum is another")
+    return records
 
 
 class _Storages(pickle.Unpickler):

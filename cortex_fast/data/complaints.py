@@ -1,10 +1,10 @@
-"""What torch.load complains of, in a line."""
+"""The errors of torch.load, in a line each."""
 
 import re
 
 
 def complaint(error: BaseException) -> str:
-    """The reason alone: torch adds the advice to load with weights_only=False, which executes what a file says."""
+    """The reason of an error, without torch's advice to set weights_only=False, which executes the file's code."""
     text = str(error)
     if isinstance(error, EOFError):
         return "it ends too soon"

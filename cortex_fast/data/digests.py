@@ -1,4 +1,4 @@
-"""Digests: SHA-256 of what made a result, so that two runs can be told apart. The only module that makes them.
+"""Digests: SHA-256 of the inputs of a result, by which runs are distinguished. The only module that computes them.
 
 Tensors count by their values: the device, strides, memory format, and lazy conjugation or negation do not matter. They
 are read some megabytes at a time. Files of earlier versions hold digests of these forms, so the forms stay.
@@ -16,53 +16,61 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SHORT = 16  # hex digits, where a person reads them
+_SHORT = 16  # hex digits, for people to read
 _PIECE = 4 << 20  # bytes
 _SHORTENED = (Tensor, np.ndarray, BytesIO)  # whose repr leaves values out
 
 
 def of_state(state: Mapping[str, Tensor], about: str = "") -> str:
     """16 hex digits of `about`, and of names, dtypes, shapes and values in the names' order."""
-    found = hashlib.sha256(about.encode())
+    digest = hashlib.sha256(about.encode())
     for name in sorted(state):
-        found.update(f"{name} {state[name].dtype} {list(state[name].shape)}\n".encode())
-        _add(found, state[name])
-    return found.hexdigest()[:_SHORT]
+        digest.update(f"{name} {state[name].dtype} {list(state[name].shape)}\n".encode())
+        _add(digest, state[name])
+    return digest.hexdigest()[:_SHORT]
 
 
 def of_parts(parts: Iterable[Any]) -> str:
     """64 hex digits of tensors' shapes, dtypes and values, and of other values, in order."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        _add_part(found, part)
-    return found.hexdigest()
+        _add_part(digest, part)
+    return digest.hexdigest()
 
 
 def of_images(codebook: Tensor, tokens: Tensor, labels: Tensor) -> str:
-    """16 hex digits of a data set: codebook [K,d], tokens int [n,m,m] and labels int [n], in whatever dtypes."""
+    """The digest of a data set, which the dtypes do not change.
+
+    Args:
+        codebook: floating-point [K, d].
+        tokens: integer [n, m, m].
+        labels: integer [n].
+    Returns:
+        16 hex digits.
+    """
     small = torch.uint16 if len(codebook) <= 2**16 else torch.int32
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in (codebook.detach().float(), tokens.to(small), labels.long()):
-        found.update(repr(tuple(tensor.shape)).encode())
-        _add(found, tensor)
-    return found.hexdigest()[:_SHORT]
+        digest.update(repr(tuple(tensor.shape)).encode())
+        _add(digest, tensor)
+    return digest.hexdigest()[:_SHORT]
 
 
 def of_values(tensor: Tensor) -> str:
     """16 hex digits of a tensor's values alone."""
-    found = hashlib.sha256()
-    _add(found, tensor)
-    return found.hexdigest()[:_SHORT]
+    digest = hashlib.sha256()
+    _add(digest, tensor)
+    return digest.hexdigest()[:_SHORT]
 
 
 def of_files(paths: Iterable[Path]) -> str:
     """16 hex digits of the files' contents, one after the other."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
-                found.update(piece)
-    return found.hexdigest()[:_SHORT]
+                digest.update(piece)
+    return digest.hexdigest()[:_SHORT]
 
 
 def of_text(text: str | bytes) -> str:
@@ -71,31 +79,36 @@ def of_text(text: str | bytes) -> str:
 
 
 class Running(Protocol):
-    """A digest that bytes are added to."""
+    """A digest that bytes can be added to."""
 
     def update(self, content: Any, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
 def begun(path: Path | None = None, size: int = 0) -> Running:
-    """Of the first bytes of a file, to be gone on with."""
-    found = hashlib.sha256()
+    """Begin a digest, to which bytes can be added.
+
+    Args:
+        path: a file to begin with. Default none.
+        size: how many of its first bytes count. Default 0.
+    """
+    digest = hashlib.sha256()
     if path is not None:
         with path.open("rb") as file:
             while size > 0 and (piece := file.read(min(size, _PIECE))):
-                found.update(piece)
+                digest.update(piece)
                 size -= len(piece)
-    return found
+    return digest
 
 
 def crc_of_state(state: Mapping[str, Tensor]) -> int:
-    """CRC-32 of names, dtypes, shapes and values in the names' order: against damage, and fast."""
-    found = 0
+    """CRC-32 of names, dtypes, shapes and values in the names' order: fast, and enough against damage."""
+    crc = 0
     for name in sorted(state):
-        found = zlib.crc32(f"{name} {state[name].dtype} {list(state[name].shape)}\n".encode(), found)
+        crc = zlib.crc32(f"{name} {state[name].dtype} {list(state[name].shape)}\n".encode(), crc)
         for piece in _pieces(state[name]):
-            found = zlib.crc32(piece, found)
-    return found
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def crc_of_text(text: str) -> int:
@@ -113,9 +126,9 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
-def _add(found: Running, tensor: Tensor) -> None:
+def _add(digest: Running, tensor: Tensor) -> None:
     for piece in _pieces(tensor):
-        found.update(piece)
+        digest.update(piece)
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:
@@ -128,32 +141,32 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
         yield part.cpu().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _add_part(found: Running, part: Any) -> None:
+def _add_part(digest: Running, part: Any) -> None:
     leaves = list(_leaves(part))
     if isinstance(part, Tensor):
-        found.update(f"{list(part.shape)} {part.dtype}".encode())
-        _add(found, part)
+        digest.update(f"{list(part.shape)} {part.dtype}".encode())
+        _add(digest, part)
     elif isinstance(part, np.ndarray) and part.dtype != object:
-        found.update(f"{list(part.shape)} {part.dtype}".encode())
-        found.update(part.tobytes())
+        digest.update(f"{list(part.shape)} {part.dtype}".encode())
+        digest.update(part.tobytes())
     elif isinstance(part, BytesIO):
-        found.update(part.getvalue())
+        digest.update(part.getvalue())
     elif isinstance(part, Mapping | list | tuple) and any(
         isinstance(leaf, Tensor | np.ndarray | BytesIO) for leaf in leaves
     ):
-        found.update(f"{len(leaves)} parts".encode())
+        digest.update(f"{len(leaves)} parts".encode())
         for leaf in leaves:
-            _add_part(found, leaf)
+            _add_part(digest, leaf)
     else:
-        found.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())  # an address is another in each process
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())  # addresses differ between processes
 
 
 def _leaves(part: Any) -> Iterator[Any]:
-    """What a container holds, containers within it gone into, keys included."""
+    """The values and keys in nested containers."""
     if isinstance(part, Mapping):
-        part = [one for item in part.items() for one in item]
+        part = [value for item in part.items() for value in item]
     if not isinstance(part, list | tuple):
         yield part
         return
-    for one in part:
-        yield from _leaves(one)
+    for value in part:
+        yield from _leaves(value)

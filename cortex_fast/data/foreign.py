@@ -1,4 +1,4 @@
-"""What is often found under a model file's name in place of it: a Git LFS pointer, or the page of a failed download."""
+"""Files that are often in place of a model file: a Git LFS pointer, or the web page of a failed download."""
 
 import re
 from pathlib import Path
@@ -15,9 +15,11 @@ _LOOK = 512  # bytes
 
 
 def refuse_foreign(path: Path, error: type[Exception]) -> None:
-    """Raise `error`, naming the file and what it is, where it is a pointer or a web page.
+    """Refuse a pointer or a web page. Only regular files are opened: a named pipe would wait for its other end.
 
-    Only a regular file is looked into: opening a named pipe would wait for its other end.
+    Args:
+        path: the file, which need not exist.
+        error: the type of exception to raise; its message has the file, what it is, and how to get the wanted file.
     """
     if not path.is_file():
         return

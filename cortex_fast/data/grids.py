@@ -8,7 +8,17 @@ Grid = int | tuple[int, int]  # m for m x m tokens, (h, w) for h rows of w token
 
 
 def sides(grid: Grid | Sequence[int], name: str = "grid") -> tuple[int, int]:
-    """(h, w) of a grid m or (h, w). Raises TypeError or ValueError, naming it, for anything else."""
+    """The sides of a grid.
+
+    Args:
+        grid: m or (h, w).
+        name: the argument's, for messages. Default "grid".
+    Returns:
+        (h, w).
+    Raises:
+        TypeError: a side is no whole number.
+        ValueError: a side is below 1, or there are not two.
+    """
     both = grid if isinstance(grid, list | tuple) else (grid, grid)
     if len(both) != 2:
         raise ValueError(f"{name}: expected a whole number m, or rows and columns (h, w), got {grid!r}")

@@ -1,4 +1,4 @@
-"""The system's advisory locks on files: they end with the process that holds them, however it ends."""
+"""The system's advisory locks on files, which end with the process that holds them, even when it is killed."""
 
 import errno
 import os
@@ -15,27 +15,33 @@ else:
     import fcntl
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-WITHOUT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system, or a mount of it, that has no locks
+WITHOUT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system, or of its mount, without locks
 
 
 def take(path: Path, *, make: bool = False) -> int | None:
-    """Lock a file. Returns its descriptor, which holds the lock until it is closed; None where another holds it.
+    """Lock a file.
 
-    Another may be a thread of this process. Raises FileNotFoundError where there is no file, unless it is to be made,
-    and OSError where the file system has no locks.
+    Args:
+        path: the file.
+        make: create the file where it does not exist. Default False.
+    Returns:
+        A descriptor, which holds the lock until it is closed; None where another process or thread holds it.
+    Raises:
+        FileNotFoundError: the file does not exist, without `make`.
+        OSError: the file system has no locks.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0), 0o666)
-        kept = False
+        is_current = False
         try:
             if not _locked(descriptor):
                 return None
-            with suppress(FileNotFoundError):  # whoever held it before may have removed the file since it was opened
-                kept = os.path.samestat(os.fstat(descriptor), path.stat())
-            if kept:
+            with suppress(FileNotFoundError):  # the last holder may have removed the file since it was opened
+                is_current = os.path.samestat(os.fstat(descriptor), path.stat())
+            if is_current:
                 return descriptor
         finally:
-            if not kept:
+            if not is_current:
                 os.close(descriptor)
 
 
@@ -54,9 +60,14 @@ def _locked(descriptor: int) -> bool:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Be the only run that writes `path` and what lies beside it, by the file .<name>.lock, which goes at the end.
+    """Be the only run that writes a file and what belongs to it, by a lock on .<name>.lock, removed at the end.
 
-    Raises BlockingIOError where another run does. Where the file system has no locks it warns and goes on.
+    Where the file system has no locks it warns and goes on.
+
+    Args:
+        path: the file; its folder is created where it does not exist.
+    Raises:
+        BlockingIOError: another run holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -82,14 +93,15 @@ def held(path: Path) -> Iterator[None]:
 
 
 def remove(lock: Path, descriptor: int) -> None:
-    """Remove a locked file, then let go of it."""
+    """Remove a locked file, then release it. descriptor: of `take`."""
     with suppress(PermissionError):  # Windows removes no open file
         lock.unlink(missing_ok=True)
     os.close(descriptor)
 
 
 def _holder(lock: Path) -> str:
+    """The process that holds a lock, in brackets, where it has written that."""
     with suppress(OSError, UnicodeDecodeError):
-        if told := lock.read_text(encoding="utf-8"):
-            return f" ({told})"
+        if holder := lock.read_text(encoding="utf-8"):
+            return f" ({holder})"
     return ""

@@ -22,15 +22,19 @@ class ResultFileError(ValueError):
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` and rename, so that `path` is never seen half-written.
+    """Write a temporary file and rename it, so that nobody ever sees half of it under its name.
 
-    An OSError of the writing, as of a full disk, names `path`.
+    Args:
+        path: the file.
+        write: called with the temporary path.
+    Raises:
+        OSError: of the writing, as on a full disk; it names `path`.
     """
     try:
         with workspace(path) as space:
             temporary = space / path.name
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make the file private
+            mode = temporary.stat().st_mode  # of the user's umask; safetensors makes the file private
             write(temporary)
             temporary.chmod(mode)
             temporary.replace(path)
@@ -41,7 +45,16 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_result(path: Path | str, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able header as a result of this kind. Equal contents are equal bytes."""
+    """Write tensors and a header as one safetensors file, whole or not at all. Equal contents are equal bytes.
+
+    Args:
+        path: the file.
+        kind: the name of the results of this form.
+        tensors: by name.
+        header: what JSON can express.
+    Raises:
+        OSError: the file cannot be written.
+    """
     path = Path(path)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"kind": kind, "header": header, "tensors": digests.crc_of_state(whole)}, sort_keys=True)
@@ -53,9 +66,16 @@ def save_result(path: Path | str, kind: str, tensors: Mapping[str, Tensor], head
 
 
 def load_result(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header of a result of this kind.
+    """Read what `save_result` wrote.
 
-    Raises FileNotFoundError, or ResultFileError for a truncated, damaged, foreign or other kind of file, naming it.
+    Args:
+        path: the file.
+        kind: of the result.
+    Returns:
+        The tensors by name, and the header.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ResultFileError: the file is truncated, damaged, foreign or of another kind; the message names it.
     """
     return _load(Path(path), kind, tensors=True)
 
@@ -89,12 +109,12 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
             loaded = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
         raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
-    if metadata.get("format") == FORMAT:  # files of before there were sums
+    if metadata.get("format") == FORMAT:  # a file from before there were checksums
         return loaded, metadata | {"header": _parsed(path, metadata.get("header", ""))}
     if FORMAT not in metadata:
         raise ResultFileError(f"{path}: not a result of cortex-fast")
-    kept, _, text = metadata[FORMAT].partition(" ")
-    if kept != f"{digests.crc_of_text(text):08x}":
+    checksum, _, text = metadata[FORMAT].partition(" ")
+    if checksum != f"{digests.crc_of_text(text):08x}":
         raise ResultFileError(f"{path}: damaged: its header is not as it was written")
     about = _parsed(path, text)
     if not isinstance(about, dict) or about.keys() != {"kind", "header", "tensors"}:
@@ -122,9 +142,15 @@ def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], d
 
 
 def read_result(path: Path | str, kind: str, build: Callable[..., Result]) -> Result:
-    """`build` called with a result's tensors and header entries by name; its complaints are the file's fault.
+    """Build a result from a file.
 
-    Raises as `load_result`, and ResultFileError where the contents do not fit, as in a file of another version.
+    Args:
+        path: the file.
+        kind: of the result.
+        build: called with the tensors and the header's entries by name.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ResultFileError: as `load_result`, and where `build` refuses the contents, as of a file of another version.
     """
     tensors, header = load_result(path, kind)
     try:

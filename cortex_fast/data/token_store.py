@@ -1,4 +1,4 @@
-"""The token store: images kept as token ids, 2 bytes a token, with E gathered from the codebook when it is needed."""
+"""The token store: images as token ids, 2 bytes a token, with E gathered from the codebook when it is needed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +29,16 @@ def taken(tokens: Tensor, rows: Tensor | slice) -> Tensor:
 
 
 def embed(tokens: checks.Integers, codebook: Tensor) -> Tensor:
-    """Tokens int [B,h,w] and codebook C [K,d] -> E [B,d,h,w] with E[:, p] = C[token at p], channels last in memory.
+    """The token-based embedding E, with E[:, p] = C[token at p].
 
-    Raises TypeError or ValueError for other shapes or dtypes, tokens outside [0, K), or mixed devices.
+    Args:
+        tokens: integer [B, h, w] within [0, K).
+        codebook: C [K, d].
+    Returns:
+        E [B, d, h, w], of the codebook's dtype, channels last in memory.
+    Raises:
+        TypeError: tokens are no integers.
+        ValueError: shapes do not fit, a token is out of range, or devices are mixed.
     """
     tokens = checks.integers("tokens", tokens, codebook.device if isinstance(codebook, Tensor) else None)
     checks.rank("tokens", tokens, "[B, h, w]")
@@ -43,12 +50,19 @@ def embed(tokens: checks.Integers, codebook: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """Token grids with labels and the codebook they index.
+    """Token grids with labels and the codebook that they index.
 
-    tokens: integer [n,h,w], kept as uint16 where K <= 65,536, else int32. labels: int64 [n]; arrays and lists, and of
-    labels names, become tensors. codebook: float [K,d]. names: the classes' names. fingerprint: what made the images
-    (model, seed, settings). Tensors of the right dtype are shared with the caller, not copied.
-    Raises TypeError or ValueError for shapes, dtypes or values that do not fit together.
+    Tensors of the right dtype are shared with the caller, not copied; arrays and lists become tensors.
+
+    Args:
+        tokens: integer [n, h, w] within [0, K); uint16 where K <= 65,536, else int32 afterwards.
+        labels: integer [n], or n names; int64 afterwards.
+        codebook: C, floating-point [K, d].
+        names: the classes' names.
+        fingerprint: the source of the images: model, seed, settings. Default none.
+    Raises:
+        TypeError: an argument has another dtype.
+        ValueError: shapes or values do not fit together.
     """
 
     tokens: Tensor
@@ -90,7 +104,7 @@ class TokenStore:
         return gather(taken(self.tokens, rows).to(self.codebook.device), self.codebook)
 
     def label(self, name: str) -> int:
-        """The class of this name. Raises ValueError for another, with those most like it."""
+        """The number of the class of this name. Raises ValueError, with similar names, where there is none."""
         return class_number("name", name, self.names)
 
     def batches(self, size: int) -> Iterator[slice]:
@@ -105,5 +119,5 @@ class TokenStore:
 
     @classmethod
     def load(cls, path: Path | str) -> "TokenStore":
-        """Read what `save` wrote. Raises ResultFileError for anything else, naming the file."""
+        """Read what `save` wrote. Raises FileNotFoundError, or ResultFileError, naming the file, for anything else."""
         return read_result(path, _KIND, cls)

@@ -1,7 +1,7 @@
-"""Hidden folders for what is not finished yet, beside what it becomes.
+"""Hidden folders for unfinished files, beside the place of the finished ones.
 
 Each is locked by the process that writes there. A process that is killed loses the lock and leaves the folder, which
-the next workspace in the same place removes; one whose process lives is never touched.
+the next workspace in the same place removes. The folder of a living process is never touched.
 """
 
 import os
@@ -16,12 +16,12 @@ from cortex_fast.data import locks
 
 _NAME = re.compile(r"\.(.+)\.[0-9a-f]{32}\.partial")
 _LOCK = ".lock"
-_REPLACED = "replaced"  # what was moved out of the way of the new
+_REPLACED = "replaced"  # the old content of a target while the new one is put in place
 
 
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
-    """An empty folder on the file system of `target`, which goes at the end with all that is left in it."""
+    """An empty folder on the file system of `target`. It is removed at the end, with everything still in it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
     folder, descriptor = _make(target)
@@ -32,8 +32,14 @@ def workspace(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Rename a folder out of a workspace to `target`. What is there goes; should this fail, or be killed, it stays or
-    is put back by the next `sweep`."""
+    """Rename a folder out of a workspace to `target`, and remove an old one of that name.
+
+    Should this fail, or be killed, the old folder stays, or the next `sweep` puts it back.
+
+    Args:
+        new: the folder in a workspace of `target`.
+        target: its final place.
+    """
     if not target.exists():
         new.rename(target)
         return
@@ -53,14 +59,14 @@ def sweep(folder: Path) -> None:
             named = _NAME.fullmatch(entry.name)
             if named is None or not entry.is_dir(follow_symlinks=False):
                 continue
-            with suppress(OSError):  # removed by another meanwhile, not ours to remove, or without locks to tell by
-                _sweep_one(Path(entry.path), folder / named[1])
+            with suppress(OSError):  # removed by another process, not ours to remove, or on a file system without locks
+                _sweep_workspace(Path(entry.path), folder / named[1])
 
 
-def _sweep_one(space: Path, target: Path) -> None:
+def _sweep_workspace(space: Path, target: Path) -> None:
     try:
         descriptor = locks.take(space / _LOCK)
-    except FileNotFoundError:  # killed before it locked, or after it had removed all else
+    except FileNotFoundError:  # killed before it locked, or after it had removed everything else
         space.rmdir()
         return
     if descriptor is None:
@@ -77,7 +83,7 @@ def _make(target: Path) -> tuple[Path, int | None]:
         folder.mkdir()
         try:
             descriptor = locks.take(folder / _LOCK, make=True)
-        except FileNotFoundError:  # a sweep found it without a lock yet
+        except FileNotFoundError:  # a sweep removed it before it was locked
             continue
         except OSError as error:
             if error.errno not in locks.WITHOUT:
@@ -89,7 +95,7 @@ def _make(target: Path) -> tuple[Path, int | None]:
 
 
 def _remove(folder: Path, descriptor: int | None) -> None:
-    """All of it, the lock last: a folder with anything in it has one."""
+    """Remove a folder, its lock last: a folder with anything in it must have one."""
     for path in folder.glob("*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

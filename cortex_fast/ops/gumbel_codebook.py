@@ -1,5 +1,6 @@
 """Gumbel-Softmax selection times codebook (eq. 7): the embedding of a sampled token in every row."""
 
+from collections.abc import Sequence
 from typing import Any, List  # noqa: UP035 (torch 2.6 creates no schema of list[Tensor])
 
 import torch
@@ -138,38 +139,33 @@ def _select(
 ) -> tuple[Tensor, Tensor, RowStats | None]:
     """Check, flatten the leading dimensions, call the operator, and give its results the logits' leading dimensions."""
     tau, seed, draw = check_selection(
-        logits,
-        codebook,
-        tau=tau,
-        seed=seed,
-        draw=draw,
-        item_ids=item_ids,
-        gumbel=gumbel,
-        schedule=schedule,
-        impl=impl,
+        logits, codebook, tau=tau, seed=seed, draw=draw, item_ids=item_ids, gumbel=gumbel, schedule=schedule, impl=impl
     )
     hard = checks.flag("hard", hard)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in present(logits, codebook, gumbel))
     shape = flat_shape(logits)
     embedding, index, largest_score, log_denominator, soft_embedding = _gumbel_codebook(
-        logits=logits.reshape(shape),
+        logits=shaped(logits, shape),
         codebook=codebook,
         tau=tau,
         seed=seed,
         draw=draw,
         item_ids=flat_ids(item_ids),
         hard=hard,
-        gumbel=None if gumbel is None else gumbel.reshape(shape),
+        gumbel=None if gumbel is None else shaped(gumbel, shape),
         schedule=schedule,
         with_row_stats=with_row_stats or differentiated,
         impl=impl,
     )
-    rows, channels = logits.shape[:-1], codebook.shape[1]
-    embedding, index = embedding.view(*rows, channels), index.view(rows)
+    rows = logits.shape[:-1]
+    embedding_shape = (*rows, codebook.shape[1])
+    embedding, index = shaped(embedding, embedding_shape), shaped(index, rows)
     if largest_score.ndim == 1:  # empty: the backend computed none
         return embedding, index, None
-    soft_embedding = soft_embedding.view(*rows, channels)
-    return embedding, index, RowStats(largest_score.view(rows), log_denominator.view(rows), index, soft_embedding)
+    row_stats = RowStats(
+        shaped(largest_score, rows), shaped(log_denominator, rows), index, shaped(soft_embedding, embedding_shape)
+    )
+    return embedding, index, row_stats
 
 
 def check_selection(
@@ -217,6 +213,11 @@ def flat_shape(logits: Tensor) -> tuple[int, int, int]:
     """(P, R, K) of logits [..., R, K], whose leading dimensions are the problems."""
     rows, codes = logits.shape[-2:]
     return logits.shape[:-2].numel(), rows, codes
+
+
+def shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor itself where it has the shape, since a view takes a microsecond; else reshaped."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def flat_ids(item_ids: Tensor | None) -> Tensor | None:

@@ -15,6 +15,7 @@ from cortex_fast.ops.gumbel_codebook import (
     flat_shape,
     present,
     problem_ids,
+    shaped,
 )
 from cortex_fast.ops.registering import operator
 
@@ -74,15 +75,7 @@ def gumbel_codebook_step(
         BackendUnavailableError: a forced backend that cannot serve.
     """
     tau, seed, draw = check_selection(
-        logits,
-        codebook,
-        tau=tau,
-        seed=seed,
-        draw=draw,
-        item_ids=item_ids,
-        gumbel=gumbel,
-        schedule=schedule,
-        impl=impl,
+        logits, codebook, tau=tau, seed=seed, draw=draw, item_ids=item_ids, gumbel=gumbel, schedule=schedule, impl=impl
     )
     checks.floating("upstream", upstream)
     checks.same_shape("upstream", upstream, "the embedding", torch.Size((*logits.shape[:-1], codebook.shape[1])))
@@ -93,22 +86,22 @@ def gumbel_codebook_step(
     _check_row_stats(row_stats, logits, codebook)
     named_moments = _checked_moments(moments, logits)
     checks.same_device(logits=logits, upstream=upstream, **named_moments)
-    problems, rows, codes = flat_shape(logits)
+    shape = problems, rows, _ = flat_shape(logits)
     _gumbel_codebook_step(
-        logits=logits.view(problems, rows, codes),
+        logits=shaped(logits, shape),
         codebook=codebook,
-        upstream=upstream.reshape(problems, rows, codebook.shape[1]),
+        upstream=shaped(upstream, (problems, rows, codebook.shape[1])),
         lr=lr,
         tau=tau,
         seed=seed,
         draw=draw,
         item_ids=flat_ids(item_ids),
-        moments=[moment.view(problems, rows, codes) for moment in named_moments.values()],
+        moments=[shaped(moment, shape) for moment in named_moments.values()],
         step_count=step_count,
         betas=list(betas),
         eps=eps,
-        gumbel=None if gumbel is None else gumbel.reshape(problems, rows, codes),
-        anchor=None if anchor is None or stay_penalty == 0 else anchor.reshape(problems, rows).long(),
+        gumbel=None if gumbel is None else shaped(gumbel, shape),
+        anchor=None if anchor is None or stay_penalty == 0 else shaped(anchor, (problems, rows)).long(),
         stay_penalty=stay_penalty,
         schedule=schedule,
         row_stats=[] if row_stats is None else _flat_row_stats(row_stats, problems),
@@ -161,7 +154,10 @@ def _flat_row_stats(row_stats: RowStats, problems: int) -> list[Tensor]:
     """Each [P, R], the last [P, R, d]."""
     *of_rows, soft_embedding = row_stats
     rows, channels = soft_embedding.shape[-2:]
-    return [*(tensor.reshape(problems, rows) for tensor in of_rows), soft_embedding.reshape(problems, rows, channels)]
+    return [
+        *(shaped(tensor, (problems, rows)) for tensor in of_rows),
+        shaped(soft_embedding, (problems, rows, channels)),
+    ]
 
 
 def _checked_moments(moments: Any, logits: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 // Vectors, two at a time: the elementary functions are chains of dependent instructions, and two chains side by side
-// keep the processor's units busy where one would wait (measured on AVX2: see docs/performance.md).
+// keep the processor's units busy where one would wait (measured on AVX2: see docs/notes/2026-11-22-cpu-operators.md).
 //
 // Floats and Words have the operations that cortex_fast/transforms.h needs of a float and of its bits. Wide has those
 // of cortex_fast/philox.h, with 32-bit words in the lower halves of 64-bit lanes, as the vector multipliers of x86-64

@@ -1,4 +1,4 @@
-"""A small data folder in the published code's layout, written as its own code writes: csv.writer and np.save."""
+"""A small data folder in the published code's layout, written as by the published code: csv.writer and np.save."""
 
 import csv
 from pathlib import Path

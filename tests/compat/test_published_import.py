@@ -1,4 +1,4 @@
-"""The published code's embeddings into a token store and back; everything wrong with them is told with its place."""
+"""The published code's embeddings into a token store and back; errors have file and line."""
 
 import errno
 import os
@@ -16,6 +16,7 @@ from cortex_fast.compat.published_data import (
     import_embeddings,
     read_codebook,
 )
+from cortex_fast.compat.published_data.embeddings import check_embeddings
 from cortex_fast.compat.published_data.pickles import read_token_lists
 from cortex_fast.vqgm import CheckpointError
 from tests.compat.published_files import CHANNELS, CODES, SIDE, codebook, files, write_data
@@ -36,7 +37,7 @@ def replace(path, old: str, new: str) -> None:
     path.write_bytes(text.replace(old, new, 1).encode())
 
 
-def test_tokens_labels_and_names_are_the_tables(folder, tmp_path):
+def test_tokens_labels_and_names_come_from_the_table(folder, tmp_path):
     tokens = write_data(tmp_path / "other", images=200)
     ticks = []
     done = import_embeddings(tmp_path / "other", tmp_path / "s", codebook=C, threads=2, tick=ticks.append)
@@ -123,8 +124,26 @@ def change(path, by: float) -> None:
     np.save(path, array)
 
 
+def test_bad_files_do_not_disturb_the_comparison_of_their_neighbours(tmp_path):
+    tokens = torch.from_numpy(write_data(tmp_path, images=40)).view(40, SIDE, SIDE)
+    names = [f"{row % 3}_{row}.npy" for row in range(40)]
+    errors = {row: 0.25 * 2.0**-row for row in range(0, 40, 3)}
+    for row, error in errors.items():
+        np.save(tmp_path / "train" / names[row], np.full((CHANNELS, SIDE, SIDE), error, np.float32))
+    (tmp_path / "train" / names[20]).unlink()
+    os.truncate(tmp_path / "train" / names[37], 7)
+    zeros = torch.zeros_like(C)
+    for row in set(range(40)) - errors.keys() - {20, 37}:
+        np.save(tmp_path / "train" / names[row], np.zeros((CHANNELS, SIDE, SIDE), np.float32))
+    reasons, largest = check_embeddings(tmp_path / "train", names, tokens, zeros, tolerance=2.0**-20)
+    bad = {row for row, error in errors.items() if error > 2.0**-20} | {20, 37}
+    assert {row for row, reason in enumerate(reasons) if reason is not None} == bad
+    assert largest == max(error for error in errors.values() if error <= 2.0**-20)
+    assert "No such file" in reasons[20] and "whole .npy" in reasons[37] and "by 0.25" in reasons[0]
+
+
 @pytest.mark.parametrize("how", BREAK)
-def test_a_bad_row_is_told_with_its_place_and_skipped_only_when_asked(how, folder, tmp_path):
+def test_a_bad_row_is_reported_with_file_and_line_and_skipped_on_request(how, folder, tmp_path):
     breaking, line, reason = BREAK[how]
     breaking(folder)
     out = tmp_path / "out" / "s"
@@ -132,7 +151,7 @@ def test_a_bad_row_is_told_with_its_place_and_skipped_only_when_asked(how, folde
         import_embeddings(folder, out, codebook=C)
     assert not out.parent.exists()
     done = import_embeddings(folder, out, codebook=C, skip_bad=True)
-    assert done.written == 6 and [one.line for one in done.bad] == [line]
+    assert done.written == 6 and [row.line for row in done.bad] == [line]
     store = TokenStore.load(out)
     assert len(store) == 6 and store.fingerprint["skipped"] == 1
     assert store.fingerprint["skipped_rows"][0].startswith(f"line {line}: ")
@@ -141,7 +160,7 @@ def test_a_bad_row_is_told_with_its_place_and_skipped_only_when_asked(how, folde
     assert len(list((tmp_path / "back" / "train").iterdir())) == 6
 
 
-def test_float_error_is_forgiven_and_other_floats_are_read(folder, tmp_path):
+def test_rounding_is_tolerated_and_other_floats_are_read(folder, tmp_path):
     change(folder / "train" / "1_4.npy", 1e-6)
     path = folder / "train" / "0_3.npy"
     np.save(path, np.asfortranarray(np.load(path).astype(np.float64)))
@@ -188,7 +207,7 @@ def _imported(folder, tmp_path):
     return tmp_path / "s"
 
 
-def test_tokens_may_stand_in_the_published_pickle_of_which_nothing_is_executed(folder, tmp_path):
+def test_tokens_may_come_from_the_published_pickle_of_which_nothing_is_executed(folder, tmp_path):
     table = folder / "train_embeddings.csv"
     lines = table.read_text().splitlines()
     lists = {line.split(",")[0]: [int(i) for i in line.split('"')[1][1:-1].split(",")] for line in lines[1:]}
@@ -258,7 +277,7 @@ class Evil:
         return os.mkdir, (str(self.proof),)
 
 
-def test_a_full_disk_is_told_with_its_place_and_nothing_counts(folder, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file_and_leaves_nothing(folder, tmp_path, monkeypatch):
     store = _imported(folder, tmp_path)
     save = np.save
 
@@ -285,7 +304,7 @@ def test_names_of_another_store_are_refused(folder, tmp_path):
         export_embeddings(store, tmp_path / "back")
 
 
-def test_a_store_of_our_own_is_exported_and_read_back(tmp_path):
+def test_a_store_that_was_not_imported_is_exported_and_read_back(tmp_path):
     tokens = torch.randint(CODES, (5, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
     TokenStore(tokens, torch.arange(5) % 2, C, ("a", "b")).save(tmp_path / "s")
     export_embeddings(tmp_path / "s", tmp_path / "data", split="test")
@@ -293,7 +312,7 @@ def test_a_store_of_our_own_is_exported_and_read_back(tmp_path):
     assert torch.equal(TokenStore.load(tmp_path / "t").tokens.long(), tokens)
 
 
-def test_a_label_beyond_reason_is_a_bad_row(folder, tmp_path):
+def test_an_absurdly_large_label_is_a_bad_row(folder, tmp_path):
     replace(folder / "train_embeddings.csv", "1_4.npy,1", "1_4.npy,99999999")
     reason = r"train_embeddings\.csv:6: 1_4\.npy: expected a label in \[0, 65536\), got 99999999"
     for given in (C, None):
@@ -335,7 +354,7 @@ def _killed_between_its_renames(store, back, split):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_an_export_killed_between_its_renames_is_finished_by_the_next(split, folder, tmp_path):
+def test_the_next_export_finishes_one_killed_between_its_renames(split, folder, tmp_path):
     store, back = _imported(folder, tmp_path), tmp_path / "back"
     _killed_between_its_renames(store, back, split)
     embeddings, table = back / split, back / f"{split}_embeddings.csv"
@@ -345,12 +364,12 @@ def test_an_export_killed_between_its_renames_is_finished_by_the_next(split, fol
     assert {path: path.stat().st_mtime_ns for path in embeddings.iterdir()} == before and not hidden(back)
     export_embeddings(store, tmp_path / "straight", split=split)
     assert files(back) == files(tmp_path / "straight")
-    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: is there already"):
+    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: exists already"):
         export_embeddings(store, back, split=split)
 
 
 @pytest.mark.parametrize("change", ["value", "more", "fewer", "empty", "of another store"])
-def test_a_folder_that_is_not_what_an_export_left_is_refused_and_kept(change, folder, tmp_path):
+def test_a_folder_with_anything_but_an_exports_files_is_refused_and_stays(change, folder, tmp_path):
     store, back = _imported(folder, tmp_path), tmp_path / "back"
     _killed_between_its_renames(store, back, "train")
     some = back / "train" / "1_4.npy"
@@ -370,21 +389,21 @@ def test_a_folder_that_is_not_what_an_export_left_is_refused_and_kept(change, fo
         store = tmp_path / "o"
         import_embeddings(tmp_path / "other", store, codebook=C)
     before = files(back / "train")
-    with pytest.raises(FileExistsError, match="train: is there already; nothing is written over it"):
+    with pytest.raises(FileExistsError, match="train: exists already; nothing is written over it"):
         export_embeddings(store, back)
     assert files(back / "train") == before and not (back / "train_embeddings.csv").exists()
 
 
 def test_a_second_export_to_the_same_place_is_refused(folder, tmp_path):
-    store, told = _imported(folder, tmp_path), []
+    store, errors = _imported(folder, tmp_path), []
 
     def second(_rows):
         with pytest.raises(BlockingIOError, match=r"train_embeddings\.csv: another run is writing it") as error:
             export_embeddings(store, tmp_path / "back")
-        told.append(error)
+        errors.append(error)
 
     export_embeddings(store, tmp_path / "back", tick=second)
-    assert told and files(tmp_path / "back") == files(folder)
+    assert errors and files(tmp_path / "back") == files(folder)
 
 
 @pytest.mark.parametrize(
@@ -397,13 +416,13 @@ def test_a_second_export_to_the_same_place_is_refused(folder, tmp_path):
         b"cnumpy\nndarray\n.",
     ],
 )
-def test_a_pickle_of_token_ids_names_nothing(content, tmp_path):
+def test_no_name_in_a_pickle_of_token_ids_is_looked_up(content, tmp_path):
     (tmp_path / "t.pkl").write_bytes(content)
     with pytest.raises(PublishedDataError, match=r"t\.pkl: .*refused to look up"):
         read_token_lists(tmp_path / "t.pkl")
 
 
-def test_damaged_pickles_of_token_ids_are_told(tmp_path):
+def test_damaged_pickles_of_token_ids_are_refused(tmp_path):
     good = pickle.dumps({"a.npy": [1, 2, 3]})
     for content in (good[:-3], b"", b"(" * 100_000 + b".", b"\x80\x04\x8e" + b"\xff" * 8, pickle.dumps([1]), b"I5\n."):
         (tmp_path / "t.pkl").write_bytes(content)

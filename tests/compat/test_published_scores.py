@@ -1,4 +1,4 @@
-"""Score tables and checkpoints of the published code, against its own ways of writing them."""
+"""Score tables and checkpoints of the published code, against files as it writes them."""
 
 import csv
 from pathlib import Path
@@ -37,13 +37,13 @@ def write_scores(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_scores_are_the_numbers_and_come_back_as_the_same_bytes(tmp_path):
-    wanted = write_scores(tmp_path / "scores")
+    expected = write_scores(tmp_path / "scores")
     read = Scores.read(tmp_path / "scores")
     read.save(tmp_path / "s")
     again = Scores.load(tmp_path / "s")
-    assert set(again.files) == set(wanted) and again.labels.tolist() == [7] * 3 + [11] * 3
-    order = sorted(wanted, reverse=True)
-    assert np.array_equal(again.of(order).numpy(), np.stack([wanted[name] for name in order]))
+    assert set(again.files) == set(expected) and again.labels.tolist() == [7] * 3 + [11] * 3
+    order = sorted(expected, reverse=True)
+    assert np.array_equal(again.of(order).numpy(), np.stack([expected[name] for name in order]))
     again.write(tmp_path / "back")
     assert files(tmp_path / "back") == files(tmp_path / "scores")
     with pytest.raises(FileExistsError, match="label_7"):
@@ -62,7 +62,7 @@ def test_scores_are_the_numbers_and_come_back_as_the_same_bytes(tmp_path):
         ("7_1.npy,7", "../7_1.npy,7", "out of its folder"),
     ],
 )
-def test_a_bad_score_line_is_told_with_its_place(old, new, reason, tmp_path):
+def test_a_bad_score_line_is_reported_with_file_and_line(old, new, reason, tmp_path):
     write_scores(tmp_path / "scores")
     path = tmp_path / "scores" / "label_7.csv"
     text = path.read_bytes().decode()

@@ -17,7 +17,7 @@ def legacy(path, **beside):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_the_reason_alone_is_told(tmp_path):
+def test_messages_have_the_reason_alone(tmp_path):
     path = tmp_path / "last.ckpt"
     objects = legacy(path, day=datetime.date(2020, 1, 1))
     files = {
@@ -30,16 +30,16 @@ def test_the_reason_alone_is_told(tmp_path):
         legacy(path)[:60]: "",
         b"": "it ends too soon",
     }
-    for content, told in files.items():
+    for content, message in files.items():
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"^{path}: not a readable checkpoint \(.*{told}") as caught:
+        with pytest.raises(CheckpointError, match=rf"^{path}: not a readable checkpoint \(.*{message}") as caught:
             read_state(path)
         with pytest.raises(
             ResultFileError, match=rf"^{path}: not a whole checkpoint of a training run \(.+\)$"
         ) as resumed:
-            load_checkpoint(path, {}, None, None)  # it comes to neither
-        for one in (caught, resumed):
-            assert len(str(one.value)) < 250 and "\n" not in str(one.value)
+            load_checkpoint(path, {}, None, None)  # neither is reached
+        for error in (caught, resumed):
+            assert len(str(error.value)) < 250 and "\n" not in str(error.value)
             assert not [
-                word for word in ("weights_only", "arbitrary code", "add_safe_globals") if word in str(one.value)
+                word for word in ("weights_only", "arbitrary code", "add_safe_globals") if word in str(error.value)
             ]

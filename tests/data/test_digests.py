@@ -33,14 +33,14 @@ STATE = {
 
 def test_a_states_digest_is_of_names_dtypes_shapes_and_values_in_the_names_order():
     state = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T, "n": torch.tensor(7)}
-    wanted = sha("about", "n torch.int64 []\n", struct.pack("<q", 7), "w torch.float32 [2, 2]\n", floats(1, 3, 2, 4))
-    assert digests.of_state(state, "about") == wanted[:16]
+    expected = sha("about", "n torch.int64 []\n", struct.pack("<q", 7), "w torch.float32 [2, 2]\n", floats(1, 3, 2, 4))
+    assert digests.of_state(state, "about") == expected[:16]
 
 
 def test_parts_count_in_order_by_shape_dtype_and_value():
-    wanted = sha("['w']", "[2] torch.float32", floats(1, 2))
-    assert digests.of_parts([["w"], torch.tensor([1.0, 2.0])]) == wanted
-    assert digests.of_parts([torch.tensor([1.0, 2.0]), ["w"]]) != wanted
+    expected = sha("['w']", "[2] torch.float32", floats(1, 2))
+    assert digests.of_parts([["w"], torch.tensor([1.0, 2.0])]) == expected
+    assert digests.of_parts([torch.tensor([1.0, 2.0]), ["w"]]) != expected
 
 
 def test_texts_values_and_files(tmp_path):
@@ -48,11 +48,11 @@ def test_texts_values_and_files(tmp_path):
     assert digests.of_values(torch.tensor([2, 0])) == sha(struct.pack("<2q", 2, 0))[:16]
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(name.encode() * 3_000_000)  # more than is read at a time
-    found = digests.of_files([tmp_path / "one", tmp_path / "two"])
-    assert found == sha(b"one" * 3_000_000, b"two" * 3_000_000)[:16]
+    digest = digests.of_files([tmp_path / "one", tmp_path / "two"])
+    assert digest == sha(b"one" * 3_000_000, b"two" * 3_000_000)[:16]
 
 
-def test_those_that_files_of_earlier_versions_hold():
+def test_digests_in_files_of_earlier_versions_stay():
     """Made by the functions that this module took the place of."""
     assert (digests.of_state(STATE), digests.of_state(STATE, "about")) == ("e7ddb3d57910763b", "370ff91801092dd9")
     assert digests.of_parts(["b", torch.tensor(3)]) == (
@@ -63,12 +63,12 @@ def test_those_that_files_of_earlier_versions_hold():
     assert digests.seed_of(3, "order", 5) == 7972531318639447949
 
 
-def test_a_data_set_counts_by_its_values_whatever_their_dtypes():
+def test_dtypes_do_not_change_the_digest_of_a_data_set():
     tokens, labels = (torch.arange(8) % 3).view(2, 2, 2), torch.tensor([0, 1])
-    wanted = digests.of_images(A[0], tokens, labels)
-    assert digests.of_images(A[0].double(), tokens.to(torch.uint16), labels.int()) == wanted
+    expected = digests.of_images(A[0], tokens, labels)
+    assert digests.of_images(A[0].double(), tokens.to(torch.uint16), labels.int()) == expected
     for changed in ((A[1], tokens, labels), (A[0], tokens.flip(0), labels), (A[0], tokens, labels.flip(0))):
-        assert digests.of_images(*changed) != wanted
+        assert digests.of_images(*changed) != expected
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_values_inside_containers_count_and_addresses_do_not():
     assert digests.of_parts([np.float64(1)]) != digests.of_parts([np.float64(2)])
 
 
-def test_no_other_module_makes_digests():
+def test_no_other_module_computes_digests():
     package = Path(digests.__file__).parents[1]
     makers = [path for path in package.rglob("*.py") if re.search(r"\b(hashlib|blake2|crc32)\b", path.read_text())]
     assert makers == [Path(digests.__file__)]
 
 
-def test_a_digest_of_a_files_beginning_goes_on(tmp_path):
+def test_a_digest_of_a_files_beginning_can_be_continued(tmp_path):
     (tmp_path / "tokens").write_bytes(b"sampled" * 1_000_000 + b"not yet")
     running = digests.begun(tmp_path / "tokens", 7_000_000)
     running.update(b"more")
@@ -126,8 +126,8 @@ def test_a_digest_of_a_files_beginning_goes_on(tmp_path):
     assert digests.begun().hexdigest() == sha("")
 
 
-def test_sums_of_states_and_texts():
+def test_checksums_of_states_and_texts():
     state = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T, "n": torch.tensor(7), "e": torch.empty(0, 2)}
-    wanted = b"e torch.float32 [0, 2]\nn torch.int64 []\n" + struct.pack("<q", 7) + b"w torch.float32 [2, 2]\n"
-    assert digests.crc_of_state(state) == zlib.crc32(wanted + floats(1, 3, 2, 4))
+    expected = b"e torch.float32 [0, 2]\nn torch.int64 []\n" + struct.pack("<q", 7) + b"w torch.float32 [2, 2]\n"
+    assert digests.crc_of_state(state) == zlib.crc32(expected + floats(1, 3, 2, 4))
     assert digests.crc_of_text("ü") == zlib.crc32("ü".encode())

@@ -53,12 +53,12 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_every_loader_says_so(tmp_path, name):
-    for number, (content, told) in enumerate(((POINTER, "a Git LFS pointer"), (PAGES[0], "a web page"))):
+def test_every_loader_refuses_pointers_and_pages(tmp_path, name):
+    for number, (content, kind) in enumerate(((POINTER, "a Git LFS pointer"), (PAGES[0], "a web page"))):
         path = tmp_path / str(number) / name
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{path.name}: {told}") as caught:
+        with pytest.raises(ValueError, match=rf"{path.name}: {kind}") as caught:
             LOADERS[name](path)
         assert "weights_only" not in str(caught.value)
 

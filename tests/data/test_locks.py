@@ -11,30 +11,30 @@ from cortex_fast.data import locks
 from tests.killing import die, hidden, killed
 
 
-def test_a_second_run_is_refused_by_name_and_by_who_has_it(tmp_path):
+def test_the_refusal_of_a_second_run_names_the_file_and_the_first_run(tmp_path):
     path = tmp_path / "deep" / "store"
-    told = []
+    messages = []
 
     def second():
         try:
             with locks.held(path):
-                told.append("no error")
+                messages.append("no error")
         except BlockingIOError as error:
-            told.append(str(error))
+            messages.append(str(error))
 
     with locks.held(path):
         thread = threading.Thread(target=second)  # a thread is another as well as a process
         thread.start()
         thread.join()
         second()
-    assert len(told) == 2
-    for text in told:
+    assert len(messages) == 2
+    for text in messages:
         assert text.startswith(f"{path}: another run is writing it (process {os.getpid()} on ")
     second()
-    assert told[-1] == "no error" and not list(path.parent.iterdir())
+    assert messages[-1] == "no error" and not list(path.parent.iterdir())
 
 
-def test_the_dead_hold_no_lock_and_the_living_do(tmp_path):
+def test_killed_processes_hold_no_lock_and_living_ones_do(tmp_path):
     path = tmp_path / "store"
 
     def dead():
@@ -55,8 +55,8 @@ def test_the_dead_hold_no_lock_and_the_living_do(tmp_path):
     assert not hidden(tmp_path)
 
 
-def test_a_lock_on_a_file_removed_meanwhile_is_none(tmp_path, monkeypatch):
-    """Its holder removes it between our opening and our locking it: the file that is there then is locked."""
+def test_a_lock_on_a_removed_file_does_not_count(tmp_path, monkeypatch):
+    """Its holder removes it between the opening and the locking: the file that replaces it is locked."""
     path, opened = tmp_path / "lock", []
     flock = fcntl.flock
 
@@ -74,7 +74,7 @@ def test_a_lock_on_a_file_removed_meanwhile_is_none(tmp_path, monkeypatch):
         locks.take(tmp_path / "nowhere")
 
 
-def test_a_file_system_without_locks_is_told_and_written_to(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch):
     def none(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -40,7 +40,7 @@ def test_embed_is_the_codebook_at_the_tokens():
                 assert torch.equal(embedding[image, :, y, x], codebook[tokens[image, y, x]])
 
 
-def test_two_bytes_a_token_where_they_suffice():
+def test_tokens_take_two_bytes_where_these_suffice():
     assert store().tokens.dtype == torch.uint16
     wide = TokenStore(torch.full((1, 2, 2), 70_000), torch.zeros(1, dtype=torch.int64), torch.zeros(70_001, 1), ("a",))
     assert wide.tokens.dtype == torch.int32 and int(wide.tokens.max()) == 70_000
@@ -48,12 +48,12 @@ def test_two_bytes_a_token_where_they_suffice():
 
 def test_grids_of_rows_and_columns(tmp_path):
     tokens = torch.arange(30).view(1, 3, 10).repeat(4, 1, 1)
-    kept = TokenStore(tokens, torch.zeros(4).long(), torch.randn(30, 6), ("a",))
-    kept.save(tmp_path / "s")
+    images = TokenStore(tokens, torch.zeros(4).long(), torch.randn(30, 6), ("a",))
+    images.save(tmp_path / "s")
     again = TokenStore.load(tmp_path / "s")
-    assert kept.grid == again.grid == (3, 10) and store().grid == 4
+    assert images.grid == again.grid == (3, 10) and store().grid == 4
     assert torch.equal(again.tokens.long(), tokens)
-    assert torch.equal(again.embedding(slice(0, 1))[0, :, 1, 4], kept.codebook[14])
+    assert torch.equal(again.embedding(slice(0, 1))[0, :, 1, 4], images.codebook[14])
 
 
 class Unindexed(TorchDispatchMode):
@@ -72,30 +72,32 @@ def test_no_operator_of_uint16_that_older_torch_lacks(tmp_path):
     tokens = torch.randint(2**16 - 300, 2**16, (6, 3, 5), generator=torch.Generator().manual_seed(0))
     codebook, mask = torch.randn(2**16, 8), torch.tensor([True, False, True, True, False, True])
     with Unindexed():
-        kept = TokenStore(tokens, torch.arange(6) % 2, codebook, ("a", "b"))
+        images = TokenStore(tokens, torch.arange(6) % 2, codebook, ("a", "b"))
         for rows in (torch.tensor([5, 0, 5]), mask, slice(1, 4), slice(None, None, 2)):
-            some, part = kept.select(rows), kept.embedding(rows)
+            some, part = images.select(rows), images.embedding(rows)
             assert some.tokens.dtype == torch.uint16 and torch.equal(some.tokens.long(), tokens[rows])
             assert torch.equal(part, codebook[tokens[rows]].permute(0, 3, 1, 2))
-        kept.save(tmp_path / "s")
-        kept = TokenStore.load(tmp_path / "s")
+        images.save(tmp_path / "s")
+        images = TokenStore.load(tmp_path / "s")
         extractor = build("re", num_classes=2, in_channels=8, width=16).eval()
-        tsv = score_tokens(extractor, kept, num_samples=1, progress=False)
-        explain_concepts(extractor, kept, tsv=tsv, top_n=2)
-        top_tokens(tsv, kept.tokens, 3)
-        accuracy(extractor, kept.codebook, kept.tokens, kept.labels)
-        train_extractor(extractor, kept.codebook, kept.tokens, kept.labels, TrainingRecipe(epochs=1, batch_size=3))
-        embed(kept.tokens, kept.codebook)
-        select_tokens(extractor, kept.codebook, 1, tokens=kept.tokens[:1], region=(0, 0, 1, 1), steps=1)
+        tsv = score_tokens(extractor, images, num_samples=1, progress=False)
+        explain_concepts(extractor, images, tsv=tsv, top_n=2)
+        top_tokens(tsv, images.tokens, 3)
+        accuracy(extractor, images.codebook, images.tokens, images.labels)
+        train_extractor(
+            extractor, images.codebook, images.tokens, images.labels, TrainingRecipe(epochs=1, batch_size=3)
+        )
+        embed(images.tokens, images.codebook)
+        select_tokens(extractor, images.codebook, 1, tokens=images.tokens[:1], region=(0, 0, 1, 1), steps=1)
 
 
 def test_save_and_load(tmp_path):
-    kept = store()
-    kept.save(tmp_path / "deep" / "tokens.safetensors")
+    images = store()
+    images.save(tmp_path / "deep" / "tokens.safetensors")
     again = TokenStore.load(tmp_path / "deep" / "tokens.safetensors")
     assert again.names == ("a", "b", "ü") and again.fingerprint == {"s": 1}
     for name in ("tokens", "labels", "codebook"):
-        assert torch.equal(getattr(again, name).int(), getattr(kept, name).int())
+        assert torch.equal(getattr(again, name).int(), getattr(images, name).int())
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["tokens.safetensors"]
 
 
@@ -157,8 +159,11 @@ def test_a_file_of_another_version_is_refused_by_name(tmp_path):
     tensors = {"tokens": torch.zeros(1, 2, 2).int(), "labels": torch.zeros(1).long(), "codebook": torch.zeros(3, 2)}
     save_result(path, "TokenStore", tensors, header)
     assert len(TokenStore.load(path)) == 1
-    for changed, kept in ((tensors | {"more": torch.zeros(1)}, header), (tensors, {"names": ["a"], "fingerprnt": {}})):
-        save_result(path, "TokenStore", changed, kept)
+    for changed, entries in (
+        (tensors | {"more": torch.zeros(1)}, header),
+        (tensors, {"names": ["a"], "fingerprnt": {}}),
+    ):
+        save_result(path, "TokenStore", changed, entries)
         with pytest.raises(ResultFileError, match="next"):
             TokenStore.load(path)
     from safetensors.torch import save_file
@@ -203,7 +208,7 @@ def test_equal_results_are_equal_bytes(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-def test_a_flipped_bit_anywhere_is_told_by_name(tmp_path):
+def test_a_flipped_bit_anywhere_is_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "tokens.safetensors"
     store(2, 5).save(path)
     whole = path.read_bytes()

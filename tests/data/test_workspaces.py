@@ -16,7 +16,7 @@ def write(path: Path) -> None:
     replace_whole(path, lambda file: file.write_text("whole"))
 
 
-def test_what_killed_writers_left_goes_with_the_next_write_in_the_folder(tmp_path):
+def test_the_next_write_removes_leftovers_of_killed_writers(tmp_path):
     def dead(file):
         file.write_text("half")
         (file.parent / ".tmpabc").write_text("of safetensors")
@@ -53,7 +53,7 @@ def test_killed_at_any_step_of_a_workspace(tmp_path, moment):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_livings_stay(tmp_path):
+def test_workspaces_of_living_processes_stay(tmp_path):
     with workspace(tmp_path / "one") as space:
         (space / "half").write_text("half")
         write(tmp_path / "two")
@@ -66,7 +66,7 @@ def test_the_livings_stay(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
-def test_a_sweep_between_making_and_locking_costs_nothing(tmp_path, monkeypatch):
+def test_a_sweep_between_creating_and_locking_a_workspace_does_no_harm(tmp_path, monkeypatch):
     mkdir = Path.mkdir
     swept = []
 
@@ -82,7 +82,7 @@ def test_a_sweep_between_making_and_locking_costs_nothing(tmp_path, monkeypatch)
     assert swept and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_moved_away_comes_back_where_its_replacement_was_killed(tmp_path):
+def test_a_replaced_folder_comes_back_where_its_replacement_was_killed(tmp_path):
     target = tmp_path / "report"
     target.mkdir()
     (target / "index.html").write_text("old")
@@ -106,7 +106,7 @@ def test_a_folder_moved_away_comes_back_where_its_replacement_was_killed(tmp_pat
     assert (target / "index.html").read_text() == "old" and not hidden(tmp_path)
 
 
-def test_without_locks_nothing_is_removed_and_all_is_written(tmp_path, monkeypatch):
+def test_without_locks_nothing_is_removed_and_everything_is_written(tmp_path, monkeypatch):
     def none(descriptor, how):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 

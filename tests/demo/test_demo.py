@@ -10,18 +10,9 @@ import torch
 from cortex_fast import ConceptExplanations, ResultFileError, TokenSelection, TokenStore
 from cortex_fast.cli import main
 from cortex_fast.data.locks import held
-from cortex_fast.demo import Settings, measures, run, run_demo, stages
+from cortex_fast.demo import measures, run, run_demo, stages
 from cortex_fast.demo.pages import patch
-
-TINY = Settings(
-    images_per_class=1,
-    held_out_per_class=1,
-    composites_per_class=1,
-    num_samples=2,
-    edits_per_class=1,
-    edit_steps=3,
-    top_k=10,
-)
+from tests.demo.settings import TINY
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,10 +1,4 @@
-"""gather_error against differences taken one position at a time in float64, of tensors and of files."""
-
-import os
-import signal
-import socket
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+"""gather_error against differences taken one position at a time in float64."""
 
 import numpy as np
 import pytest
@@ -13,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cortex_fast.ops import gather_error, gather_error_of_files
+from cortex_fast.ops import gather_error
 from cortex_fast.ops.backends import BackendUnavailableError
 from tests.ops.backends_under_test import EPS, assert_same_for_any_threads, needs_native, random, same_bits
 
@@ -22,12 +16,12 @@ SIZES = [(1, 1, 1), (3, 1, 7), (7, 5, 5), (8, 4, 4), (9, 4, 8), (16, 4, 4), (17,
 
 def formula(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> np.ndarray:
     """float64 [B]"""
-    found = np.zeros(len(tokens))
+    errors = np.zeros(len(tokens))
     rows = codebook.double().numpy()
     for image, y, x in np.ndindex(*tokens.shape):
         difference = embedding[image, :, y, x].double().numpy() - rows[int(tokens[image, y, x])]
-        found[image] = max(found[image], np.abs(difference).max(initial=0))
-    return found
+        errors[image] = max(errors[image], np.abs(difference).max(initial=0))
+    return errors
 
 
 def near(images: int, size: tuple[int, int, int], codes: int = 19, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,13 +31,6 @@ def near(images: int, size: tuple[int, int, int], codes: int = 19, seed: int = 0
     tokens = torch.randint(codes, (images, height, width), generator=torch.Generator().manual_seed(seed))
     exact = codebook[tokens].permute(0, 3, 1, 2)
     return exact + 1e-3 * random(images, *size, seed=seed + 1), tokens, codebook
-
-
-def save(folder: Path, embedding: Tensor) -> list[str]:
-    paths = [str(folder / f"{image}.npy") for image in range(len(embedding))]
-    for path, one in zip(paths, embedding, strict=True):
-        np.save(path, one.contiguous().numpy())
-    return paths
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -144,94 +131,11 @@ def test_bad_input_is_named(change: dict[str, Tensor], error: type[Exception], m
         gather_error(**{**valid(), **change})
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (9, 4, 8), (256, 16, 16)])
-def test_files_are_as_tensors(impl: str, size: tuple[int, int, int], tmp_path: Path) -> None:
-    embedding, tokens, codebook = near(5, size)
-    error, known = gather_error_of_files(save(tmp_path, embedding), tokens.to(torch.uint16), codebook, impl=impl)
-    assert known.all() and known.dtype == torch.bool
-    np.testing.assert_allclose(error.numpy(), formula(embedding, tokens, codebook), rtol=EPS)
-    embedding[3, -1, -1, -1] = torch.nan
-    error, known = gather_error_of_files(save(tmp_path, embedding), tokens, codebook, impl=impl)
-    assert known.all() and error.isnan().nonzero().tolist() == [[3]]
-    assert gather_error_of_files([], tokens[:0], codebook, impl=impl)[0].tolist() == []
-
-
-def test_files_that_are_anything_else_are_not_known(impl: str, tmp_path: Path) -> None:
-    embedding, tokens, codebook = near(9, (9, 4, 8))
-    paths = save(tmp_path, embedding)
-    whole = Path(paths[0]).read_bytes()
-    Path(paths[1]).write_bytes(whole[:-1])
-    Path(paths[2]).write_bytes(whole + b"\0")
-    Path(paths[3]).write_bytes(whole.replace(b"<f4", b"<i4"))
-    Path(paths[4]).write_bytes(b"")
-    Path(paths[5]).unlink()
-    Path(paths[6]).unlink()
-    Path(paths[6]).mkdir()
-    np.save(paths[7], np.asfortranarray(embedding[7].numpy()))
-    error, known = gather_error_of_files(paths, tokens, codebook, impl=impl)
-    assert known.tolist() == [True, *[False] * 7, True]
-    assert error.isnan().tolist() == [not one for one in known]
-    np.testing.assert_allclose(error[known].numpy(), formula(embedding, tokens, codebook)[known], rtol=EPS)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX has these")
-def test_what_is_no_regular_file_is_not_known_and_nobody_waits_for_it(
-    impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embedding, tokens, codebook = near(5, (3, 4, 4))
-    paths = save(tmp_path, embedding)
-    Path(paths[0]).rename(tmp_path / "0")
-    Path(paths[0]).symlink_to(tmp_path / "0")  # this is one
-    for path in paths[1:4]:
-        Path(path).unlink()
-    os.mkfifo(paths[1])
-    Path(paths[2]).symlink_to("/dev/zero")
-    monkeypatch.chdir(tmp_path)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("3.npy")  # the whole path may be longer than a socket's name
-        assert gather_error_of_files(paths, tokens, codebook, impl=impl)[1].tolist() == [True, *[False] * 3, True]
-
-
-def test_a_head_that_promises_more_than_the_file_has_is_not_known(impl: str, tmp_path: Path) -> None:
-    embedding, tokens, codebook = near(2, (3, 4, 4))
-    paths = save(tmp_path, embedding)
-    whole = Path(paths[1]).read_bytes()
-    for lie in (b"(3, 4, 5), }", b"(3, 4, 99999999), }", b"(3, 4, 10**99), }"):
-        head, values = whole[:-192], whole[-192:]
-        told = head.replace(b"(3, 4, 4), }" + b" " * (len(lie) - 12), lie)
-        assert len(told) == len(head) and told != head
-        Path(paths[1]).write_bytes(told + values)
-        assert gather_error_of_files(paths, tokens, codebook, impl=impl)[1].tolist() == [True, False]
-
-
-def test_reading_files_can_be_interrupted(impl: str, tmp_path: Path) -> None:
-    class StoppedError(Exception):
-        pass
-
-    def stop(*_: object) -> None:
-        raise StoppedError
-
-    embedding, tokens, codebook = near(1, (3, 4, 4))
-    paths = save(tmp_path, embedding) * 100_000
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(StoppedError):
-            gather_error_of_files(paths, tokens.expand(100_000, 4, 4), codebook, impl=impl)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_lazily_negated_views(impl: str, tmp_path: Path) -> None:
-    """The dispatcher does not see the files' operator, and would else write the negation out."""
+def test_lazily_negated_views(impl: str) -> None:
     embedding, tokens, codebook = near(2, (9, 4, 4))
-    lazy = torch._neg_view(-codebook)
     expected = formula(embedding, tokens, codebook)
-    found, known = gather_error_of_files(save(tmp_path, embedding), torch._neg_view(-tokens.int()), lazy, impl=impl)
-    assert known.all()
-    for error in (found, gather_error(torch._neg_view(-embedding), torch._neg_view(-tokens), lazy, impl=impl)):
-        np.testing.assert_allclose(error.numpy(), expected, rtol=EPS)
+    error = gather_error(*(torch._neg_view(-tensor) for tensor in (embedding, tokens, codebook)), impl=impl)
+    np.testing.assert_allclose(error.numpy(), expected, rtol=EPS)
 
 
 def test_compile() -> None:
@@ -242,51 +146,3 @@ def test_compile() -> None:
     )
     with pytest.raises(ValueError, match=r"tokens: expected values in \[0, 19\)"):
         compiled(embedding, tokens + 2**32, codebook)  # in 32 bits they would be in range
-
-
-@pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode there")
-def test_names_of_any_bytes(impl: str, tmp_path: Path) -> None:
-    embedding, tokens, codebook = near(2, (3, 4, 4))
-    odd = os.fsdecode(os.fsencode(tmp_path) + "/\u00e9 \u6f22".encode() + b"\xff.npy")
-    paths = save(tmp_path, embedding)
-    Path(paths[1]).rename(odd)
-    error, known = gather_error_of_files([paths[0], odd], tokens, codebook, impl=impl)
-    assert known.all() and error[1] == gather_error(embedding, tokens, codebook)[1]
-    with pytest.raises(ValueError, match="null"):
-        gather_error_of_files([paths[0], paths[0] + "\0x"], tokens, codebook, impl=impl)
-
-
-@needs_native
-def test_files_are_read_into_memory_of_their_own(tmp_path: Path) -> None:
-    """A short file must not be completed by the one before it."""
-    embedding, tokens, codebook = near(2, (9, 4, 8))
-    paths = save(tmp_path, embedding)
-    Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:-4])
-    for folder in (paths, paths[::-1]):
-        assert gather_error_of_files(folder, tokens, codebook)[1].sum() == 1
-
-
-def test_bad_arguments_of_files_are_named(tmp_path: Path) -> None:
-    embedding, tokens, codebook = near(2, (3, 4, 4))
-    paths = save(tmp_path, embedding)
-    for wrong in (3, None, paths[0], [3, 4], [None, None], [b"a", b"b"], torch.zeros(2)):
-        with pytest.raises(TypeError, match=r"^paths: expected a list of paths, got"):
-            gather_error_of_files(wrong, tokens, codebook)
-    assert gather_error_of_files(list(map(Path, paths)), tokens, codebook)[1].all()
-    with pytest.raises(ValueError, match="paths: expected one for each of the 2 images of tokens, got 1"):
-        gather_error_of_files(paths[:1], tokens, codebook)
-    with pytest.raises(TypeError, match=r"codebook: expected torch\.float32 on the CPU, got torch\.float64"):
-        gather_error_of_files(paths, tokens, codebook.double())
-    with pytest.raises(ValueError, match=r"tokens: expected values in \[0, 19\)"):
-        gather_error_of_files(paths, tokens + 19, codebook)
-
-
-@needs_native
-@pytest.mark.parametrize("threads", [1, 4])
-def test_files_from_several_threads_at_once(threads: int, tmp_path: Path) -> None:
-    embedding, tokens, codebook = near(12, (40, 7, 7))
-    paths = save(tmp_path, embedding)
-    expected = gather_error(embedding, tokens, codebook, impl="native")
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda _: gather_error_of_files(paths, tokens, codebook, impl="native")[0], range(20)))
-    assert all(same_bits([one], [expected]) for one in found)

@@ -2,11 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -262,25 +259,6 @@ def gather_error(draw: Draw) -> None:
     unchanged.check()
 
 
-def gather_error_of_files(draw: Draw) -> None:
-    embedding, tokens, codebook = _embeddings(draw)
-    with TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{image}.npy" for image in range(len(embedding))]
-        known = []
-        for path, values in zip(paths, plain(embedding).numpy(), strict=True):
-            np.save(path, values)
-            known.append(not draw.chance(0.2))
-            if not known[-1]:
-                content = path.read_bytes()
-                path.write_bytes(
-                    draw.among((content[:-1], content + b"0", b"", b"\x93NUMPY" + content[:9], content[1:]))
-                )
-        error, found = ops.gather_error_of_files(list(map(str, paths)), tokens, codebook, impl=_impl(draw))
-    expect(found.tolist() == known, f"known: {found.tolist()}, expected {known}")
-    expect(bool(error[~found].isnan().all()), "error: expected NaN of files that are not known")
-    _close_error(error[found], embedding[found], tokens.long()[found], codebook)
-
-
 def _selection(draw: Draw) -> tuple[Tensor, Tensor, dict[str, Any], Tensor]:
     """Logits [P,R,K], codebook, settings, and the scores' noise in float32."""
     problems, rows, channels = draw.whole(0, 3), draw.whole(1, 5), draw.whole(1, 20)
@@ -457,7 +435,6 @@ OPERATORS: dict[str, Callable[[Draw], None]] = {
         nearest_code,
         conv3x3,
         gather_error,
-        gather_error_of_files,
         gumbel_codebook,
         gumbel_codebook_step,
         stream,

@@ -1,6 +1,6 @@
 """The published CORTEX code's names, with its arguments, shapes and conventions, on this package's engine.
 
-`python -m cortex_fast.compat.cortex run SCRIPT.py ARGS...` runs a script of theirs with these in the place of its own.
+`python -m cortex_fast.compat.cortex run SCRIPT.py ARGS...` runs one of its scripts with these in place of its own.
 """
 
 from cortex_fast.compat.cortex.activation import (

@@ -13,30 +13,60 @@ from cortex_fast.extractors.te import DROPOUT, LAYERS, TE
 
 
 class ClassificationNet1(CE):
-    """E [B,256,16,16] -> logits [B,num_classes]: convolutional, the paper's CE."""
+    """The paper's CE, convolutional: E [B, d, m, m] -> logits [B, num_classes].
+
+    Args:
+        num_classes: number of logits.
+        in_channels: d. Default 256, the published one.
+        width: channels of the layers. Default 512, the published one.
+        grid: m or (h, w). Default 16, the published one.
+    """
 
     def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: Grid = 16) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
 
 
 class ClassificationNet2(CEDeep):
-    """E [B,256,16,16] -> logits [B,num_classes]: convolutional, two more convolutions after the second pooling."""
+    """CE with two more convolutions after the second pooling: E [B, d, m, m] -> logits [B, num_classes].
+
+    Args:
+        num_classes: number of logits.
+        in_channels: d. Default 256, the published one.
+        width: channels of the layers. Default 512, the published one.
+        grid: m or (h, w). Default 16, the published one.
+    """
 
     def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512, grid: Grid = 16) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
 
 
 class ClassificationNet3(RE):
-    """E [B,256,m,m] -> logits [B,num_classes]: residual, with squeeze and excitation, the paper's RE."""
+    """The paper's RE, residual with squeeze and excitation, for any grid: E [B, d, m, m] -> logits [B, num_classes].
+
+    Args:
+        num_classes: number of logits.
+        in_channels: d. Default 256, the published one.
+        width: channels of the layers. Default 512, the published one.
+    """
 
     def __init__(self, num_classes: int, *, in_channels: int = 256, width: int = 512) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, width=width)
 
 
 class ClassificationNet4(TE):
-    """E [B,256,16,16] -> logits [B,num_classes]: a transformer encoder.
+    """A transformer encoder: E [B, d, m, m] -> logits [B, num_classes].
 
-    Raises ValueError for heads, an MLP, layers or dropout other than the published ones at that embed_dim.
+    Args:
+        num_classes: number of logits.
+        embed_dim: width of the tokens. Default 512.
+        num_heads: of attention; only embed_dim / gcd(embed_dim, 64) is offered. Default 8.
+        mlp_dim: only 4 embed_dim is offered. Default 2048.
+        num_layers: only the published 12 are offered.
+        dropout: only the published rate is offered.
+        in_channels: d. Default 256, the published one.
+        grid: m or (h, w). Default 16, the published one.
+    Raises:
+        ValueError: heads, MLP, layers or dropout differ from the published ones at that embed_dim.
     """
 
     def __init__(

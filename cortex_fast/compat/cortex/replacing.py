@@ -1,4 +1,4 @@
-"""The package's in the place of a script's own definitions, as far as those do what the published ones do."""
+"""Replaces a script's definitions by the package's, where they do what the published ones do."""
 
 import ast
 import copy
@@ -12,26 +12,35 @@ from torch import Tensor, nn
 from cortex_fast.compat import cortex
 from cortex_fast.data.grids import sides
 
-HOOK = "__cortex_fast_replace__"  # the name that changed code calls a Replacer by
+HOOK = "__cortex_fast_replace__"  # a Replacer's name in changed code
 SALIENCY = ("AverageSaliency", "SingleSaliency")
 NETWORKS = ("ClassificationNet1", "ClassificationNet2", "ClassificationNet3", "ClassificationNet4")
 SEARCHES = ("generate_max_activation_image_token", "generate_max_activation_image_embedding")
 NAMES = frozenset(cortex.__all__)
-_OWN_DEFAULTS = ("num_steps", "lr")  # the published code takes them from its command line
-_HELPERS = {"to_picture": "chw_to_pillow", "to_input": "preprocess_image"}  # which a script may have of its own
+_FREE_DEFAULTS = ("num_steps", "lr")  # the published code takes them from its command line
+_HELPERS = {"to_picture": "chw_to_pillow", "to_input": "preprocess_image"}  # which a script may define
 
 
 class DifferentError(Exception):
-    """A script's definition is not the published one; says why."""
+    """A script's definition is not the published one; the message states the difference."""
 
 
 def with_replacements(source: str | bytes, filename: str) -> ast.Module:
-    """The module's syntax tree, in which each definition of a known name is handed to HOOK, in its own line."""
+    """Parse a module so that each definition of a published name is passed to HOOK, under the definition's line number.
+
+    Args:
+        source: the module's text.
+        filename: for messages and tracebacks.
+    Returns:
+        The changed syntax tree.
+    Raises:
+        SyntaxError: the text is not Python.
+    """
     return ast.fix_missing_locations(_Hooking().visit(ast.parse(source, filename)))
 
 
 class _Hooking(ast.NodeTransformer):
-    """Looks at what stands in the module itself, also within an if or a try there."""
+    """Changes the module's own definitions, also those within an if or a try there."""
 
     def visit_ClassDef(self, node: ast.ClassDef) -> Any:
         return self._hooked(node)
@@ -49,56 +58,68 @@ class _Hooking(ast.NodeTransformer):
 
 
 class Replacer:
-    """Decides what stands for a definition, and remembers: replaced and left, name -> the file, or the reason."""
+    """Decides what a definition is replaced by.
+
+    replaced: name -> module of each definition that was replaced. left: name -> why a definition was not.
+    """
 
     def __init__(self) -> None:
         self.replaced: dict[str, str] = {}
         self.left: dict[str, str] = {}
 
-    def __call__(self, name: str, theirs: Any) -> Any:
-        """What the name is to mean in the script: the package's, or theirs where that differs."""
-        ours = getattr(cortex, name)
-        if name in NETWORKS and isinstance(theirs, type):
-            return _network(name, theirs, ours, self)
+    def __call__(self, name: str, definition: Any) -> Any:
+        """Choose what a name means in the script.
+
+        Args:
+            name: one of `NAMES`.
+            definition: the script's class or function of that name.
+        Returns:
+            The package's class or function, or the script's where that is not the published one.
+        """
+        replacement = getattr(cortex, name)
+        if name in NETWORKS and isinstance(definition, type):
+            return _network(name, definition, replacement, self)
         try:
             with torch.random.fork_rng(devices=[]):  # a trial leaves the script's random numbers as they were
                 torch.manual_seed(0)
-                _compare(name, theirs, ours)
+                _compare(name, definition, replacement)
         except Exception as error:  # the script's code runs in a trial, and may raise anything
-            self.keep(name, error)
-            return theirs
-        self.took(name, theirs)
-        return _search(theirs, ours) if name in SEARCHES else ours
+            self.leave(name, error)
+            return definition
+        self.replace(name, definition)
+        return _search(definition, replacement) if name in SEARCHES else replacement
 
-    def took(self, name: str, theirs: Any) -> None:
-        self.replaced[name] = theirs.__module__
+    def replace(self, name: str, definition: Any) -> None:
+        """Note that a definition was replaced."""
+        self.replaced[name] = definition.__module__
 
-    def keep(self, name: str, error: Exception) -> None:
+    def leave(self, name: str, error: Exception) -> None:
+        """Note why a definition was not replaced."""
         self.left[name] = str(error) if isinstance(error, DifferentError) else f"{type(error).__name__}: {error}"
 
 
-def _compare(name: str, theirs: Any, ours: Any) -> None:
-    """Raise DifferentError, or whatever a trial of theirs raises, where theirs is not the published one."""
+def _compare(name: str, definition: Any, replacement: Any) -> None:
+    """Raise DifferentError, or the error of a trial, where the script's definition is not the published one."""
     if name in SALIENCY:
         for method in ("__init__", "get_grad", "get_average_grad"):
-            _same_arguments(getattr(theirs, method, None), getattr(ours, method), f"{name}.{method}")
-        _try_saliency(theirs)
+            _same_arguments(getattr(definition, method, None), getattr(replacement, method), f"{name}.{method}")
+        _try_saliency(definition)
         return
-    _same_arguments(theirs, ours, name)
-    if name in _TRIALS and not _alike(_TRIALS[name](theirs), _TRIALS[name](ours)):
+    _same_arguments(definition, replacement, name)
+    if name in _TRIALS and not _alike(_TRIALS[name](definition), _TRIALS[name](replacement)):
         raise DifferentError("it gives other results than the published one")
 
 
-def _same_arguments(theirs: Any, ours: Callable[..., Any], name: str) -> None:
-    if not callable(theirs):
+def _same_arguments(definition: Any, replacement: Callable[..., Any], name: str) -> None:
+    if not callable(definition):
         raise DifferentError(f"it has no {name}")
     got, expected = (
         {
-            parameter.name: None if parameter.name in _OWN_DEFAULTS else parameter.default
+            parameter.name: None if parameter.name in _FREE_DEFAULTS else parameter.default
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is not parameter.KEYWORD_ONLY
         }
-        for function in (theirs, ours)
+        for function in (definition, replacement)
     )
     if list(got.items()) != list(expected.items()):
         raise DifferentError(f"{name} has other arguments or defaults than the published one")
@@ -111,12 +132,12 @@ class _Squares(nn.Module):
         return x.flatten(1).square().sum(dim=1, keepdim=True) / 2 * torch.arange(1.0, 5.0)
 
 
-def _try_saliency(theirs: type) -> None:
-    """Gradients without noise must be the same; with it, what it adds must be as large, for a known model."""
+def _try_saliency(definition: type) -> None:
+    """Of a known model, gradients without noise must be equal, and with noise they must spread as far."""
     x, targets = torch.randn(2, 8, 16, 16), torch.tensor([2, 1])
     x[1] *= 4  # sigma is of the batch
     factors = (targets + 1).view(-1, 1, 1, 1)
-    saliency = theirs(_Squares().eval())
+    saliency = definition(_Squares().eval())
     calm = saliency.get_average_grad(x.clone(), targets, stdev_spread=0.0)
     if calm.dtype != torch.float64 or not _alike(calm.detach().to(x.dtype), x * factors):
         raise DifferentError("its gradients differ from the published one's")
@@ -174,69 +195,76 @@ def _alike(got: Any, expected: Any) -> bool:
     return got.shape == expected.shape and got.dtype == expected.dtype and torch.allclose(got, expected, 1e-4, 1e-5)
 
 
-def _search(theirs: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Ours with the defaults of theirs, and with the script's own way from an image to a classifier's input."""
-    signature = inspect.signature(theirs)
+def _search(definition: Any, replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """The package's search with the script's defaults and the script's functions from an image to a picture and on."""
+    signature = inspect.signature(definition)
 
     def search(*arguments: Any, **named: Any) -> Any:
         bound = signature.bind(*arguments, **named)
         bound.apply_defaults()
-        found = {to: theirs.__globals__[own] for to, own in _HELPERS.items() if own in theirs.__globals__}
-        return ours(**bound.arguments, **found)
+        defined = definition.__globals__
+        helpers = {argument: defined[name] for argument, name in _HELPERS.items() if name in defined}
+        return replacement(**bound.arguments, **helpers)
 
-    search.__name__, search.__doc__ = theirs.__name__, ours.__doc__
+    search.__name__, search.__doc__ = definition.__name__, replacement.__doc__
     return search
 
 
-def _network(name: str, theirs: type, ours: type[nn.Module], replacer: Replacer) -> type:
-    """Their class still, whose models are built as ever, with their first weights, and then are of our class where both
-    compute the same. (Another class of that name would be what their super(NAME, self) looks for.)"""
-    initialise = theirs.__init__  # type: ignore[misc]
+def _network(name: str, definition: type, replacement: type[nn.Module], replacer: Replacer) -> type:
+    """The script's class, whose models get the script's first weights and then the package's class, where both compute
+    the same. (A new class of that name would break the script's super(NAME, self).)"""
+    initialise = definition.__init__  # type: ignore[misc]
 
     def __init__(self: nn.Module, *arguments: Any, **named: Any) -> None:  # noqa: N807
         initialise(self, *arguments, **named)
-        if type(self) is not theirs:  # a subclass of the script's
+        if type(self) is not definition:  # a subclass of the script's
             return
         try:
-            twin = _twin(self, ours, arguments, named)
+            twin = _twin(self, replacement, arguments, named)
         except Exception as error:  # the script's forward runs in it, and may raise anything
-            replacer.keep(name, error)
+            replacer.leave(name, error)
             return
-        self.__class__, self.__dict__ = ours, twin.__dict__
-        replacer.took(name, theirs)
+        self.__class__, self.__dict__ = replacement, twin.__dict__
+        replacer.replace(name, definition)
 
-    theirs.__init__ = __init__  # type: ignore[misc]
-    return theirs
+    definition.__init__ = __init__  # type: ignore[misc]
+    return definition
 
 
 @torch.no_grad()
-def _twin(model: nn.Module, ours: type[nn.Module], arguments: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
-    """Ours with the very parameters of theirs, tried on two images. Raises DifferentError where they differ."""
+def _twin(
+    model: nn.Module, replacement: type[nn.Module], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> nn.Module:
+    """The package's model with the very parameters of the script's. Raises DifferentError where two images tell them
+    apart."""
     generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(model).eval()
-    for tensor in probe.state_dict().values():  # fresh norms do nothing, and fresh layers shrink what goes through
+    for tensor in probe.state_dict().values():  # fresh norms do nothing, and fresh layers shrink their input
         if tensor.is_floating_point() and tensor.ndim > 1:
             tensor.mul_(6**0.5)
         elif tensor.is_floating_point():
             tensor.add_(torch.empty_like(tensor).uniform_(0.1, 0.9, generator=generator))
     x = torch.randn(2, named.get("in_channels", 256), *sides(named.get("grid", 16)), generator=generator)
-    theirs, own = (one(x).diff(dim=0) for one in (probe, _sharing(probe, ours, arguments, named).eval()))
-    if theirs.shape != own.shape or not (own - theirs).norm() <= 1e-3 * theirs.norm():
+    probe_twin = _sharing(probe, replacement, arguments, named).eval()
+    expected, logits = (network(x).diff(dim=0) for network in (probe, probe_twin))
+    if expected.shape != logits.shape or not (logits - expected).norm() <= 1e-3 * expected.norm():
         raise DifferentError("it computes something else than the published one")
-    twin = _sharing(model, ours, arguments, named)
-    rates = [sorted(m.p for m in one.modules() if isinstance(m, nn.Dropout)) for one in (model, twin)]
+    twin = _sharing(model, replacement, arguments, named)
+    rates = [sorted(m.p for m in network.modules() if isinstance(m, nn.Dropout)) for network in (model, twin)]
     if rates[0] != rates[1]:
         raise DifferentError("its dropout differs from the published one's")
     return twin.train(model.training)
 
 
-def _sharing(model: nn.Module, ours: type[nn.Module], arguments: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
-    """Ours, made of the model's parameters and buffers themselves."""
+def _sharing(
+    model: nn.Module, replacement: type[nn.Module], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> nn.Module:
+    """The package's model that shares the script's model's parameters and buffers."""
     with torch.device("meta"):
-        twin = ours(*arguments, **named)
+        twin = replacement(*arguments, **named)
     state = model.state_dict(keep_vars=True)
     shapes = [{name: t.shape for name, t in tensors.items()} for tensors in (state, twin.state_dict())]
     if shapes[0] != shapes[1]:
-        raise DifferentError("its parameters are others than the published one's")
+        raise DifferentError("its parameters differ from the published one's")
     twin.load_state_dict(state, assign=True)
     return twin

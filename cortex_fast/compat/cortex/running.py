@@ -1,4 +1,4 @@
-"""A script run as `python SCRIPT.py` would, with the package's definitions in the place of its own."""
+"""Runs a script as `python SCRIPT.py` would, with the package's definitions in place of its own."""
 
 import sys
 import sysconfig
@@ -23,11 +23,19 @@ _INSTALLED = (_PACKAGE, *(Path(sysconfig.get_path(name)).resolve() for name in _
 
 
 def run(script: Path, arguments: Sequence[str] = ()) -> int:
-    """Run the script with its arguments; its exit status. What was replaced, and the time, go to standard error.
+    """Run a script. The names that were replaced, and the time, go to standard error.
 
     The script's folder is first on sys.path, the working directory stays, and an exception is printed with the
     script's own lines. Without a GPU the script's CUDA devices are the CPU.
-    Raises FileNotFoundError or IsADirectoryError where there is no such script.
+
+    Args:
+        script: a Python file.
+        arguments: the script's own. Default none.
+    Returns:
+        The script's exit status.
+    Raises:
+        FileNotFoundError: the script does not exist.
+        IsADirectoryError: it is a folder.
     """
     if script.is_dir():
         raise IsADirectoryError(f"SCRIPT: expected a Python file, got the folder {script}")
@@ -44,7 +52,7 @@ def run(script: Path, arguments: Sequence[str] = ()) -> int:
     except BaseException as error:
         _print(error, str(script))
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    _say(replacer, time.perf_counter() - began)
+    _report(replacer, time.perf_counter() - began)
     return status
 
 
@@ -66,7 +74,7 @@ def _print(error: BaseException, script: str) -> None:
     traceback.print_exception(type(error), error, frames or error.__traceback__)
 
 
-def _say(replacer: Replacer, seconds: float) -> None:
+def _report(replacer: Replacer, seconds: float) -> None:
     sys.stdout.flush()
     if replacer.replaced:
         names = ", ".join(f"{name} of {module}" for name, module in sorted(replacer.replaced.items()))
@@ -79,7 +87,7 @@ def _say(replacer: Replacer, seconds: float) -> None:
 
 @contextmanager
 def _as_main(script: Path, arguments: Sequence[str], replacer: Replacer) -> Iterator[ModuleType]:
-    """The module __main__ of the script, while sys is as the script expects it."""
+    """The script's module __main__, while sys is as the script expects it."""
     main = ModuleType("__main__")
     main.__dict__.update(__file__=str(script), __builtins__=__builtins__)
     main.__dict__[HOOK] = replacer
@@ -96,7 +104,7 @@ def _as_main(script: Path, arguments: Sequence[str], replacer: Replacer) -> Iter
 
 
 class _Finder(MetaPathFinder):
-    """Finds what Python would, and hands the user's own modules to a loader that replaces in them too."""
+    """Finds modules as Python does, and gives the user's own to a loader that replaces definitions in them too."""
 
     def __init__(self, replacer: Replacer) -> None:
         self.replacer = replacer
@@ -118,7 +126,7 @@ class _Loader(SourceFileLoader):
         self.replacer = replacer
 
     def get_code(self, fullname: str) -> CodeType:
-        """From the source, always: what is changed must not go into __pycache__, nor what is there be taken."""
+        """From the source, always: __pycache__ must neither receive the changed code nor provide the unchanged."""
         return compile(with_replacements(self.get_data(self.path), self.path), self.path, "exec")
 
     def exec_module(self, module: ModuleType) -> None:
@@ -128,7 +136,7 @@ class _Loader(SourceFileLoader):
 
 @contextmanager
 def _without_gpu() -> Iterator[None]:
-    """Where there is no GPU, CUDA devices are the CPU: torch.cuda.set_device, .cuda(), .to("cuda:1"), map_location."""
+    """Without a GPU, let CUDA devices be the CPU: torch.cuda.set_device, .cuda(), .to("cuda:1"), map_location."""
     if torch.cuda.is_available():
         yield
         return
@@ -154,14 +162,14 @@ class _CPU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.cuda:
             return args[0]
-        if func is torch.device:  # it is no use of one: torch itself looks modules up by it, and keeps what it finds
+        if func is torch.device:  # torch itself looks modules up by a device, and caches them
             return func(*args, **(kwargs or {}))
         named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         return func(*map(_on_cpu, args), **named)
 
 
 def _on_cpu(value: Any) -> Any:
-    """A CUDA device, however it is written, as the CPU; anything else as it is."""
+    """The CPU for a CUDA device, however it is written; anything else as it is."""
     if isinstance(value, torch.device) and value.type == "cuda":
         return torch.device("cpu")
     return "cpu" if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")) else value

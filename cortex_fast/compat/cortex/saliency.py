@@ -6,14 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from cortex_fast import checks
-from cortex_fast.compat.preparing import prepared_of
+from cortex_fast.compat.preparing import UnservedError, prepared_of
 from cortex_fast.engine import NoiseStream
 
 
 class AverageSaliency:
-    """The published code's SmoothGrad of a model E [B,d,m,m] -> logits [B,classes].
+    """The published code's SmoothGrad of a model.
 
-    model: any nn.Module; output_index is stored, and read by nothing, as there.
+    Args:
+        model: any nn.Module, E [B, d, m, m] -> logits [B, classes].
+        output_index: stored, and never read, as in the published code. Default 0.
     """
 
     def __init__(self, model: nn.Module, output_index: int = 0) -> None:
@@ -21,9 +23,16 @@ class AverageSaliency:
         self.output_index = output_index
 
     def get_grad(self, input_images: Tensor, target_indices: checks.Integers) -> Tensor:
-        """d logit[target] / dE of each image [B,d,m,m], in the images' dtype, without a graph of its own.
+        """The gradient of each image's target logit in the image.
 
-        input_images is left as it is; the published code turns its requires_grad on.
+        Args:
+            input_images: E, floating-point [B, d, m, m]; not changed, where the published code turns its requires_grad
+                on.
+            target_indices: a class for each image, integers [B].
+        Returns:
+            [B, d, m, m] in the images' dtype, without a graph.
+        Raises:
+            ValueError: there are not as many targets as images.
         """
         targets = _targets(input_images, target_indices)
         return gradients_of(self.model, input_images, targets)
@@ -35,27 +44,38 @@ class AverageSaliency:
         stdev_spread: float = 0.2,
         nsamples: int = 20,
     ) -> Tensor:
-        """Mean of `get_grad` over noisy copies: float64 [B,d,m,m] on the images' device.
+        """The mean of `get_grad` over noisy copies.
 
         Noise is N(0, sigma^2) with sigma = stdev_spread (max - min), both over the whole batch, drawn anew for each
-        image and call; torch's generator, which torch.manual_seed seeds, gives the seed of a call's draws.
-        Raises ValueError where there are not as many targets as images, or nsamples < 1.
+        image and call. torch's generator, which torch.manual_seed seeds, gives the seed of a call's draws.
+
+        Args:
+            input_images: E, floating-point [B, d, m, m].
+            target_indices: a class for each image, integers [B].
+            stdev_spread: sigma as a share of the batch's range. Default 0.2.
+            nsamples: noisy copies of each image, at least 1. Default 20.
+        Returns:
+            float64 [B, d, m, m] on the images' device.
+        Raises:
+            ValueError: there are not as many targets as images, or nsamples < 1.
         """
         targets = _targets(input_images, target_indices)
         images = input_images.detach()
         spread = stdev_spread * (images.max() - images.min())
-        own = type(self).get_grad is not AverageSaliency.get_grad  # a subclass's, which then is what is averaged
-        prepared = "" if own else prepared_of(self.model, images)
-        if isinstance(prepared, str):
+        if type(self).get_grad is not AverageSaliency.get_grad:  # a subclass's, whose result is averaged
             return self._average(images, targets, spread, nsamples)
-        noise = NoiseStream(
+        try:
+            prepared = prepared_of(self.model, images)
+        except UnservedError:
+            return self._average(images, targets, spread, nsamples)
+        stream = NoiseStream(
             sigma=spread.to(torch.promote_types(images.dtype, torch.float32)).expand(len(images)),
             item_ids=torch.arange(len(images), device=images.device),
             seed=int(torch.randint(2**63 - 1, ())),
             shared=False,
             antithetic=False,
         )
-        return prepared.smoothgrad(images, targets, noise, num_samples=nsamples).double()
+        return prepared.smoothgrad(images, targets, stream, num_samples=nsamples).double()
 
     def _average(self, images: Tensor, targets: Tensor, spread: Tensor, nsamples: int) -> Tensor:
         if nsamples < 1:
@@ -67,15 +87,27 @@ class AverageSaliency:
 
 
 class SingleSaliency(AverageSaliency):
-    """The name that the published scripts use; the same."""
+    """The same as `AverageSaliency`, by the name that the published scripts use."""
 
 
 def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-    """d logit[target] / dx of each image of x [B,d,m,m], in its dtype."""
-    prepared = prepared_of(model, x)
-    if not isinstance(prepared, str):
+    """The gradient of each image's target logit in the image.
+
+    By the engine, or where that cannot serve, with a warning, by a backward pass for each image.
+
+    Args:
+        model: E [B, d, m, m] -> logits [B, classes].
+        x: E, floating-point [B, d, m, m].
+        targets: int64 [B].
+    Returns:
+        [B, d, m, m], in x's dtype.
+    """
+    try:
+        prepared = prepared_of(model, x)
+    except UnservedError as error:
+        warnings.warn(f"a backward pass for each image, as in the published code: {error}", stacklevel=3)
+    else:
         return prepared.value_and_grad(x, targets)[1].to(x.dtype)
-    warnings.warn(f"a backward pass for each image, as in the published code: {prepared}", stacklevel=3)
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
         outputs = model(x)
@@ -87,6 +119,7 @@ def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
 
 
 def _targets(images: Tensor, target_indices: checks.Integers) -> Tensor:
+    """int64 [B], on the images' device."""
     targets = checks.integers("target_indices", target_indices).to(images.device, torch.int64)
     if targets.shape != images.shape[:1]:
         raise ValueError(f"target_indices: expected one for each of {len(images)} images, got {list(targets.shape)}")

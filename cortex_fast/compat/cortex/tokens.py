@@ -7,13 +7,18 @@ from torch import Tensor
 
 from cortex_fast import ops
 
-_GRID = 16  # the published code's, which its flat masks count by
+_GRID = 16  # of the published code, whose flat masks have 256 rows
 
 
 def create_mask(shape: tuple[int, ...], top_left: tuple[int, int], bottom_right: tuple[int, int]) -> Tensor:
-    """Zeros of `shape`, of the default dtype, with ones in a box, both corners inclusive.
+    """Zeros with ones in a box, both corners inclusive.
 
-    [rows,K], rows being positions of a 16 x 16 grid: whole rows are ones; [B,d,m,m]: the box of each channel.
+    Args:
+        shape: [rows, K], the rows being positions of a 16 x 16 grid, or [B, d, m, m].
+        top_left: row and column of the box's first corner.
+        bottom_right: row and column of its last.
+    Returns:
+        A tensor of that shape and torch's default dtype: whole rows of ones, or the box in each channel.
     """
     (top, left), (bottom, right) = top_left, bottom_right
     mask = torch.zeros(shape)
@@ -26,16 +31,28 @@ def create_mask(shape: tuple[int, ...], top_left: tuple[int, int], bottom_right:
 
 
 def sample_gumbel(shape: Any, eps: float = 1e-20, device: torch.device | str = "cpu") -> Tensor:
-    """-log(-log(U + eps) + eps), U uniform in [0, 1) from torch's generator."""
+    """Gumbel noise -log(-log(U + eps) + eps), with U uniform in [0, 1) from torch's generator.
+
+    Args:
+        shape: of the result.
+        eps: keeps the logarithms finite. Default 1e-20.
+        device: of the result. Default the CPU.
+    """
     return torch.rand(shape, device=device).add_(eps).log_().neg_().add_(eps).log_().neg_()
 
 
 def gumbel_softmax(
     logits: Tensor, temperature: float, device: torch.device | str = "cpu", hard: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """logits [...,K] -> (y [...,K], the selected index int64 [...]), with y = softmax((logits + g) / temperature).
+    """y = softmax((logits + g) / temperature), with g from `sample_gumbel`.
 
-    hard: y is one-hot, its gradient the softmax's. Without it the published code fails; here it gives y as it is.
+    Args:
+        logits: [..., K].
+        temperature: of the softmax.
+        device: where g is drawn. Default the CPU.
+        hard: make y one-hot, with the softmax's gradient. Default True. The published code fails without it.
+    Returns:
+        y [..., K], and the selected index int64 [...].
     """
     y = torch.softmax((logits + sample_gumbel(logits.shape, device=device)) / temperature, dim=-1)
     index = y.argmax(dim=-1)
@@ -45,10 +62,16 @@ def gumbel_softmax(
 
 
 def decode_input_embedding(input_embedding: Tensor, VQ_model: Any) -> tuple[Tensor, Tensor, Any]:
-    """E [B,d,m,m] -> (each position's nearest codebook row, [B,d,m,m]; its index int64 [B m m]; VQ_model.decode of it).
+    """Take each position's nearest codebook row, and decode it.
 
-    VQ_model has its codebook in quantize.embedding, an nn.Embedding [K,d]. Distances are exact; the published code's
-    are rounded in float32, and may name another of two codes that are equally near within that.
+    Distances are exact; the published code's are rounded in float32, and may name another of two codes that are equally
+    near within that.
+
+    Args:
+        input_embedding: E [B, d, m, m].
+        VQ_model: has `decode`, and its codebook in quantize.embedding, an nn.Embedding [K, d].
+    Returns:
+        The nearest rows [B, d, m, m], their indices int64 [B m m], and VQ_model.decode of the rows.
     """
     embedding = VQ_model.quantize.embedding
     z = input_embedding.permute(0, 2, 3, 1)

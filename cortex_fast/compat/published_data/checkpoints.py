@@ -8,24 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.compat.published_data.errors import PublishedDataError
 from cortex_fast.data.grids import Grid, grid_of, sides
 from cortex_fast.data.results import replace_whole
 from cortex_fast.extractors.files import filled, load_extractor, save_extractor
 from cortex_fast.vqgm.checkpoints import read_state
 
-_PARALLEL = "module."  # what DataParallel puts before every name
+_PARALLEL = "module."  # DataParallel's prefix of every name
 
 
 def import_checkpoint(
     path: Path | str, out: Path | str, *, grid: Grid | None = None, tensors_only: bool = False
 ) -> str:
-    """Write the extractor file of a checkpoint and return the extractor's name ("ce", "ce_deep", "re" or "te").
+    """Convert a checkpoint of ClassificationNet1 to 4 into an extractor file. Sizes follow from the weights' shapes.
 
-    Sizes are read off the weights' shapes. grid: m or (h, w); default a square, since the shapes tell the number of its
-    tokens alone. tensors_only: for checkpoints that carry pickled objects, see `read_state`.
-    Raises FileNotFoundError, CheckpointError for a file that is no whole checkpoint, or PublishedDataError for the
-    weights of something else, naming the file.
+    Args:
+        path: the checkpoint, a state dict.
+        out: the extractor file to write.
+        grid: m or (h, w). Default a square: shapes tell only the number of tokens.
+        tensors_only: read a checkpoint that carries pickled objects, without these; see `read_state`. Default False.
+    Returns:
+        The extractor's name: "ce", "ce_deep", "re" or "te".
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        CheckpointError: it is damaged.
+        PublishedDataError: its weights are those of something else; the message names the file.
     """
     path = Path(path)
     state = read_state(path, tensors_only=tensors_only)
@@ -42,13 +49,18 @@ def import_checkpoint(
 
 
 def export_checkpoint(extractor_file: Path | str, out: Path | str) -> None:
-    """Write an extractor file's weights as a state dict that the published code loads, whole or not at all."""
+    """Write an extractor file's weights as a state dict that the published code loads, whole or not at all.
+
+    Args:
+        extractor_file: of `save_extractor`.
+        out: the .pth file to write.
+    """
     state = {name: value.contiguous() for name, value in load_extractor(extractor_file).state_dict().items()}
     replace_whole(Path(out), lambda file: torch.save(state, file))
 
 
 def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Name and sizes for `build`. Raises KeyError naming a weight that none of the four lacks."""
+    """Name and sizes for `build`. Raises KeyError for a missing weight that all four have."""
     if "cls_token" in state:
         width, channels = state["proj.0.weight"].shape
         grid = isqrt(state["pos_embed"].shape[1] - 1)

@@ -1,4 +1,4 @@
-"""The codebook that the published data indexes: from a file, or out of embeddings and their tokens."""
+"""The codebook that the published data indexes, from a file."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.compat.published_data.errors import PublishedDataError
 from cortex_fast.data.foreign import refuse_foreign
 from cortex_fast.vqgm.checkpoints import read_state
 
@@ -18,11 +18,21 @@ _NAMES = ("codebook", "quantize.embedding.weight", "embedding.weight", "first_st
 
 
 def read_codebook(path: Path | str, *, tensors_only: bool = False) -> Tensor:
-    """C float32 [K,d] of a .npy, a .safetensors (a token store is one) or a .pth or .ckpt file.
+    """Read the codebook of a .npy, .safetensors (such as a token store), .pth, .pt or .ckpt file.
 
-    In the last three it is the tensor named "codebook" or "quantize.embedding.weight" (with any prefix), or the only
-    one. No pickled object is executed: checkpoints that carry such are refused, or with `tensors_only` read without
-    them. Raises FileNotFoundError, PublishedDataError naming the file, or CheckpointError naming the checkpoint.
+    In all but .npy files it is the tensor named "codebook" or "quantize.embedding.weight", with any prefix, or the only
+    tensor. No pickled object is executed.
+
+    Args:
+        path: the file.
+        tensors_only: read a checkpoint that carries pickled objects, without these, instead of refusing it. Default
+            False.
+    Returns:
+        C float32 [K, d].
+    Raises:
+        FileNotFoundError: the file does not exist.
+        PublishedDataError: it has another suffix, is damaged, or has no codebook; the message names it.
+        CheckpointError: a checkpoint is damaged or carries pickled objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,12 +49,12 @@ def read_codebook(path: Path | str, *, tensors_only: bool = False) -> Tensor:
         checks.floating("codebook", codebook)
     except (TypeError, ValueError) as error:
         raise PublishedDataError(f"{path}: {error}") from error
-    return codebook.detach().to(torch.float32, copy=True).contiguous()  # a checkpoint's was mapped from its file
+    return codebook.detach().to(torch.float32, copy=True).contiguous()  # a checkpoint's tensor is mapped from its file
 
 
 def _of_numpy(path: Path) -> Tensor:
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # which compares the header with the file's size
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # it compares the header with the file's size
         return torch.from_numpy(np.array(mapped))
     except OSError:
         raise
@@ -66,10 +76,11 @@ def _of_torch(path: Path, *, tensors_only: bool) -> Tensor:
 
 
 def _choose(path: Path, shapes: Mapping[str, list[int]]) -> str:
+    """The codebook's name among those of a file's tensors."""
     named = [name for name in shapes if name in _NAMES or name.endswith(".quantize.embedding.weight")]
     if len(shapes) == 1:
         named = list(shapes)
     if len(named) != 1:
-        wanted = "a tensor named 'codebook' or 'quantize.embedding.weight'"
-        raise PublishedDataError(f"{path}: expected {wanted}, got {named or sorted(shapes)[:5]}")
+        expected = "a tensor named 'codebook' or 'quantize.embedding.weight'"
+        raise PublishedDataError(f"{path}: expected {expected}, got {named or sorted(shapes)[:5]}")
     return named[0]

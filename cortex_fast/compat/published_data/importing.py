@@ -1,13 +1,8 @@
-"""The published code's embeddings into a token store, every row held against the codebook."""
+"""The published code's embeddings into a token store."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import islice
-from math import isqrt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +11,33 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.compat.published_data.embeddings import FLOAT_ERROR, Files, Recovery, check
+from cortex_fast.compat.published_data.checking import CheckedRows, check_every_row, check_sample
+from cortex_fast.compat.published_data.embeddings import FLOAT_ERROR
+from cortex_fast.compat.published_data.errors import Bad, PublishedDataError, summary
 from cortex_fast.compat.published_data.layout import Split, find_split
-from cortex_fast.compat.published_data.pickles import read_token_lists
-from cortex_fast.compat.published_data.places import Bad, PublishedDataError, summary
-from cortex_fast.compat.published_data.tables import Row, rows, style_of
+from cortex_fast.compat.published_data.recovery import recover_codebook
+from cortex_fast.compat.published_data.tables import style_of
+from cortex_fast.compat.published_data.token_rows import MOST_CODES
 from cortex_fast.data import digests
 from cortex_fast.data.locks import held
 from cortex_fast.data.results import replace_whole
 from cortex_fast.data.token_store import TokenStore
 
-_CHUNK = 256  # rows that a thread checks at a time; between two it waits for the one that reads the table
-_SPARSE = 16  # so many codes for each that is used are not what anyone means
-_SAMPLE = 256  # rows checked where the tokens are trusted
-_MOST_CODES = 2**22  # of a codebook that is not known yet
 _MOST_CLASSES = 2**16  # where their names are not known
 _NAMED = 1000  # skipped rows named in the fingerprint; the side file has them all
 
 
 @dataclass(frozen=True)
 class Imported:
-    """rows: of the table. written: into the store. checked: rows whose embedding was read. bad: the others, in order.
+    """What an import did.
 
-    unseen: codes of a recovered codebook that no row uses. largest_error: of E against the codebook, of good rows.
+    Args:
+        rows: of the table.
+        written: rows in the store.
+        checked: rows whose embedding was read.
+        bad: the rows that were skipped, in the table's order.
+        unseen: codes of a recovered codebook that no row uses.
+        largest_error: of good embeddings against the codebook.
     """
 
     rows: int
@@ -49,26 +48,13 @@ class Imported:
     largest_error: float
 
 
-@dataclass(eq=False)
-class _Chunk:
-    """Rows that read well, until their embeddings are checked."""
-
-    lines: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    tokens: list[np.ndarray] = field(default_factory=list)
-
-    def grids(self) -> Tensor:
-        return torch.from_numpy(np.stack(self.tokens))
-
-
 def names_file(store: Path) -> Path:
-    """Where the file names of a store's images are kept: a line each."""
+    """The text file beside a store with the file names of its images, a line each."""
     return store.with_name(store.name + ".files.txt")
 
 
 def bad_file(store: Path) -> Path:
-    """Where the rows that were skipped are named: a line each."""
+    """The text file beside a store with the rows that its import skipped, a line each."""
     return store.with_name(store.name + ".bad.txt")
 
 
@@ -84,234 +70,131 @@ def import_embeddings(
     skip_bad: bool = False,
     threads: int | None = None,
     seed: int = 0,
-    tick: Callable[[int], object] = lambda rows: None,
+    tick: Callable[[int], object] | None = None,
 ) -> Imported:
-    """`folder`'s <split>_embeddings.csv and .npy files [d,h,w] into a token store at `out`.
+    """Import <split>_embeddings.csv and its .npy files [d, h, w] as a token store.
 
-    codebook: C float [K,d]. Every row's embedding must equal C at its tokens within 1e-5 of C's largest value. None
-    recovers C from the embeddings: the first embedding of a token is its row, later ones are held against it, codes
-    never seen are 0 and named. `codes` is then K, to be given where few of many codes are used. split: "train",
-    "validation" or "test"; not needed where there is only one. class_names: default "0", "1", ... up to the largest
-    label, below 65,536. trust_tokens: reads the table only and checks 256 rows at random (`seed`); needs a codebook.
-    skip_bad: writes the store without the bad rows, and names them in the fingerprint and in <out>.bad.txt. threads:
-    that read and check, default one a core. tick gets numbers of rows.
-    The images' file names go to <out>.files.txt. The store is written last, whole or not at all.
-    Raises FileNotFoundError; PublishedDataError with file and line of each bad row, unless skip_bad; BlockingIOError
-    while another run writes `out`.
+    Every embedding must equal the codebook at its tokens within 1e-5 of the codebook's largest value. The images' file
+    names go to <out>.files.txt. The store is written last, whole or not at all.
+
+    Args:
+        folder: the data folder.
+        out: the token store to write.
+        codebook: C, floating-point [K, d]. None recovers C from the embeddings: the first embedding of a token is its
+            row, later ones are compared with it, and codes that no row uses are 0. Default None.
+        codes: K of a codebook that is recovered, from 1 to 4,194,304; needed where few of many codes are used. Default
+            one more than the largest token.
+        split: "train", "validation" or "test". Default the only one in the folder.
+        class_names: a name for each label. Default "0", "1", ... up to the largest label, which is below 65,536.
+        trust_tokens: read the table alone, and check 256 random rows; needs a codebook. Default False.
+        skip_bad: write the store without the bad rows, and name them in its fingerprint and in <out>.bad.txt; needs a
+            codebook. Default False.
+        threads: how many read and check embeddings. Default one a core.
+        seed: of the random rows of `trust_tokens`. Default 0.
+        tick: called with numbers of rows that are done, for a progress bar. Default None.
+    Returns:
+        How many rows there were, and what became of them.
+    Raises:
+        FileNotFoundError: the folder or the table does not exist.
+        PublishedDataError: rows are bad, without skip_bad; the message has file and line of each.
+        BlockingIOError: another run is writing `out`.
     """
     folder, out = Path(folder), Path(out)
-    place = find_split(folder, split)
-    style = style_of(place.table)
-    if codebook is None and (trust_tokens or skip_bad):
-        raise PublishedDataError("trust_tokens and skip_bad need a codebook: a recovered one cannot tell who is wrong")
-    if codebook is not None and codes is not None:
-        raise PublishedDataError(f"codes: expected none beside a codebook, which has {len(codebook)}, got {codes}")
-    if codes is not None:
-        checks.whole("codes", codes, 1, _MOST_CODES)
+    files = find_split(folder, split)
+    style_of(files.table)  # refuses a table without a first line before the work
+    _check_settings(codebook, codes, needs_codebook=trust_tokens or skip_bad)
     classes = _MOST_CLASSES if class_names is None else max(len(class_names), _MOST_CLASSES)
     unseen: list[int] = []
     recovered = codebook is None
     if codebook is None:
-        codebook, unseen = _recover(place, codes, classes)
+        codebook, unseen = recover_codebook(files, codes, classes)
+    codebook = _checked_codebook(codebook)
+    tick = tick or _no_tick
+    if trust_tokens:
+        rows = check_sample(files, codebook, classes, seed=seed, tick=tick)
+    else:
+        rows = check_every_row(files, codebook, classes, threads=threads or os.cpu_count() or 1, tick=tick)
+    _refuse_bad(files.table, rows, skip_bad=skip_bad)
+    listed = "".join(f"{row.name}\n" for row in rows.good)
+    fingerprint: dict[str, Any] = {
+        **_about(files, rows, listed),
+        "checked": f"{rows.checked} rows at random, seed {seed}" if trust_tokens else "every row",
+        "codebook": "recovered" if recovered else "given",
+        **({"unseen_codes": unseen} if recovered else {}),
+    }
+    store = _store(rows, codebook, class_names, fingerprint)
+    _write(store, out, listed, rows.bad)
+    return Imported(rows.row_count, len(store), rows.checked, tuple(rows.bad), tuple(unseen), rows.largest_error)
+
+
+def _no_tick(_rows: int) -> None:
+    """Shows no progress."""
+
+
+def _check_settings(codebook: Tensor | None, codes: int | None, *, needs_codebook: bool) -> None:
+    if codebook is None and needs_codebook:
+        raise PublishedDataError("trust_tokens and skip_bad need a codebook: a recovered one cannot tell who is wrong")
+    if codebook is not None and codes is not None:
+        raise PublishedDataError(f"codes: expected none beside a codebook, which has {len(codebook)}, got {codes}")
+    if codes is not None:
+        checks.whole("codes", codes, 1, MOST_CODES)
+
+
+def _checked_codebook(codebook: Tensor) -> Tensor:
+    """C float32 [K,d], contiguous on the CPU."""
     checks.rank("codebook", codebook, "[K, d]")
     checks.floating("codebook", codebook)
     checks.finite("codebook", codebook)
-    known = codebook.detach().float().cpu().contiguous()
-    found = _read(place, known, classes, trust_tokens, threads or os.cpu_count() or 1, seed, tick)
-    bad = sorted(found.bad, key=lambda one: one.line)
-    if bad and not skip_bad:
-        raise PublishedDataError(summary(bad, found.rows))
-    if not found.names:
-        raise PublishedDataError(f"{place.table}: holds no row that could be imported\n{summary(bad, found.rows)}")
-    classes = int(found.labels.max()) + 1
+    return codebook.detach().float().cpu().contiguous()
+
+
+def _refuse_bad(table: Path, rows: CheckedRows, *, skip_bad: bool) -> None:
+    message = summary(rows.bad, rows.row_count)
+    if rows.bad and not skip_bad:
+        raise PublishedDataError(message)
+    if not rows.good:
+        raise PublishedDataError(f"{table}: holds no row that could be imported\n{message}")
+
+
+def _about(files: Split, rows: CheckedRows, listed: str) -> dict[str, Any]:
+    """The fingerprint's entries about the rows. listed: the images' file names, a line each."""
+    style = style_of(files.table)
+    return {
+        "made_by": "import-published",
+        "split": files.name,
+        "header": style.header,
+        "line_end": style.line_end,
+        "rows": rows.row_count,
+        "float_error": FLOAT_ERROR,
+        "largest_error": rows.largest_error,
+        "skipped": len(rows.bad),
+        "skipped_rows": [f"line {row.line}: {row.name}" for row in rows.bad[:_NAMED]],
+        "files_sha256": digests.of_text(listed),
+    }
+
+
+def _store(
+    rows: CheckedRows, codebook: Tensor, class_names: Sequence[str] | None, fingerprint: dict[str, Any]
+) -> TokenStore:
+    labels = np.array([row.label for row in rows.good], np.int64)
+    classes = int(labels.max()) + 1
     if class_names is None:
         class_names = tuple(map(str, range(classes)))
     elif len(class_names) < classes:
         raise PublishedDataError(
             f"class_names: expected {classes} names for labels to {classes - 1}, got {len(class_names)}"
         )
-    listed = "".join(f"{name}\n" for name in found.names)
-    made: dict[str, Any] = {
-        "made_by": "import-published",
-        "split": place.name,
-        "header": style.header,
-        "line_end": style.line_end,
-        "rows": found.rows,
-        "checked": f"{found.checked} rows at random, seed {seed}" if trust_tokens else "every row",
-        "float_error": FLOAT_ERROR,
-        "largest_error": found.largest_error,
-        "codebook": "recovered" if recovered else "given",
-        "skipped": len(bad),
-        "skipped_rows": [f"line {one.line}: {one.name}" for one in bad[:_NAMED]],
-        "files_sha256": digests.of_text(listed),
-    }
-    if recovered:
-        made["unseen_codes"] = unseen
-    store = TokenStore(torch.from_numpy(found.tokens), torch.from_numpy(found.labels), known, class_names, made)
+    tokens = np.stack([row.tokens for row in rows.good])
+    return TokenStore(torch.from_numpy(tokens), torch.from_numpy(labels), codebook, class_names, fingerprint)
+
+
+def _write(store: TokenStore, out: Path, listed: str, bad: Sequence[Bad]) -> None:
+    """The store, last, and the text files beside it. listed: the images' file names, a line each."""
     with held(out):
         replace_whole(names_file(out), lambda file: file.write_text(listed, encoding="utf-8"))
         if bad:
-            text = "".join(f"{one}\n" for one in bad)
+            text = "".join(f"{row}\n" for row in bad)
             replace_whole(bad_file(out), lambda file: file.write_text(text, encoding="utf-8"))
         else:
             bad_file(out).unlink(missing_ok=True)
         store.save(out)
-    return Imported(found.rows, len(store), found.checked, tuple(bad), tuple(unseen), found.largest_error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    rows: int
-    checked: int
-    names: list[str]
-    labels: np.ndarray
-    tokens: np.ndarray
-    bad: list[Bad]
-    largest_error: float
-
-
-def _read(
-    place: Split, codebook: Tensor, classes: int, trust: bool, threads: int, seed: int, tick: Callable[[int], object]
-) -> _Found:
-    bad: list[Bad] = []
-    tolerance = FLOAT_ERROR * float(codebook.abs().max()) if codebook.numel() else 0.0
-    kept = _Chunk()
-    largest = 0.0
-    checked = 0
-
-    def keep(chunk: _Chunk, reasons: Sequence[str | None]) -> None:
-        for line, name, label, tokens, reason in zip(
-            chunk.lines, chunk.names, chunk.labels, chunk.tokens, reasons, strict=True
-        ):
-            if reason is not None:
-                bad.append(Bad(place.table, line, name, reason))
-                continue
-            kept.lines.append(line)
-            kept.names.append(name)
-            kept.labels.append(label)
-            kept.tokens.append(tokens)
-
-    stream = _good(place, len(codebook), classes, bad)
-    if trust:
-        for chunk in _chunks(stream):
-            keep(chunk, [None] * len(chunk.names))
-            tick(len(chunk.names))
-        drawn = np.random.default_rng(seed).permutation(len(kept.names))[:_SAMPLE]
-        sample = {int(row) for row in drawn}
-        checked = len(sample)
-        whole, kept = kept, _Chunk()
-        wrong: dict[int, str | None] = {}
-        if sample:
-            order = sorted(sample)
-            picked = torch.from_numpy(np.stack([whole.tokens[row] for row in order]))
-            reasons, largest = check(place.embeddings, [whole.names[row] for row in order], picked, codebook, tolerance)
-            wrong = dict(zip(order, reasons, strict=True))
-        keep(whole, [wrong.get(row) for row in range(len(whole.names))])
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: deque[tuple[_Chunk, Future[tuple[list[str | None], float]]]] = deque()
-
-            def finish() -> None:
-                nonlocal largest, checked
-                chunk, future = waiting.popleft()
-                reasons, error = future.result()
-                largest = max(largest, error)
-                checked += len(reasons)
-                keep(chunk, reasons)
-                tick(len(reasons))
-
-            for chunk in _chunks(stream):
-                future = pool.submit(check, place.embeddings, chunk.names, chunk.grids(), codebook, tolerance)
-                waiting.append((chunk, future))
-                if len(waiting) > 4 * threads:
-                    finish()
-            while waiting:
-                finish()
-    tokens = np.stack(kept.tokens) if kept.tokens else np.empty((0, 0), np.int32)
-    labels = np.array(kept.labels, np.int64)
-    return _Found(len(kept.names) + len(bad), checked, kept.names, labels, tokens, bad, largest)
-
-
-def _chunks(stream: Iterator[tuple[Row, np.ndarray]]) -> Iterator[_Chunk]:
-    while part := list(islice(stream, _CHUNK)):
-        chunk = _Chunk()
-        for row, tokens in part:
-            chunk.lines.append(row.line)
-            chunk.names.append(row.name)
-            chunk.labels.append(row.label)
-            chunk.tokens.append(tokens)
-        yield chunk
-
-
-def _good(place: Split, codes: int | None, classes: int, bad: list[Bad]) -> Iterator[tuple[Row, np.ndarray]]:
-    """The rows whose line holds, with their tokens [h,w]; the others go to `bad`. `codes`: K, None where not known.
-    `classes`: labels are below."""
-    most = codes or _MOST_CODES
-    small = np.uint16 if codes is not None and codes <= 2**16 else np.int32
-    seen: dict[str, int] = {}
-    grid: tuple[int, int] | None = None
-    lists: dict[str, list[int]] | None = None
-    for row in rows(place.table, np.int64):
-        if isinstance(row, Bad):
-            bad.append(row)
-            continue
-        values = row.values
-        if values is None:
-            if lists is None:
-                if not place.tokens.is_file():
-                    text = f"expected token ids as a third column, or in {place.tokens}"
-                    raise PublishedDataError(f"{place.table}:{row.line}: {text}")
-                lists = read_token_lists(place.tokens)
-            try:
-                values = np.array(lists.get(row.name, []), np.int64)
-            except (ValueError, TypeError, OverflowError):
-                values = np.empty(0, np.int64)
-        grid = grid or _grid_of(place.embeddings / row.name, len(values))
-        count = grid[0] * grid[1] if grid else 0
-        reason = None
-        if row.name in seen:
-            reason = f"the file name stands in line {seen[row.name]} already"
-        elif row.label >= classes:
-            reason = f"expected a label in [0, {classes}), got {row.label}"
-        elif not count or values.shape != (count,):
-            reason = f"expected {count or 'a square number of'} token ids, got {len(values)}"
-        elif int(np.maximum.reduce(values.view(np.uint64))) >= most:  # negative ones are the largest of these
-            reason = f"expected token ids in [0, {most}), got {values.min()} to {values.max()}"
-        if reason is not None:
-            bad.append(Bad(place.table, row.line, row.name, reason))
-            continue
-        seen[row.name] = row.line
-        assert grid is not None
-        yield row, values.astype(small).reshape(grid)
-
-
-def _grid_of(embedding: Path, count: int) -> tuple[int, int] | None:
-    """(h, w) of an image's `count` tokens: its embedding's, or where that cannot be read a square's; else None."""
-    if embedding.is_file():
-        with suppress(Exception):  # a damaged header raises nearly anything
-            shape: tuple[int, ...] = np.load(embedding, allow_pickle=False, mmap_mode="r").shape
-            if len(shape) == 3 and count and shape[1] * shape[2] == count:
-                return shape[1], shape[2]
-    side = isqrt(count)
-    return (side, side) if count and side * side == count else None
-
-
-def _recover(place: Split, codes: int | None, classes: int) -> tuple[Tensor, list[int]]:
-    """The codebook out of every embedding that can be read; what cannot is found again when the rows are checked."""
-    recovery = Recovery()
-    files: Files | None = None
-    for row, tokens in _good(place, codes, classes, []):
-        try:
-            if files is None:
-                first = np.load(place.embeddings / row.name, allow_pickle=False, mmap_mode="r")
-                files = Files(place.embeddings, (first.shape[0], *tokens.shape))
-            recovery.see(files.read(row.name), tokens)
-        except Exception:  # a damaged header raises nearly anything
-            continue
-    if codes is None and recovery.size > max(_SPARSE * recovery.seen, 2**16):
-        told = f"ids to {recovery.size - 1}, of which {recovery.seen} are used"
-        raise PublishedDataError(f"{place.table}: {told}: is one damaged? codes (K) tells how many there are")
-    codebook, unseen = recovery.codebook(codes)
-    if not codebook.numel():
-        raise PublishedDataError(f"{place.table}: no row from which a codebook could be recovered")
-    return torch.nan_to_num(codebook), unseen

@@ -1,22 +1,22 @@
-"""The published code's dictionary of file names and token ids, a pickle, without executing any of it."""
+"""The published code's dictionary of file names and token ids: a pickle, of which nothing is executed."""
 
 import pickle
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cortex_fast.compat.published_data.places import PublishedDataError
+from cortex_fast.compat.published_data.errors import PublishedDataError
 from cortex_fast.data.foreign import refuse_foreign
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Numbers, texts, lists and dictionaries only: everything else starts with a name to be looked up."""
+    """Reads numbers, texts, lists and dictionaries alone: everything else starts with the look-up of a name."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"refused to look up {module}.{name}")
 
 
 def read_token_lists(path: Path) -> dict[str, list[int]]:
-    """File name -> token ids. Raises FileNotFoundError, or PublishedDataError naming the file."""
+    """Read token ids by file name. Raises FileNotFoundError, or PublishedDataError naming the file."""
     refuse_foreign(path, PublishedDataError)
     with path.open("rb") as file:
         try:
@@ -29,5 +29,6 @@ def read_token_lists(path: Path) -> dict[str, list[int]]:
 
 
 def write_token_lists(path: Path, lists: dict[str, list[int]]) -> None:
+    """Write token ids by file name."""
     with path.open("wb") as file:
         pickle.dump(lists, file)

@@ -1,19 +1,26 @@
 """Rows of the published code's tables: `name,label,"[1, 2, ...]"`, a line each."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cortex_fast.compat.published_data.places import Bad, PublishedDataError, problem_of_name
+from cortex_fast.compat.published_data.errors import Bad, PublishedDataError, problem_of_name
 from cortex_fast.data.foreign import refuse_foreign
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """`values` int64 or float64 [count], None where the table has no third column."""
+    """A row that could be read.
+
+    Args:
+        line: its line in the table, from 1.
+        name: the file name of an embedding.
+        label: at least 0.
+        values: int64 or float64 [count]; None where the table has no third column.
+    """
 
     line: int
     name: str
@@ -23,14 +30,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Style:
-    """What a table looks like beyond its numbers: its first line and how lines end."""
+    """What a table looks like beyond its numbers.
+
+    Args:
+        header: its first line, without the end.
+        line_end: how every line ends.
+    """
 
     header: str
     line_end: str
 
 
 def style_of(path: Path) -> Style:
-    """Raises FileNotFoundError, or PublishedDataError where there is no first line."""
+    """Read a table's first line. Raises FileNotFoundError, or PublishedDataError where there is no first line."""
     with path.open("rb") as file:
         first = file.readline()
     line_end = b"\r\n" if first.endswith(b"\r\n") else b"\n"
@@ -42,22 +54,43 @@ def style_of(path: Path) -> Style:
         raise PublishedDataError(f"{path}:1: not UTF-8 text ({error})") from error
 
 
-def rows(path: Path, dtype: type[np.generic], *, whole_lines: bool = True) -> Iterator[Row | Bad]:
-    """Every line after the first, in order; a malformed one as Bad. `whole_lines`: a last line without an end is one.
+def rows(path: Path, dtype: type[np.generic]) -> Iterator[Row | Bad]:
+    """Read a table as a stream.
 
-    Reads as a stream. Raises FileNotFoundError, or PublishedDataError for what is no table at all.
+    Args:
+        path: the table.
+        dtype: of the third column's numbers: np.int64 or np.float64.
+    Returns:
+        Every line after the first that is not empty, in order; a malformed one, or a last one without an end, as `Bad`.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        PublishedDataError: it is a Git LFS pointer or a web page.
     """
     refuse_foreign(path, PublishedDataError)
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # numpy < 2.3 only warns of text that is no number
         next(file, None)
         for number, line in enumerate(file, start=2):
-            if whole_lines and not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):
                 yield Bad(path, number, _name(line), "the line has no end; the file seems cut off")
                 continue
             line = line.rstrip(b"\r\n")
             if line:
                 yield _row(path, number, line, dtype)
+
+
+def write_rows(path: Path, style: Style, lines: Iterator[tuple[str, int, list]]) -> None:
+    """Write a table, from which `rows` reads the same numbers.
+
+    Args:
+        path: the table.
+        style: its first line, and how lines end.
+        lines: name, label and numbers of each row.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(style.header + style.line_end)
+        for name, label, values in lines:
+            file.write(f'{name},{label},"{values}"{style.line_end}')
 
 
 def _name(line: bytes) -> str:
@@ -68,7 +101,7 @@ def _row(path: Path, number: int, line: bytes, dtype: type[np.generic]) -> Row |
     def bad(reason: str) -> Bad:
         return Bad(path, number, _name(line), reason)
 
-    parts = line.split(b",", 2)  # their file names and labels have no commas: their own reader splits so
+    parts = line.split(b",", 2)  # names and labels have no commas, and the published code's own reader splits so
     if len(parts) < 2:
         return bad("expected name,label or name,label,list")
     if not parts[1].strip().isdigit() or len(parts[1]) > 9:
@@ -90,14 +123,3 @@ def _row(path: Path, number: int, line: bytes, dtype: type[np.generic]) -> Row |
         except (ValueError, DeprecationWarning):
             return bad("the list holds something that is not such a number")
     return Row(number, name, int(parts[1]), values)
-
-
-def write_rows(
-    path: Path, style: Style, lines: Iterator[tuple[str, int, list]], tick: Callable[[], object] = lambda: None
-) -> None:
-    """Write a table so that `rows` reads the same numbers: name, label and the list as text."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(style.header + style.line_end)
-        for name, label, values in lines:
-            file.write(f'{name},{label},"{values}"{style.line_end}')
-            tick()

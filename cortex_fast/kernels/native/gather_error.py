@@ -1,8 +1,5 @@
 """How far embeddings are from the codebook gathered at their tokens, by csrc/cpu/gather_error.cpp."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from cortex_fast import _native
@@ -22,22 +19,3 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
         **native.run(),
     )
     return error
-
-
-def gather_error_of_files(
-    paths: Sequence[bytes], header: bytes, tokens: Tensor, codebook: Tensor
-) -> tuple[Tensor, Tensor]:
-    """tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B], bool [B]. As the reference's, on this thread."""
-    tokens, codebook = tokens.contiguous(), codebook.contiguous()
-    error, known = native.empty((len(paths),)), native.empty((len(paths),), torch.bool)
-    _native.embedding_files(
-        paths=paths,
-        header=header,
-        tokens=tokens.data_ptr(),
-        codebook=codebook.data_ptr(),
-        sizes=(codebook.shape[1], tokens.shape[1:].numel()),
-        error=error.data_ptr(),
-        known=known.data_ptr(),
-        level=native.LEVEL,
-    )
-    return error, known

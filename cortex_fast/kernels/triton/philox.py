@@ -1,10 +1,10 @@
-"""The random stream inside kernels: csrc/include/cortex_fast/philox.h again, and tiles of its numbers.
+"""The random stream inside kernels: the functions of csrc/include/cortex_fast/philox.h, and tiles of its numbers.
 
-Bound: ten rounds are 20 products and 20 high halves of products for four numbers, so a tile makes one call for four
+Bound: ten rounds are 20 products and 20 high halves of products for four numbers. So a tile calls them once for four
 consecutive indices and interleaves the words: neighbours stay in one thread.
 
-The key is reference.philox.stream_key's two words, given to kernels as arguments of type uint32. In a kernel, item, row
-and draw are whole numbers of any type, arguments or loaded: scalars, or columns [BLOCK_ROWS, 1].
+The key is the two words of reference.philox.stream_key, kernel arguments of type uint32. In a kernel, item, row and
+draw are whole numbers of any type, arguments or loaded: scalars, or columns [BLOCK_ROWS, 1].
 """
 
 import triton

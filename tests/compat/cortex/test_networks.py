@@ -15,8 +15,8 @@ SHAPES = json.loads((Path(__file__).parents[2] / "official" / "state_dict_shapes
 def test_state_dicts_are_the_published_ones(number):
     with torch.device("meta"):
         model = getattr(cortex, f"ClassificationNet{number}")(1000)
-    wanted = SHAPES[f"ClassificationNet{number}"]
-    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == wanted
+    expected = SHAPES[f"ClassificationNet{number}"]
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == expected
 
 
 def test_a_transformer_of_other_layers_is_refused():

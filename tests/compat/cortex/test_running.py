@@ -16,7 +16,7 @@ from tests.compat.cortex.scripts import MODEL, SCRIPT, SIZES, maps, save, write_
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """The folder of a user of the published code, who stands in it."""
+    """A working directory like that of a user of the published code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "model", raising=False)
     write_project(tmp_path, SIZES, images=5)
@@ -25,7 +25,7 @@ def project(tmp_path, monkeypatch):
 
 
 def plainly(project, monkeypatch):
-    """What the script computes by itself, on a machine whose CUDA calls were taken out."""
+    """The script's results without the package, its CUDA calls removed."""
     source = SCRIPT.replace('f"cuda:{args.gpu}"', '"cpu"').replace('"cuda:0"', '"cpu"').replace("net.cuda()", "net")
     (project / "plain.py").write_text(source)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
@@ -36,31 +36,31 @@ def plainly(project, monkeypatch):
     return maps(project)
 
 
-def test_the_script_computes_the_same_and_says_what_was_replaced(project, monkeypatch, capfd):
-    wanted = plainly(project, monkeypatch)
+def test_the_script_computes_the_same_and_reports_what_was_replaced(project, monkeypatch, capfd):
+    expected = plainly(project, monkeypatch)
     capfd.readouterr()
     before = torch.load, torch.cuda.set_device, sys.argv, list(sys.path), sys.modules["__main__"]
     assert run(project / "TIS.py", ["--batch_size", "3"]) == 0
     assert torch.get_device_module("cuda") is torch.cuda
     assert (torch.load, torch.cuda.set_device, sys.argv, list(sys.path), sys.modules["__main__"]) == before
     got = maps(project)
-    assert got.keys() == wanted.keys() and len(got) == 5
-    for name in wanted:
-        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-3, atol=1e-5 * abs(wanted[name]).max())
+    assert got.keys() == expected.keys() and len(got) == 5
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-3, atol=1e-5 * abs(expected[name]).max())
     out, err = capfd.readouterr()
     assert out == "type: cortex_fast.compat.cortex.networks\n"  # the script's own line alone
     replaced = "replaced AverageSaliency of __main__, ClassificationNet1 of model, SingleSaliency of __main__; "
     assert f"cortex-fast: {replaced}" in err and not list(project.rglob("model.*.pyc"))
 
 
-def test_a_network_that_is_not_the_published_one_stays_theirs(project, capfd):
+def test_a_network_that_is_not_the_published_one_is_not_replaced(project, capfd):
     save(project, SIZES, "ClassificationNet2")
     assert run(project / "TIS.py", ["--model", "2"]) == 0
     out, err = capfd.readouterr()
     assert out == "type: model\n" and "left ClassificationNet2 as it is: " in err and len(maps(project)) == 5
 
 
-def test_a_network_of_the_published_names_that_computes_otherwise_stays_theirs(project, capfd):
+def test_a_network_that_computes_something_else_is_not_replaced(project, capfd):
     changed = MODEL.replace("return self.fc3(self.relu(self.bn_fc2(", "return self.fc3(torch.tanh(self.bn_fc2(")
     (project / "model.py").write_text(f"SIZES = {SIZES}\n{changed}")
     assert run(project / "TIS.py") == 0
@@ -77,7 +77,7 @@ def test_a_network_of_the_published_names_that_computes_otherwise_stays_theirs(p
         ("torch.randn(input_images.shape)", "torch.rand(input_images.shape)", "its noise differs"),
     ],
 )
-def test_a_saliency_that_was_changed_stays_theirs(project, capfd, old, new, reason):
+def test_a_changed_saliency_is_not_replaced(project, capfd, old, new, reason):
     assert SCRIPT.count(old) == 1
     (project / "TIS.py").write_text(SCRIPT.replace(old, new))
     assert run(project / "TIS.py") == 0
@@ -108,19 +108,19 @@ def test_exit_status_arguments_and_exceptions_are_the_scripts(project, capfd):
     )
     assert run(script) == 1
     err = capfd.readouterr().err
-    wanted = [
+    expected = [
         f'File "{script}", line 8, in <module>',
         "fail()",
         f'File "{script}", line 6, in fail',
         "KeyError: 'here'",
     ]
-    assert [part for part in wanted if part not in err] == [] and "cortex_fast/compat" not in err
+    assert [part for part in expected if part not in err] == [] and "cortex_fast/compat" not in err
     assert "left SingleSaliency as it is: SingleSaliency.__init__ has other arguments" in err
     assert run(write(project, "x = (")) == 1
     assert "SyntaxError" in capfd.readouterr().err
 
 
-def test_the_searches_keep_the_scripts_own_defaults(project, capfd):
+def test_searches_have_the_scripts_defaults(project, capfd):
     script = write(
         project,
         """
@@ -150,11 +150,11 @@ def test_the_searches_keep_the_scripts_own_defaults(project, capfd):
                 return x.sum(dim=(2, 3))
 
         x = torch.zeros(1, 5, 8, 8)
-        found, _ = generate_max_activation_image_embedding(
+        x, _ = generate_max_activation_image_embedding(
             Sum().eval(), 1, "cuda:0", x, create_mask(x.shape, (0, 0), (0, 0)), None, {}, 0
         )
-        found = found.detach()
-        print(round(float(found[0, 1, 0, 0]), 4), float(found.abs().sum() - found[0, 1, 0, 0]))
+        x = x.detach()
+        print(round(float(x[0, 1, 0, 0]), 4), float(x.abs().sum() - x[0, 1, 0, 0]))
         """,
     )
     assert run(script) == 1  # the judging at the end has no VQ_model
@@ -177,7 +177,7 @@ def test_the_searches_keep_the_scripts_own_defaults(project, capfd):
     assert "replaced create_mask of __main__, generate_max_activation_image_embedding of __main__" in err
 
 
-def test_mistakes_are_told(project, capfd):
+def test_a_wrong_script_is_an_error(project, capfd):
     assert main(["run", "nowhere.py"]) == 2
     assert "SCRIPT: there is no file nowhere.py" in capfd.readouterr().err
     assert main(["run", str(project)]) == 2
@@ -186,9 +186,9 @@ def test_mistakes_are_told(project, capfd):
         main([])
 
 
-def test_the_command_in_a_process_of_its_own(project):
+def test_the_command_in_a_new_process(project):
     script = write(project, "import sys, torch\ntorch.cuda.set_device(1)\nsys.exit('bye')")
-    found = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "cortex_fast.compat.cortex", "run", script.name, "-x"], capture_output=True, text=True
     )
-    assert found.returncode == 1 and found.stderr.startswith("bye\ncortex-fast: nothing was replaced; ")
+    assert finished.returncode == 1 and finished.stderr.startswith("bye\ncortex-fast: nothing was replaced; ")

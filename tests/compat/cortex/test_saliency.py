@@ -30,19 +30,19 @@ def test_the_mean_over_noise_is_the_analytic_one_with_the_batchs_range():
     assert ((got - a * (x**2 + s**2)).abs() <= bound).all()
 
 
-def test_each_image_has_noise_of_its_own():
+def test_images_have_different_noise():
     x = embedding(1, 2, 4).repeat(2, 1, 1, 1)
-    one, two = AverageSaliency(Cubic(2, 3).eval()).get_average_grad(x, [1, 1])
-    assert (one - two).abs().max() > 0.1
+    first, second = AverageSaliency(Cubic(2, 3).eval()).get_average_grad(x, [1, 1])
+    assert (first - second).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["ce", "te"])
 def test_gradients_without_noise_are_autograds(name):
     model, x, targets = tiny(name), embedding(), torch.tensor([2, 0, 3])
-    saliency, wanted = AverageSaliency(model, output_index=1), by_autograd(model, x, [2, 0, 3])
-    torch.testing.assert_close(saliency.get_grad(x, targets), wanted, rtol=1e-3, atol=1e-5)
+    saliency, expected = AverageSaliency(model, output_index=1), by_autograd(model, x, [2, 0, 3])
+    torch.testing.assert_close(saliency.get_grad(x, targets), expected, rtol=1e-3, atol=1e-5)
     calm = saliency.get_average_grad(x, targets, stdev_spread=0.0, nsamples=2)
-    torch.testing.assert_close(calm.float(), wanted, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(calm.float(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_torchs_seed_decides_the_noise_and_calls_differ():
@@ -55,7 +55,7 @@ def test_torchs_seed_decides_the_noise_and_calls_differ():
     assert not maps[2].equal(saliency.get_average_grad(x, [0, 1, 2]))
 
 
-def test_a_model_is_prepared_anew_when_its_weights_change_and_copies_have_nothing_kept():
+def test_a_model_is_prepared_again_when_its_weights_change_and_so_are_copies():
     model, x = tiny("ce"), embedding()
     saliency = AverageSaliency(model)
     before = saliency.get_grad(x, [0, 1, 2])
@@ -85,16 +85,16 @@ def test_any_module_works_also_in_training_mode_where_images_see_each_other():
     torch.testing.assert_close(got.float(), by_autograd(model, x, [2, 0, 3]))
 
 
-def test_a_subclass_may_have_gradients_of_its_own():
+def test_a_subclass_may_override_the_gradient():
     class Doubled(SingleSaliency):
         def get_grad(self, input_images, target_indices):
             return 2 * super().get_grad(input_images, target_indices)
 
     model, x = Linear(5, 8, 6).eval(), embedding()
-    wanted = 2 * model.weight.detach()[[5, 0, 3]].view_as(x)
-    torch.testing.assert_close(Doubled(model).get_average_grad(x, [5, 0, 3]).float(), wanted)
+    expected = 2 * model.weight.detach()[[5, 0, 3]].view_as(x)
+    torch.testing.assert_close(Doubled(model).get_average_grad(x, [5, 0, 3]).float(), expected)
 
 
-def test_one_target_for_each_image_is_asked_for():
+def test_another_number_of_targets_than_images_is_refused():
     with pytest.raises(ValueError, match="target_indices: expected one for each of 3 images"):
         AverageSaliency(tiny("ce")).get_average_grad(embedding(), [0, 1])

@@ -37,8 +37,8 @@ class Judge(nn.Module):
 
 def test_masks_have_both_corners():
     flat, box = create_mask((256, 3), (7, 6), (10, 9)), create_mask((1, 2, 16, 16), (7, 6), (10, 9))
-    wanted = [[float(7 <= y <= 10 and 6 <= x <= 9) for x in range(16)] for y in range(16)]
-    assert flat.view(16, 16, 3)[..., 1].tolist() == wanted and box[0, 1].tolist() == wanted
+    expected = [[float(7 <= y <= 10 and 6 <= x <= 9) for x in range(16)] for y in range(16)]
+    assert flat.view(16, 16, 3)[..., 1].tolist() == expected and box[0, 1].tolist() == expected
 
 
 def test_gumbel_noise_is_the_published_formula_of_torchs_uniforms():
@@ -68,9 +68,9 @@ def test_decoding_takes_each_positions_nearest_code():
     x = torch.randn(2, D, M, M, generator=torch.Generator().manual_seed(4))
     nearest, index, image = decode_input_embedding(x, model)
     codebook = model.quantize.embedding.weight.detach()
-    wanted = torch.cdist(x.permute(0, 2, 3, 1).reshape(-1, D).double(), codebook.double()).argmin(dim=1)
-    assert index.equal(wanted) and image.equal(model.decode(nearest))
-    assert nearest.permute(0, 2, 3, 1).reshape(-1, D).equal(codebook[wanted])
+    expected = torch.cdist(x.permute(0, 2, 3, 1).reshape(-1, D).double(), codebook.double()).argmin(dim=1)
+    assert index.equal(expected) and image.equal(model.decode(nearest))
+    assert nearest.permute(0, 2, 3, 1).reshape(-1, D).equal(codebook[expected])
 
 
 def start(model):
@@ -88,15 +88,15 @@ def test_token_search_finds_the_codes_that_a_linear_extractor_likes_best():
     codebook = quantised.quantize.embedding.weight
     P, tokens, mask, free = start(model)
     torch.manual_seed(0)
-    found, embedding, index, best = generate_max_activation_image_token(
+    logits, embedding, index, best = generate_max_activation_image_token(
         model, 2, "cpu", P, mask, codebook, quantised, {"judge": Judge()}, 0, tokens.numpy(), num_steps=600, lr=0.3
     )
     weight = model.weight.detach()[2].view(D, -1)[:, free]  # [d, 4]
-    wanted = (codebook.detach() @ weight).argmax(dim=0)
-    assert index[free].equal(wanted)
+    expected = (codebook.detach() @ weight).argmax(dim=0)
+    assert index[free].equal(expected)
     fixed = mask[:, 0] == 0
-    assert index[fixed].equal(tokens[fixed]) and found[fixed].detach().equal(start(model)[0][fixed])
-    assert found.data_ptr() == P.data_ptr()  # changed in place, as there
+    assert index[fixed].equal(tokens[fixed]) and logits[fixed].detach().equal(start(model)[0][fixed])
+    assert logits.data_ptr() == P.data_ptr()  # changed in place, as by the published code
     assert embedding.shape == (1, D, M, M)
     torch.testing.assert_close(embedding[0].flatten(1).T, codebook.detach()[index])
     assert best["judge"]["step"] in (0, 500, 599) and 0 < best["judge"]["target_prob"] < 1
@@ -107,10 +107,10 @@ def test_a_step_of_token_search_is_adams():
     model, quantised = tiny("ce", channels=D), Quantised()
     P, tokens, mask, free = start(model)
     before = P.clone()
-    found, *_ = generate_max_activation_image_token(
+    logits, *_ = generate_max_activation_image_token(
         model, 1, "cpu", P, mask, quantised.quantize.embedding.weight, quantised, {}, 0, tokens, num_steps=1, lr=0.01
     )
-    moved = (found.detach() - before)[free]
+    moved = (logits.detach() - before)[free]
     assert (moved.abs() <= 0.0101).all() and ((moved.abs() - 0.01).abs() < 1e-3).float().mean() > 0.8
 
 
@@ -122,13 +122,13 @@ def test_embedding_search_is_adam_on_the_masked_gradient(reg):
     got, best = generate_max_activation_image_embedding(
         model, 1, "cpu", x, mask, quantised, {"judge": Judge()}, 0, num_steps=5, lr=0.02, reg=reg
     )
-    wanted = x.clone().requires_grad_(True)
-    adam = torch.optim.Adam([wanted], lr=0.02)
+    expected = x.clone().requires_grad_(True)
+    adam = torch.optim.Adam([expected], lr=0.02)
     for _ in range(5):
-        (gradient,) = torch.autograd.grad(-model(wanted)[0, 1] + reg * wanted.square().mean(), wanted)
-        wanted.grad = gradient * mask
+        (gradient,) = torch.autograd.grad(-model(expected)[0, 1] + reg * expected.square().mean(), expected)
+        expected.grad = gradient * mask
         adam.step()
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
     assert got.requires_grad and best["judge"]["step"] in (0, 4)
 
 
