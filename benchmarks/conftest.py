@@ -1,4 +1,4 @@
-"""Options, what benchmarks share, and the figures that need a whole session's timings."""
+"""Options and fixtures of the benchmarks, and the figures that need a whole session's timings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ UNAVAILABLE = pytest.StashKey[list[dict[str, str]]]()
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One turn of a sibling, counted from 0. Equal to itself alone: pytest would put equal ones' tests together."""
+    """One turn of a sibling, counted from 0. Compared by identity: pytest would group tests with equal parameters."""
 
     sibling: Sibling
     number: int
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a case's tests have found: its siblings, once validated, by name; its floor in seconds, by turn."""
+class Findings:
+    """Results of a case's tests: its validated siblings by name, and its floor in seconds by turn."""
 
     validated: dict[str, Validated]
     floors: dict[int, float]
@@ -32,7 +32,7 @@ class Known:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="small sizes: try the benchmarks, measure nothing of use")
-    parser.addoption("--turns", type=int, default=1, help="go round a case's siblings so often, and pool their timings")
+    parser.addoption("--turns", type=int, default=1, help="rounds through a case's siblings, whose timings are pooled")
     parser.addoption("--device", default="cpu", help="where the tensors are (default: cpu)")
 
 
@@ -65,19 +65,25 @@ def _rates(pytestconfig: pytest.Config, device: torch.device) -> None:
 
 @pytest.fixture(scope="module")
 def data(case: Case, device: torch.device) -> Any:
-    """Made once for all siblings of a case, and freed before the next case's."""
+    """A case's data, shared by its siblings and freed before the next case."""
     return case.data(device)
 
 
 @pytest.fixture(scope="module")
-def known(case: Case) -> Known:
+def findings(case: Case) -> Findings:
     """Filled by the case's tests."""
-    return Known({}, {})
+    return Findings({}, {})
 
 
 @pytest.fixture
 def measure(
-    pytestconfig: pytest.Config, benchmark: Any, case: Case, turn: Turn, data: Any, known: Known, device: torch.device
+    pytestconfig: pytest.Config,
+    benchmark: Any,
+    case: Case,
+    turn: Turn,
+    data: Any,
+    findings: Findings,
+    device: torch.device,
 ) -> Callable[[], None]:
     """Validates the sibling, and times one turn of it; or skips it with its reason."""
 
@@ -89,11 +95,11 @@ def measure(
                 about = {"group": case.group, "sibling": sibling.name, "reason": reason}
                 pytestconfig.stash[UNAVAILABLE].append(about)
             pytest.skip(reason)
-        if sibling.name not in known.validated:
-            known.validated[sibling.name] = harness.validate(case, sibling, data)
-        if turn.number not in known.floors:
-            known.floors[turn.number] = machine.floor_seconds(case.floor, device)
-        valid, floor = known.validated[sibling.name], known.floors[turn.number]
+        if sibling.name not in findings.validated:
+            findings.validated[sibling.name] = harness.validate(case, sibling, data)
+        if turn.number not in findings.floors:
+            findings.floors[turn.number] = machine.floor_seconds(case.floor, device)
+        valid, floor = findings.validated[sibling.name], findings.floors[turn.number]
         harness.time_turn(benchmark, case, sibling, valid, floor, pytestconfig.getoption("turns"))
 
     return measure_or_skip

@@ -1,4 +1,4 @@
-"""What a benchmark is - a case, its floor, its siblings - and how one sibling is validated and timed."""
+"""Benchmarks: a case, its floor and its siblings, and how one sibling is validated and timed."""
 
 import math
 import time
@@ -31,12 +31,20 @@ def _available(_data: Any) -> None:
 
 @dataclass(frozen=True)
 class Sibling:
-    """One way to compute a case's result. `run(prepare(data))` is timed, without its preparation.
+    """One way to compute a case's result.
 
-    error: (data, result of the first call) -> the largest error against a float64 formula; beyond `tolerance` nothing
-    is timed. That call starts from torch.manual_seed(SEED), so what it drew can be drawn again. agreement: (data, that
-    result) -> rank correlation and overlap of the top, of an estimate with the truth. unavailable: data -> why this
-    cannot run here, or None. error: None where random numbers are its own. share: of the case's work, in one call.
+    Attributes:
+        name: its name in tables.
+        run: what is timed, `run(prepare(data))`, without the preparation.
+        error: (data, result of the first call) -> the largest error against a float64 formula; beyond `tolerance`
+            nothing is timed. That call starts from torch.manual_seed(SEED), so that its random numbers can be drawn
+            again. None for a sibling with another random stream.
+        tolerance: the largest error allowed.
+        prepare: data -> the argument of `run`. Default: data itself.
+        unavailable: data -> the reason why it cannot run here, or None. Default None.
+        agreement: (data, result of the first call) -> an estimate's rank correlation and overlap of the top with the
+            truth. Default None: not an estimate.
+        share: the part of the case's work that one call does. Default 1.
     """
 
     name: str
@@ -51,9 +59,14 @@ class Sibling:
 
 @dataclass(frozen=True)
 class Case:
-    """An operator at one size: its title in tables, and its sizes in full. data: device -> what its siblings share.
+    """An operator at one size.
 
-    The first sibling that can run is the one that a table compares the others to.
+    Attributes:
+        operator, name: its title in tables.
+        sizes: its sizes in full.
+        floor: the least work of any implementation.
+        data: device -> the data that its siblings share.
+        siblings: tables compare all of them to the first that can run.
     """
 
     operator: str
@@ -69,8 +82,10 @@ class Case:
 
 
 def reason_against(operator: Callable[..., Any], impl: str, tensor: Tensor) -> str | None:
-    """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None. CUDA kernels are forced: whether
-    "auto" should take them is what a benchmark is for."""
+    """Why a backend cannot serve an operator of cortex_fast.ops on `tensor`, or None.
+
+    CUDA kernels count as forced, since the benchmarks decide whether "auto" should take them.
+    """
     reasons = REASONS[operator.__module__.rpartition(".")[2]]
     answer = next(answer for answer in verdicts(reasons, tensor) if answer.backend == impl)
     served = answer.usable_if_forced if impl == "cuda" else answer.usable
@@ -85,25 +100,25 @@ def max_error(result: Tensor, exact: Tensor) -> float:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile of a function for the shapes it meets; made at the first call, for it takes seconds to import."""
+    """torch.compile of a function for each shape, called at the first use, since its import takes seconds."""
 
     @cache
-    def made() -> Callable[..., Any]:
+    def fast() -> Callable[..., Any]:
         return torch.compile(function, dynamic=False)
 
-    return lambda *arguments: made()(*arguments)
+    return lambda *arguments: fast()(*arguments)
 
 
 def rounds(seconds: float) -> int:
-    """How often to time a call that takes `seconds`: for a second, five times if that takes two at most, and twice."""
+    """How often to time a call of `seconds`: for about a second, five times within two seconds, at least twice."""
     few = min(LEAST_ROUNDS, int(SLOW_SECONDS / seconds))
     return min(MOST_ROUNDS, max(2, few, int(FAST_SECONDS / seconds)))
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A call that may be timed, and what is known of it: its error, how it agrees with the truth where it estimates,
-    its peak memory, and roughly how long it takes."""
+    """A call that may be timed, its error, its agreement with the truth if it is an estimate, its peak memory in bytes,
+    and roughly the seconds it takes."""
 
     call: Callable[[], Any]
     max_error: float | None
@@ -113,7 +128,7 @@ class Validated:
 
 
 def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
-    """On a GPU the call waits for its own work."""
+    """The call, on a GPU waiting for its work to end."""
     if not torch.cuda.is_available():
         return call
 
@@ -150,7 +165,7 @@ def validate(case: Case, sibling: Sibling, data: Any) -> Validated:
         seconds = time.perf_counter() - began
         return result
 
-    peak = peak_extra_bytes(timed)  # of the second call: the first one compiled, and grew caches
+    peak = peak_extra_bytes(timed)  # of the second call: the first one compiled, and filled caches
     if peak is None:
         timed()
     return Validated(call, error, agreement, peak, seconds)
@@ -170,5 +185,5 @@ def time_turn(benchmark: Any, case: Case, sibling: Sibling, valid: Validated, fl
         agreement=valid.agreement,
         peak_bytes=valid.peak_bytes,
     )
-    warm_up = int(valid.seconds < FAST_SECONDS)  # a slower call does not notice what its forerunner left in caches
+    warm_up = int(valid.seconds < FAST_SECONDS)  # a slower call does not depend on the state of caches
     benchmark.pedantic(valid.call, rounds=math.ceil(rounds(valid.seconds) / turns), warmup_rounds=warm_up)

@@ -1,4 +1,4 @@
-"""What the machine does at its best, measured in the same run; the peak memory of a call; which machine it is."""
+"""The machine's best rates, measured in the same run; the peak memory of a call; the machine's fingerprint."""
 
 import ctypes
 import gc
@@ -26,9 +26,13 @@ RESET_PEAK = "5"  # what to write to CLEAR
 
 @dataclass(frozen=True)
 class Floor:
-    """The least any implementation does: `bytes` to and from memory, and `operations` in matrix products (2 a term).
+    """The least work of any implementation.
 
-    traffic: what moves bytes like these: "read" (torch.sum), or "copy" (copy_; bytes read and written both count).
+    Attributes:
+        bytes: to and from memory.
+        operations: of matrix products, 2 a term. Default 0.
+        traffic: how the bytes move, "read" (torch.sum) or "copy" (copy_; read and written bytes both count). Default
+            "read".
     """
 
     bytes: int
@@ -37,9 +41,9 @@ class Floor:
 
 
 def floor_seconds(floor: Floor, device: torch.device) -> float:
-    """How long the floor takes here and now: its bytes moved by torch, or its operations; whichever is longer.
+    """The seconds that the floor takes here and now: the larger of its bytes moved by torch and its operations.
 
-    Bytes that fit a cache are measured in it, as an operator that is called again and again finds them.
+    Bytes that fit a cache are measured in it, where an operator that is called repeatedly finds them.
     """
     arithmetic = floor.operations / matrix_rate(device) if floor.operations else 0.0
     return max(traffic_seconds(floor.traffic, floor.bytes, device), arithmetic)
@@ -52,7 +56,7 @@ def rates(device: torch.device) -> dict[str, float]:
 
 
 def traffic_seconds(traffic: str, size: int, device: torch.device) -> float:
-    """How long `size` bytes take, at best. Memory is reused: the page faults of fresh memory are no floor."""
+    """The least seconds that `size` bytes take. Memory is reused: page faults of fresh memory are no floor."""
     if traffic == "read":
         return _best_seconds(torch.ones(size // 4, device=device).sum)
     source = torch.ones(size // 8, device=device)
@@ -62,12 +66,12 @@ def traffic_seconds(traffic: str, size: int, device: torch.device) -> float:
 
 def matrix_rate(device: torch.device) -> float:
     """Operations a second of torch.mm: the better of the operators' shape and a square."""
-    found = []
+    operation_rates = []
     for rows, inner, columns in ((256, 256, 16384), (2048, 2048, 2048)):
         a, b = torch.ones(rows, inner, device=device), torch.ones(inner, columns, device=device)
         out = torch.zeros(rows, columns, device=device)
-        found.append(2 * rows * inner * columns / _best_seconds(partial(torch.mm, a, b, out=out)))
-    return max(found)
+        operation_rates.append(2 * rows * inner * columns / _best_seconds(partial(torch.mm, a, b, out=out)))
+    return max(operation_rates)
 
 
 def _best_seconds(call: Callable[[], Any]) -> float:
@@ -85,12 +89,13 @@ def _best_seconds(call: Callable[[], Any]) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
-    """How far one call raises this process's resident memory at most; None where the system does not tell (not Linux).
+    """The most by which one call raises this process's resident memory; None where the system does not report it (not
+    Linux).
 
-    Counts whatever the call allocates, its results and its scratch alike; not what its caller holds, nor buffers that
-    an earlier call left with a library. Exact to about a megabyte.
+    Counts all that the call allocates, results and scratch alike, but neither its caller's memory nor buffers that a
+    library allocated in an earlier call. Exact to about a megabyte.
     """
-    if torch.cuda.is_initialized():  # the tensors are there
+    if torch.cuda.is_initialized():  # then the tensors are on it
         return _peak_on_gpu(call)
     if not os.access(CLEAR, os.W_OK):
         return None
@@ -132,7 +137,7 @@ def fingerprint() -> dict[str, Any]:
         "gpu": gpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # of others too: much of it, and times are not to be trusted
+        "load": round(os.getloadavg()[0], 2),  # of all processes: under a high load times are not reliable
         "python": facts.versions["python"],
         "torch": facts.versions["torch"],
         "triton": facts.versions["triton"],

@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 130
-# and widths
+# title -> width
 COLUMNS = {"median ms": 10, "ratio": 7, "GB/s": 6, "GFLOP/s": 8, "floor": 6, "peak MiB": 9, "error": 7, "agrees": 10}
 
 Record = dict[str, Any]
@@ -28,28 +28,28 @@ def ratios(medians: Mapping[str, float], sibling: str) -> dict[str, float]:
 
 
 def pooled(records: Sequence[Record]) -> list[Record]:
-    """One record for each turn of a sibling -> one for each sibling, with the timings of all; a group's best floor."""
+    """One record for each turn of a sibling -> one for each sibling, with all its timings and its group's best."""
     turns: dict[tuple[str, str], list[Record]] = {}
     floors: dict[str, float] = {}
     for record in records:
         group, extra = record["group"], record["extra_info"]
         turns.setdefault((group, extra["sibling"]), []).append(record)
         floors[group] = min(floors.get(group, math.inf), extra["floor_seconds"])
-    found = []
-    for (group, _), same in turns.items():
-        seconds = [second for record in same for second in record["stats"]["data"]]
+    pools = []
+    for (group, _), records_of_turns in turns.items():
+        seconds = [second for record in records_of_turns for second in record["stats"]["data"]]
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         stats = {"median": median, "iqr": high - low, "min": min(seconds), "rounds": len(seconds)}
-        found.append(
-            {**same[0], "stats": stats, "extra_info": {**same[0]["extra_info"], "floor_seconds": floors[group]}}
-        )
-    return found
+        first = records_of_turns[0]
+        extra = {**first["extra_info"], "floor_seconds": floors[group]}
+        pools.append({**first, "stats": stats, "extra_info": extra})
+    return pools
 
 
 def complete(records: Sequence[Record]) -> None:
-    """Adds to each extra_info what the medians tell, once all of a group's are known.
+    """Add ratios, rates and shares of the floor to each extra_info, from the medians of a group.
 
-    GB/s and GFLOP/s count the floor's bytes and operations, whatever the sibling did beyond them.
+    GB/s and GFLOP/s count the floor's bytes and operations, not what a sibling did beyond them.
     """
     medians: dict[str, dict[str, float]] = {}
     for record in records:
@@ -74,23 +74,23 @@ def rows(records: Sequence[Record]) -> list[Record]:
         "max_error",
         "agreement",
     )
-    found = []
+    results = []
     for record in records:
         stats, extra = record["stats"], record["extra_info"]
         about = {"group": record["group"], "sibling": extra["sibling"], "sizes": extra["sizes"]}
         times = {name: stats[name] for name in ("median", "iqr", "min", "rounds")}
-        found.append({**about, **times, **{name: extra[name] for name in figures}})
-    return found
+        results.append({**about, **times, **{name: extra[name] for name in figures}})
+    return results
 
 
 def table(results: Mapping[str, Any]) -> str:
     """One line for each group and sibling, within WIDTH columns; `ratio` is its time over that of the group's first."""
-    found = results["rows"]
-    group_width = max(len(row["group"]) for row in found)
-    sibling_width = max(len(row["sibling"]) for row in found)
+    records = results["rows"]
+    group_width = max(len(row["group"]) for row in records)
+    sibling_width = max(len(row["sibling"]) for row in records)
     lines = [" " * (group_width + 2 + sibling_width) + "".join(f"{title:>{width}}" for title, width in COLUMNS.items())]
     first: dict[str, str] = {}
-    for row in found:
+    for row in records:
         title = "" if row["group"] in first else row["group"]
         cells = zip(_cells(row, first.setdefault(row["group"], row["sibling"])), COLUMNS.values(), strict=True)
         text = "".join(f"{cell:>{width}}" for cell, width in cells)
@@ -114,15 +114,14 @@ def _cells(row: Record, first: str) -> tuple[str, ...]:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    """What the columns mean, what the machine reached, and what could not run, and why."""
+    """The columns' meaning, the machine's rates, and the reasons of siblings that could not run."""
     rates, about = results["rates"], results["fingerprint"]
     missing = Counter((entry["sibling"], entry["reason"]) for entry in results["unavailable"])
     notes = [
         "ratio: time over that of the group's first line. GB/s, GFLOP/s: the floor's bytes and operations over the "
         "median. floor: the time that torch alone took for those in this run, over the median. peak: extra memory of "
-        "one call, its results included. error: the largest, against float64, of those "
-        "that take the noise given. agrees: an estimate's rank correlation "
-        "with the truth, and how much of the top it has.",
+        "one call, its results included. error: the largest against float64, where the random numbers are known. "
+        "agrees: an estimate's rank correlation with the truth, and its share of the top.",
         f"Beyond caches: read {rates['read'] / 1e9:.1f} GB/s, copy {rates['copy'] / 1e9:.1f} GB/s (read + written); "
         f"matrix {rates['matrix'] / 1e9:.0f} GFLOP/s. {about['machine']}, {about['threads']} threads, torch "
         f"{about['torch']}. Load when it began: {about['load']}.",
@@ -135,14 +134,14 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def file_name(fingerprint: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """<machine>-<date>.json, with `parts` added where those alone were run."""
+    """<machine>-<date>.json, with the names of `parts` if only these were run."""
     machine = f"{fingerprint['machine']} {fingerprint['cores']} cores"
     words = [re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-"), fingerprint["date"][:10], *parts]
     return "-".join(words) + ".json"
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
-    """One line for each row, numbers to 5 digits; whole or not at all."""
+    """Write results, one line a row, numbers to 5 digits. An interrupted write leaves no file."""
     fields = []
     for name, value in results.items():
         text = json.dumps(_rounded(value))

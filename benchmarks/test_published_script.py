@@ -56,14 +56,14 @@ def error_without_noise(data: Project, _result: None) -> float:
     scripts.maps(Path(data.folder.name))
     by_runner(data, samples=1, spread=0.0)
     maps = scripts.maps(Path(data.folder.name))
-    exact = published.one_draw(data.model, data.x[:FEW], data.labels[:FEW], 0.0).amax(dim=1).flatten(1)
+    exact = published.draw_gradients(data.model, data.x[:FEW], data.labels[:FEW], 0.0).amax(dim=1).flatten(1)
     got = torch.tensor(np.stack([maps[f"{image}.npy"] for image in range(FEW)]))
     return float((got - exact).abs().max() / exact.abs().max())
 
 
-def one_draw(data: Project) -> Tensor:
+def draw_gradients(data: Project) -> Tensor:
     spread = 0.2 * float(data.x.max() - data.x.min())
-    return published.one_draw(data.model, data.x, data.labels, spread)
+    return published.draw_gradients(data.model, data.x, data.labels, spread)
 
 
 def cases(quick: bool) -> list[Case]:
@@ -82,7 +82,7 @@ def cases(quick: bool) -> list[Case]:
             data=partial(project, sizes, images),
             siblings=(
                 Sibling("runner, all of it", by_runner, error_without_noise, TOLERANCE),
-                Sibling(f"published / {SAMPLES}", one_draw, None, TOLERANCE, share=1 / SAMPLES),
+                Sibling(f"published / {SAMPLES}", draw_gradients, None, TOLERANCE, share=1 / SAMPLES),
             ),
         )
     ]

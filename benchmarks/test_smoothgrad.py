@@ -120,7 +120,8 @@ def agreement_of_draws(data: Images, _draw: Tensor) -> tuple[float, float]:
     """Agreement of the published procedure's mean over all draws, for the first images alone: each draw takes long."""
     few = slice(0, TRUTH_IMAGES)
     draws = [
-        published.one_draw(data.extractor, data.x[few], data.target[few], float(data.sigma[0])) for _ in range(SAMPLES)
+        published.draw_gradients(data.extractor, data.x[few], data.target[few], float(data.sigma[0]))
+        for _ in range(SAMPLES)
     ]
     return agreement(data, torch.stack(draws).mean(dim=0))
 
@@ -173,7 +174,7 @@ def folded(data: Images) -> nn.Module:
 
 
 def published_draw(data: Images) -> Tensor:
-    return published.one_draw(data.extractor, data.x, data.target, float(data.sigma[0]))
+    return published.draw_gradients(data.extractor, data.x, data.target, float(data.sigma[0]))
 
 
 def siblings() -> tuple[Sibling, ...]:

@@ -1,7 +1,7 @@
-"""smoothgrad_noise at paper scale: 20 noisy copies of 25 embeddings, with own and with shared noise.
+"""smoothgrad_noise at paper scale: 20 noisy copies of 25 embeddings, with independent and with shared noise.
 
-Floor: one read of x and one write of the copies, at the speed of a copy. "copy_" writes a result of this size from
-another into memory that exists; "clone" into fresh memory, whose pages the system must first clear, as all others must.
+Floor: one read of x and one write of the copies, at the speed of a copy. "copy_" copies a tensor of the result's size
+into memory that exists; "clone" into fresh memory, whose pages the system must first clear, as for all others.
 """
 
 import math
@@ -35,7 +35,7 @@ class Embeddings:
         return (len(self.x), self.samples, *self.x.shape[1:])
 
     @property
-    def noise_shape(self) -> tuple[int, ...]:
+    def normals_shape(self) -> tuple[int, ...]:
         return (1, *self.shape[1:]) if self.shared else self.shape
 
     @property
@@ -50,7 +50,7 @@ def embeddings(shape: tuple[int, ...], samples: int, shared: bool, device: torch
     return Embeddings(x.to(device), sigma.to(device), item_ids.to(device), samples)
 
 
-def stream_noise(data: Embeddings, image: int) -> Tensor:
+def stream_normals(data: Embeddings, image: int) -> Tensor:
     """Standard normals [N,d,m,m] of the shared stream in float64: only its integers and angles are rounded."""
     channels, *grid = data.x.shape[1:]
     draws = torch.arange(data.samples)
@@ -67,42 +67,42 @@ def stream_noise(data: Embeddings, image: int) -> Tensor:
 
 def drawn_at_once(data: Embeddings) -> Tensor:
     torch.manual_seed(SEED)
-    return torch.randn(data.noise_shape, device=data.x.device).cpu()
+    return torch.randn(data.normals_shape, device=data.x.device).cpu()
 
 
-def drawn_one_by_one(data: Embeddings) -> Tensor:
+def drawn_in_turn(data: Embeddings) -> Tensor:
     torch.manual_seed(SEED)
     return torch.stack([torch.randn(data.x.shape) for _ in range(data.samples)], dim=1)
 
 
-def largest_error(data: Embeddings, noise_of: Callable[[int], Tensor], result_of: Callable[[int], Tensor]) -> float:
+def largest_error(data: Embeddings, normals_of: Callable[[int], Tensor], result_of: Callable[[int], Tensor]) -> float:
     """Over the images, one at a time; both functions take an image's number."""
     errors = []
     for image, (x, sigma) in enumerate(zip(data.x.cpu().double(), data.sigma.cpu().double(), strict=True)):
-        errors.append(max_error(result_of(image).cpu(), x + sigma * noise_of(image)))
+        errors.append(max_error(result_of(image).cpu(), x + sigma * normals_of(image)))
     return float(torch.tensor(errors).max())  # of floats, max would lose a NaN
 
 
 def stream_error(data: Embeddings, result: Tensor) -> float:
-    return largest_error(data, partial(stream_noise, data), lambda image: result[image])
+    return largest_error(data, partial(stream_normals, data), lambda image: result[image])
 
 
 def drawn_error(data: Embeddings, result: Tensor) -> float:
-    noise = drawn_at_once(data).expand(data.shape)
-    return largest_error(data, lambda image: noise[image], lambda image: result[image])
+    normals = drawn_at_once(data).expand(data.shape)
+    return largest_error(data, lambda image: normals[image], lambda image: result[image])
 
 
 def published_error(data: Embeddings, result: list[Tensor]) -> float:
-    noise = drawn_one_by_one(data)
-    return largest_error(data, lambda image: noise[image], lambda image: torch.stack([each[image] for each in result]))
+    normals, copies = drawn_in_turn(data), torch.stack(result, dim=1)
+    return largest_error(data, lambda image: normals[image], lambda image: copies[image])
 
 
-def noisy(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    return x[:, None] + sigma[:, None, None, None, None] * noise
+def noisy(x: Tensor, sigma: Tensor, normals: Tensor) -> Tensor:
+    return x[:, None] + sigma[:, None, None, None, None] * normals
 
 
 def drawn(data: Embeddings) -> Tensor:
-    return torch.randn(data.noise_shape, device=data.x.device)
+    return torch.randn(data.normals_shape, device=data.x.device)
 
 
 def copied(data: Embeddings) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def siblings() -> tuple[Sibling, ...]:
     return (
         *map(operator, IMPLS),
         Sibling(
-            "published",  # knows no shared noise
+            "published",  # without shared noise
             lambda data: list(published.noisy_copies(data.x, float(data.sigma[0]), data.samples)),
             published_error,
             TOLERANCE,

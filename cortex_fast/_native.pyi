@@ -17,10 +17,17 @@ def build_info() -> BuildInfo: ...
 def levels() -> list[str]: ...
 def advise_large_pages(memory: int, bytes: int) -> None: ...
 def random_stream(
-    *, seed: int, stream: str, items: int, draws: int, sizes: Sequence[int], out: int, threads: int, level: str
-) -> None: ...
-def random_words(
-    *, seed: int, stream: str, item: int, draw: int, sizes: Sequence[int], out: int, threads: int, level: str
+    *,
+    stream: str,
+    seed: int,
+    items: int,
+    draws: int,
+    rows: int,
+    length: int,
+    sizes: Sequence[int],
+    out: int,
+    threads: int,
+    level: str,
 ) -> None: ...
 def gumbel_codebook(
     *,
@@ -79,21 +86,32 @@ def gumbel_codebook_step(
 ) -> None: ...
 def conv3x3(
     *,
-    input: int,
-    input_mask: int,
-    weights: int,
+    x: int,
     bias: int,
-    sizes: Sequence[int],
-    unpool: bool,
+    winograd: int,
     relu: bool,
     pool: bool,
-    output: int,
-    output_mask: int,
+    padding: int,
+    sizes: Sequence[int],
+    y: int,
+    mask: int,
+    threads: int,
+    level: str,
+) -> None: ...
+def conv3x3_backward(
+    *,
+    upstream: int,
+    mask: int,
+    winograd_transposed: int,
+    pool: bool,
+    padding: int,
+    sizes: Sequence[int],
+    gradient: int,
     threads: int,
     level: str,
 ) -> None: ...
 def conv3x3_filters(
-    *, weight: int, sizes: Sequence[int], strides: Sequence[int], turned: bool, out: int, threads: int
+    *, weight: int, transposed: bool, sizes: Sequence[int], strides: Sequence[int], out: int, threads: int
 ) -> None: ...
 def gather_error(
     *, embedding: int, tokens: int, codebook: int, sizes: Sequence[int], error: int, threads: int, level: str
@@ -103,14 +121,15 @@ def smoothgrad_noise_float32(
     *,
     x: int,
     sigma: int,
-    noise: int,
+    num_samples: int,
+    seed: int,
     order: int,
     group_starts: int,
     group_items: int,
-    sizes: Sequence[int],
-    first_sample: int,
-    seed: int,
     antithetic: bool,
+    first_sample: int,
+    normals: int,
+    sizes: Sequence[int],
     out: int,
     threads: int,
     level: str,
@@ -120,7 +139,7 @@ smoothgrad_noise_bfloat16 = smoothgrad_noise_float32
 smoothgrad_noise_float16 = smoothgrad_noise_float32
 
 def token_saliency_float32(
-    *, grads: int, sizes: Sequence[int], strides: Sequence[int], reduction: str, out: int, threads: int, level: str
+    *, grads: int, reduction: str, sizes: Sequence[int], strides: Sequence[int], out: int, threads: int, level: str
 ) -> None: ...
 
 token_saliency_bfloat16 = token_saliency_float32
@@ -129,15 +148,15 @@ token_saliency_float16 = token_saliency_float32
 def concept_counts_uint8(
     *,
     tsv: int,
-    tsv_strides: Sequence[int],
     tokens: int,
-    token_strides: Sequence[int],
     labels: int,
-    sizes: Sequence[int],
     top_n: int,
     num_concepts: int,
     codebook_size: int,
     per: str,
+    sizes: Sequence[int],
+    tsv_strides: Sequence[int],
+    token_strides: Sequence[int],
     counts: int,
     threads: int,
 ) -> None: ...

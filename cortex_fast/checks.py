@@ -1,7 +1,8 @@
-"""Checks of arguments, for the public edge only: each names the argument, what was expected and what was got.
+"""Checks of arguments, for the public edge only. Each message names the argument, what was expected and what was got.
 
-Those of single numbers return them as Python's: they may come as numpy's scalars, or as arrays or tensors without
-dimensions.
+Every check takes the argument's name and its value, and raises TypeError for another type and ValueError for another
+value. Checks of single numbers return Python's int or float; the number may also be one of numpy's scalars, or an array
+or a tensor without dimensions.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -11,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Integers = Tensor | np.ndarray | Sequence[int]  # what `integers` takes
+Integers = Tensor | np.ndarray | Sequence[int]  # the argument of `integers`
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     *(torch.int8, torch.int16, torch.int32, torch.int64),
 )
-_PART = 2**22  # values looked at in one go where they must be widened for it
+_PART = 2**22  # values that are widened at a time
 
 
 def rank(name: str, tensor: Tensor, shape: str) -> None:
-    """`shape` is written as in the documentation, for instance "[B, m, m]"; only its rank is checked."""
+    """A tensor of the rank of `shape`, which is written as in the documentation: "[B, m, m]"."""
     _tensor(name, tensor)
     expected = shape.count(",") + 1
     if tensor.ndim != expected:
@@ -29,24 +30,27 @@ def rank(name: str, tensor: Tensor, shape: str) -> None:
 
 
 def same_shape(name: str, tensor: Tensor, other_name: str, shape: torch.Size) -> None:
+    """A tensor of this shape, that of `other_name`."""
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected the shape of {other_name}, {list(shape)}, got {list(tensor.shape)}")
 
 
 def floating(name: str, tensor: Tensor) -> None:
-    """Of 16, 32 or 64 bits."""
+    """A floating-point tensor of 16, 32 or 64 bits."""
     _tensor(name, tensor)
     if tensor.dtype not in _FLOATS:
         raise TypeError(f"{name}: expected a floating-point tensor of at least 16 bits, got {tensor.dtype}")
 
 
 def integral(name: str, tensor: Tensor) -> None:
+    """An integer tensor of any width, with or without sign."""
     _tensor(name, tensor)
     if tensor.dtype not in _INTEGERS:
         raise TypeError(f"{name}: expected an integer tensor, got {tensor.dtype}")
 
 
 def same_device(**tensors: Tensor | None) -> None:
+    """Tensors by name that are all on one device; None is skipped."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -54,34 +58,34 @@ def same_device(**tensors: Tensor | None) -> None:
 
 
 def device(name: str, value: object) -> None:
-    """A device that torch knows, and for CUDA one that is there."""
+    """A device that torch knows; a CUDA device must exist."""
     try:
-        found = torch.device(value)  # type: ignore[call-overload]
+        torch_device = torch.device(value)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{name}: expected a torch device such as 'cpu' or 'cuda:0', got {value!r}") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if torch_device.type == "cuda" and (torch_device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"{name}: expected one of {torch.cuda.device_count()} CUDA devices, got {value!r}")
 
 
 def integers(name: str, value: object, device: torch.device | None = None) -> Tensor:
-    """Integers as a tensor: a tensor as it is, or those of an array, a list or a tuple, on `device`."""
-    found = _values(name, value, "iu", "whole numbers", device)
-    integral(name, found)
-    return found
+    """Integers as a tensor: a tensor unchanged; an array, a list or a tuple converted, on `device`."""
+    tensor = _values(name, value, "iu", "whole numbers", device)
+    integral(name, tensor)
+    return tensor
 
 
 def reals(name: str, value: object, device: torch.device | None = None) -> Tensor:
-    """Numbers as a tensor: a tensor as it is, or those of an array, a list or a tuple as float64, on `device`."""
+    """Numbers as a tensor: a tensor unchanged; an array, a list or a tuple as float64, on `device`."""
     return _values(name, value, "iuf", "numbers", device)
 
 
 def mask(name: str, value: object, device: torch.device | None = None) -> Tensor:
-    """Booleans as a tensor: a tensor as it is, or those of an array on `device`."""
-    found = _values(name, value, "b", "booleans", device) if isinstance(value, np.ndarray) else value
-    if not isinstance(found, Tensor) or found.dtype != torch.bool:
-        got = found.dtype if isinstance(found, Tensor) else shown(value)
+    """Booleans as a tensor: a tensor unchanged; an array converted, on `device`."""
+    tensor = _values(name, value, "b", "booleans", device) if isinstance(value, np.ndarray) else value
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        got = tensor.dtype if isinstance(tensor, Tensor) else shown(value)
         raise TypeError(f"{name}: expected a boolean tensor, got {got}")
-    return found
+    return tensor
 
 
 def _values(name: str, value: object, kinds: str, expected: str, device: torch.device | None) -> Tensor:
@@ -100,15 +104,14 @@ def _values(name: str, value: object, kinds: str, expected: str, device: torch.d
 
 
 def _array(name: str, values: Sequence[object], kind: type | UnionType, expected: str) -> np.ndarray:
-    numbers = [_number(one) for one in values]
-    for place, number in enumerate(numbers):
+    numbers = [_number(value) for value in values]
+    for place, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if not isinstance(number, kind):
-            one = values[place]
-            if isinstance(one, list | tuple):
+            if isinstance(value, list | tuple):
                 raise TypeError(
-                    f"{name}: expected a torch.Tensor, got {type(values).__name__} of {type(one).__name__}s"
+                    f"{name}: expected a torch.Tensor, got {type(values).__name__} of {type(value).__name__}s"
                 )
-            raise TypeError(f"{name}: expected {expected}, got {shown(one)} at place {place}")
+            raise TypeError(f"{name}: expected {expected}, got {shown(value)} at place {place}")
     try:
         return np.array(numbers, dtype=np.int64 if kind is int else np.float64)
     except OverflowError as error:
@@ -116,7 +119,7 @@ def _array(name: str, values: Sequence[object], kind: type | UnionType, expected
 
 
 def in_range(name: str, tensor: Tensor, stop: int) -> None:
-    """All values within [0, stop). Not while a CUDA graph is being captured, when nothing can be looked at."""
+    """A tensor with all values within [0, stop). Not checked while a CUDA graph is captured, when none can be read."""
     if tensor.numel() == 0 or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
@@ -128,6 +131,7 @@ def in_range(name: str, tensor: Tensor, stop: int) -> None:
 
 
 def finite(name: str, tensor: Tensor) -> None:
+    """A tensor without infinities and NaN."""
     if tensor.numel() and not bool(torch.isfinite(torch.stack(tensor.aminmax())).all()):  # a NaN is both
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
 
@@ -149,6 +153,7 @@ def seed(value: object) -> int:
 
 
 def positive(name: str, value: object) -> float:
+    """A finite number above 0."""
     number = _real(name, value, "a positive number")
     if not 0 < number < float("inf"):
         raise ValueError(f"{name}: expected a positive number, got {number}")
@@ -156,6 +161,7 @@ def positive(name: str, value: object) -> float:
 
 
 def non_negative(name: str, value: object) -> float:
+    """A finite number of at least 0."""
     number = _real(name, value, "a number of at least 0")
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name}: expected a number of at least 0, got {number}")
@@ -163,18 +169,20 @@ def non_negative(name: str, value: object) -> float:
 
 
 def flag(name: str, value: object) -> bool:
+    """True or False, Python's or numpy's."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise TypeError(f"{name}: expected True or False, got {shown(value)}")
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> None:
+    """One of these texts."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def shown(value: object) -> str:
-    """A value in a message: of a tensor or an array what it is, of others the first 80 characters of their repr."""
+    """A value for a message: a tensor's or an array's type and shape, the first 80 characters of another one's repr."""
     if isinstance(value, Tensor) and value.is_nested:
         return "a nested tensor"
     if isinstance(value, Tensor | np.ndarray):
@@ -184,6 +192,7 @@ def shown(value: object) -> str:
 
 
 def texts(name: str, values: Iterable[object]) -> None:
+    """Values that are all texts."""
     others = [value for value in values if not isinstance(value, str)]
     if others:
         raise TypeError(f"{name}: expected texts, got {others[0]!r}")
@@ -200,17 +209,18 @@ def _real(name: str, value: object, expected: str) -> float:
 
 
 def _number(value: object) -> int | float | None:
-    """Python's number for a value that is one number, else None. A tensor that asks for a gradient would not get it."""
+    """The value as Python's number if it is a single number, else None; also None for a tensor that requires a
+    gradient, which the number would not carry."""
     if isinstance(value, Tensor):
-        known = value.layout == torch.strided and value.dtype in (*_FLOATS, *_INTEGERS) and not value.is_meta
-        value = value.item() if known and value.ndim == 0 and not value.requires_grad else None
+        readable = value.layout == torch.strided and value.dtype in (*_FLOATS, *_INTEGERS) and not value.is_meta
+        value = value.item() if readable and value.ndim == 0 and not value.requires_grad else None
     elif isinstance(value, np.generic) or type(value) is np.ndarray:  # a subclass may mask its value
         value = value.item() if value.dtype.kind in "iuf" and value.ndim == 0 else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _tensor(name: str, value: object) -> None:
-    """A tensor of which every element stands in memory."""
+    """A dense tensor: every element is in memory."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:

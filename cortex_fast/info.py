@@ -1,4 +1,4 @@
-"""What this installation can do, and why not where it cannot: versions, devices, kernels, every operator."""
+"""Versions, devices, kernels and operators of this installation, each with the reason where it is unavailable."""
 
 import importlib
 import importlib.metadata
@@ -26,23 +26,42 @@ SELF_TEST_BOUND = 1e-5
 
 @dataclass(frozen=True)
 class Info:
-    """Each field but `operators` maps a thing's name to what is known of it; a missing thing's value says why."""
+    """Facts about this installation. Where something is missing its value is the reason.
+
+    Attributes:
+        versions: package -> its version.
+        devices: device -> its description.
+        native: facts about the native core by name.
+        cuda: facts about the CUDA kernels by name.
+        triton: facts about the Triton kernels by name.
+        operators: operator -> device -> each backend's verdict on a float32 tensor.
+    """
 
     versions: dict[str, str]
     devices: dict[str, str]
     native: dict[str, str]
     cuda: dict[str, str]
     triton: dict[str, str]
-    operators: dict[str, dict[str, list[Verdict]]]  # operator -> device -> each backend's answer
+    operators: dict[str, dict[str, list[Verdict]]]
 
 
 def info() -> Info:
-    """Everything, read now. Works without the native core, without a GPU and without an installed package."""
+    """Facts about this installation, read anew at each call.
+
+    Works without the native core, without a GPU and without an installed package.
+
+    Returns:
+        Versions, devices, kernels and operators.
+    """
     return Info(_versions(), _devices(), _native_core(), _cuda_kernels(), _triton_kernels(), _operators())
 
 
 def describe() -> str:
-    """`info()` as text, a few short sections; prints nothing."""
+    """`info()` as text; prints nothing.
+
+    Returns:
+        A few short sections, one fact a line.
+    """
     facts = info()
     forced = os.environ.get(IMPL_VARIABLE)
     lines = [*_section("versions", facts.versions), *_section("devices", facts.devices)]
@@ -72,7 +91,7 @@ def _version(distribution: str) -> str:
 def _versions() -> dict[str, str]:
     named = {name: _version(name) for name in ("cortex-fast", "torch", "numpy", "triton")}
     named["torch"] = str(torch.__version__)  # with its build, for instance "+cpu"
-    if triton.unavailable() is None:  # torch's own builds bring it under other distributions' names
+    if triton.unavailable() is None:  # with torch's own builds its distribution has another name
         named["triton"] = importlib.import_module("triton").__version__
     return {"python": platform.python_version(), "platform": platform.platform(), **named}
 
@@ -80,7 +99,7 @@ def _versions() -> dict[str, str]:
 def _devices() -> dict[str, str]:
     model = next((line.split(":", 1)[1].strip() for line in _lines(PROCESSORS) if line.startswith("model name")), "")
     cpu = model or platform.processor() or platform.machine()
-    found = {
+    devices = {
         "CPU": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{torch.get_num_threads()} of torch, {os.cpu_count()} processors",
     }
@@ -88,10 +107,10 @@ def _devices() -> dict[str, str]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             capability = f"sm_{properties.major}{properties.minor}"
-            found[f"cuda:{index}"] = f"{properties.name}, {capability}, {properties.total_memory / 2**30:.1f} GiB"
+            devices[f"cuda:{index}"] = f"{properties.name}, {capability}, {properties.total_memory / 2**30:.1f} GiB"
     else:
-        found["CUDA"] = f"none: {_why_no_cuda()}"
-    return found
+        devices["CUDA"] = f"none: {_why_no_cuda()}"
+    return devices
 
 
 def _why_no_cuda() -> str:
@@ -141,7 +160,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _openmp() -> str:
-    """Whether torch and the native core share one OpenMP library, hence one pool of threads."""
+    """Whether torch and the native core share one OpenMP library, and so one pool of threads."""
     mapped = {Path(line.split(maxsplit=5)[-1]) for line in _lines(MAPPED_FILES) if "/" in line}
     loaded = sorted(str(path) for path in mapped if path.name.startswith(OPENMP_LIBRARIES))
     if not loaded:
@@ -152,7 +171,7 @@ def _openmp() -> str:
 
 
 def _self_test() -> str:
-    """Every operator by the native core against the reference, on a few numbers."""
+    """The largest error of the native core's operators against the reference, on a few numbers."""
     worst = 0.0
     for name, apply in _trials().items():
         got, expected = apply("native").double(), apply("reference").double()
@@ -164,6 +183,7 @@ def _self_test() -> str:
 
 
 def _trials() -> dict[str, Callable[[str], Tensor]]:
+    """Operator -> a function from a backend to the operator's result, or an in-place operator's changed argument."""
     generator = torch.Generator().manual_seed(0)
     grads = torch.randn((2, 5, 7, 3, 3), generator=generator, dtype=torch.float32)
     tokens = torch.randint(0, 5, (2, 3, 3), generator=generator)

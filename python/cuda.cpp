@@ -1,5 +1,6 @@
 // cortex_fast._native.cuda: the core's CUDA functions. The caller has made the tensors' device the current one, and
-// keeps their memory until the stream has come so far.
+// keeps their memory until the stream has passed the call. Arguments are ordered as in module.cpp; scratch memory comes
+// before the results, the stream last.
 #include "cortex_fast/cuda.h"
 
 #include <pybind11/stl.h>
@@ -27,36 +28,37 @@ void check(const cuda::Status& status) {
                            " was not launched: " + cuda::error_text(status.code));
 }
 
-// How many devices there are, and why there are none.
+// The number of devices, and the reason if there are none.
 std::pair<int, std::string> devices() {
   const char* why = "";
   const int count = cuda::device_count(&why);
   return {count, why};
 }
 
-// sizes are batch, samples, channels, positions; noise 0: drawn.
+// sizes are batch, channels, positions.
 template <typename T>
-void smoothgrad_noise(Address x, Address sigma, Address noise, Address items, const std::array<std::int64_t, 4>& sizes,
-                      std::int64_t first_sample, std::uint64_t seed, bool antithetic, Address out, Address stream) {
+void smoothgrad_noise(Address x, Address sigma, std::int64_t num_samples, std::uint64_t seed, Address item_ids,
+                      bool antithetic, std::int64_t first_sample, Address normals,
+                      const std::array<std::int64_t, 3>& sizes, Address out, Address stream) {
   const cuda::NoisyCopies<T> args{pointer<const T>(x),
                                   pointer<const float>(sigma),
-                                  pointer<const float>(noise),
-                                  pointer<const std::int64_t>(items),
+                                  num_samples,
+                                  seed,
+                                  pointer<const std::int64_t>(item_ids),
+                                  antithetic,
+                                  first_sample,
+                                  pointer<const float>(normals),
                                   sizes[0],
                                   sizes[1],
-                                  sizes[2],
-                                  sizes[3],
-                                  first_sample,
-                                  seed,
-                                  antithetic};
+                                  sizes[2]};
   check(cuda::smoothgrad_noise(args, pointer<T>(out), pointer<void>(stream)));
 }
 
 template <typename T>
 void define_smoothgrad_noise(py::module_& module, const char* name) {
-  module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("noise"),
-             py::arg("items"), py::arg("sizes"), py::arg("first_sample"), py::arg("seed"), py::arg("antithetic"),
-             py::arg("out"), py::arg("stream"));
+  module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("num_samples"),
+             py::arg("seed"), py::arg("item_ids"), py::arg("antithetic"), py::arg("first_sample"), py::arg("normals"),
+             py::arg("sizes"), py::arg("out"), py::arg("stream"));
 }
 
 cuda::Token token_of(const std::string& name) {
@@ -68,27 +70,29 @@ cuda::Token token_of(const std::string& name) {
   throw std::invalid_argument("type: expected an integer's name, got '" + name + "'");
 }
 
-cuda::Counting counting(Address tokens, const std::string& type, const std::array<std::int64_t, 3>& strides,
-                        Address labels, std::int64_t top_n, std::int64_t num_concepts, std::int64_t codebook_size,
-                        const std::string& per, Address counts) {
+// type and strides are those of tokens.
+cuda::Counting counting(Address tokens, Address labels, std::int64_t top_n, std::int64_t num_concepts,
+                        std::int64_t codebook_size, const std::string& per, const std::string& type,
+                        const std::array<std::int64_t, 3>& strides, Address counts) {
   return {pointer<const void>(tokens),
-          token_of(type),
-          {strides[0], strides[1], strides[2]},
           pointer<const std::int64_t>(labels),
           top_n,
           num_concepts,
           codebook_size,
           per_of(per),
+          token_of(type),
+          {strides[0], strides[1], strides[2]},
           pointer<std::int64_t>(counts)};
 }
 
 // counting None: nothing is counted.
 template <typename T>
-void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
-                    const std::string& reduction, Address out, const std::optional<cuda::Counting>& counting,
-                    Address scratch, Address stream) {
-  check(cuda::token_saliency(gradients_of<T>(grads, sizes, strides), reduction_of(reduction), pointer<float>(out),
-                             counting.value_or(cuda::Counting{}), pointer<void>(scratch), pointer<void>(stream)));
+void token_saliency(Address grads, const std::string& reduction, const std::optional<cuda::Counting>& counting,
+                    const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
+                    Address scratch, Address out, Address stream) {
+  check(cuda::token_saliency(gradients_of<T>(grads, sizes, strides), reduction_of(reduction),
+                             counting.value_or(cuda::Counting{}), pointer<void>(scratch), pointer<float>(out),
+                             pointer<void>(stream)));
 }
 
 template <typename T>
@@ -99,16 +103,17 @@ std::size_t token_saliency_scratch(Address grads, const std::array<std::int64_t,
 
 template <typename T>
 void define_token_saliency(py::module_& module, const std::string& name) {
-  module.def(name.c_str(), &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"), py::arg("strides"),
-             py::arg("reduction"), py::arg("out"), py::arg("counting"), py::arg("scratch"), py::arg("stream"));
+  module.def(name.c_str(), &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("reduction"),
+             py::arg("counting"), py::arg("sizes"), py::arg("strides"), py::arg("scratch"), py::arg("out"),
+             py::arg("stream"));
   module.def((name + "_scratch").c_str(), &token_saliency_scratch<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"),
              py::arg("strides"));
 }
 
 // sizes are batch, height, width.
-void concept_counts(Address tsv, const std::array<std::int64_t, 3>& strides, const std::array<std::int64_t, 3>& sizes,
-                    const cuda::Counting& counting, Address stream) {
-  check(cuda::concept_counts(grids_of<float>(tsv, strides), sizes[0], sizes[1], sizes[2], counting,
+void concept_counts(Address tsv, const cuda::Counting& counting, const std::array<std::int64_t, 3>& sizes,
+                    const std::array<std::int64_t, 3>& strides, Address stream) {
+  check(cuda::concept_counts(grids_of<float>(tsv, strides), counting, sizes[0], sizes[1], sizes[2],
                              pointer<void>(stream)));
 }
 
@@ -195,12 +200,12 @@ void define_cuda(py::module_& module) {
   define_smoothgrad_noise<cortex_fast::BFloat16>(module, "smoothgrad_noise_bfloat16");
   define_smoothgrad_noise<cortex_fast::Float16>(module, "smoothgrad_noise_float16");
   py::class_<cuda::Counting>(module, "Counting", py::module_local())
-      .def(py::init(&counting), py::kw_only(), py::arg("tokens"), py::arg("type"), py::arg("strides"),
-           py::arg("labels"), py::arg("top_n"), py::arg("num_concepts"), py::arg("codebook_size"), py::arg("per"),
+      .def(py::init(&counting), py::kw_only(), py::arg("tokens"), py::arg("labels"), py::arg("top_n"),
+           py::arg("num_concepts"), py::arg("codebook_size"), py::arg("per"), py::arg("type"), py::arg("strides"),
            py::arg("counts"));
   define_token_saliency<float>(module, "token_saliency_float32");
   define_token_saliency<cortex_fast::BFloat16>(module, "token_saliency_bfloat16");
   define_token_saliency<cortex_fast::Float16>(module, "token_saliency_float16");
-  module.def("concept_counts", &concept_counts, py::kw_only(), py::arg("tsv"), py::arg("strides"), py::arg("sizes"),
-             py::arg("counting"), py::arg("stream"));
+  module.def("concept_counts", &concept_counts, py::kw_only(), py::arg("tsv"), py::arg("counting"), py::arg("sizes"),
+             py::arg("strides"), py::arg("stream"));
 }

@@ -1,5 +1,8 @@
-// cortex_fast._native: the core's functions with addresses as integers. The adaptors in cortex_fast/kernels/native own
-// the tensors, and check them; this file turns names into enumerators and lets other Python threads run meanwhile.
+// cortex_fast._native: the core's functions with addresses as integers. The kernels in cortex_fast/kernels/native own
+// the tensors and check them; this file turns names into enumerators and lets other Python threads run meanwhile.
+//
+// A function takes its operator's arguments in their order and under their names, a tensor as its address; then sizes
+// and strides, the results' addresses, the number of threads and the level. An address of 0 stands for None.
 #include "module.h"
 
 #include <pybind11/stl.h>
@@ -43,7 +46,7 @@ std::vector<std::string> level_names() {
   return names;
 }
 
-// Raises for a level that this processor has not: its instructions would end the process.
+// Raises for a level that this processor does not have: its instructions would end the process.
 cortex_fast::Run run_of(int threads, const std::string& name) {
   for (const auto level : cortex_fast::levels()) {
     if (name == name_of(level)) return {threads, level};
@@ -52,8 +55,8 @@ cortex_fast::Run run_of(int threads, const std::string& name) {
 }
 
 template <typename T>
-void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 5>& strides,
-                    const std::string& reduction, Address out, int threads, const std::string& level) {
+void token_saliency(Address grads, const std::string& reduction, const std::array<std::int64_t, 5>& sizes,
+                    const std::array<std::int64_t, 5>& strides, Address out, int threads, const std::string& level) {
   const auto gradients = gradients_of<T>(grads, sizes, strides);
   const auto kind = reduction_of(reduction);
   const auto run = run_of(threads, level);
@@ -63,15 +66,16 @@ void token_saliency(Address grads, const std::array<std::int64_t, 5>& sizes, con
 
 template <typename T>
 void define_token_saliency(py::module_& module, const char* name) {
-  module.def(name, &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("sizes"), py::arg("strides"),
-             py::arg("reduction"), py::arg("out"), py::arg("threads"), py::arg("level"));
+  module.def(name, &token_saliency<T>, py::kw_only(), py::arg("grads"), py::arg("reduction"), py::arg("sizes"),
+             py::arg("strides"), py::arg("out"), py::arg("threads"), py::arg("level"));
 }
 
+// sizes are batch, height, width.
 template <typename Token>
-void concept_counts(Address tsv, const std::array<std::int64_t, 3>& tsv_strides, Address tokens,
-                    const std::array<std::int64_t, 3>& token_strides, Address labels,
-                    const std::array<std::int64_t, 3>& sizes, std::int64_t top_n, std::int64_t num_concepts,
-                    std::int64_t codebook_size, const std::string& per, Address counts, int threads) {
+void concept_counts(Address tsv, Address tokens, Address labels, std::int64_t top_n, std::int64_t num_concepts,
+                    std::int64_t codebook_size, const std::string& per, const std::array<std::int64_t, 3>& sizes,
+                    const std::array<std::int64_t, 3>& tsv_strides, const std::array<std::int64_t, 3>& token_strides,
+                    Address counts, int threads) {
   const cortex_fast::CountSizes all{sizes[0], sizes[1], sizes[2], top_n, num_concepts, codebook_size};
   const auto kind = per_of(per);
   py::gil_scoped_release release;
@@ -84,9 +88,9 @@ void concept_counts(Address tsv, const std::array<std::int64_t, 3>& tsv_strides,
 
 template <typename Token>
 void define_concept_counts(py::module_& module, const char* name) {
-  module.def(name, &concept_counts<Token>, py::kw_only(), py::arg("tsv"), py::arg("tsv_strides"), py::arg("tokens"),
-             py::arg("token_strides"), py::arg("labels"), py::arg("sizes"), py::arg("top_n"), py::arg("num_concepts"),
-             py::arg("codebook_size"), py::arg("per"), py::arg("counts"), py::arg("threads"));
+  module.def(name, &concept_counts<Token>, py::kw_only(), py::arg("tsv"), py::arg("tokens"), py::arg("labels"),
+             py::arg("top_n"), py::arg("num_concepts"), py::arg("codebook_size"), py::arg("per"), py::arg("sizes"),
+             py::arg("tsv_strides"), py::arg("token_strides"), py::arg("counts"), py::arg("threads"));
 }
 
 cortex_fast::Stream stream_of(const std::string& name) {
@@ -96,21 +100,15 @@ cortex_fast::Stream stream_of(const std::string& name) {
   throw std::invalid_argument("stream: expected 'normal', 'gumbel' or 'sampling', got '" + name + "'");
 }
 
-void random_stream(std::uint64_t seed, const std::string& stream, Address items, Address draws,
-                   const std::array<std::int64_t, 4>& sizes, Address out, int threads, const std::string& level) {
+// sizes are those of items and draws.
+void random_stream(const std::string& stream, std::uint64_t seed, Address items, Address draws, std::int64_t rows,
+                   std::int64_t length, const std::array<std::int64_t, 2>& sizes, Address out, int threads,
+                   const std::string& level) {
   const auto kind = stream_of(stream);
   const auto run = run_of(threads, level);
   py::gil_scoped_release release;
-  cortex_fast::random_stream(seed, kind, pointer<const std::int64_t>(items), pointer<const std::int64_t>(draws),
-                             {sizes[0], sizes[1], sizes[2], sizes[3]}, pointer<float>(out), run);
-}
-
-void random_words(std::uint64_t seed, const std::string& stream, std::int64_t item, std::int64_t draw,
-                  const std::array<std::int64_t, 2>& sizes, Address out, int threads, const std::string& level) {
-  const auto kind = stream_of(stream);
-  const auto run = run_of(threads, level);
-  py::gil_scoped_release release;
-  cortex_fast::random_words(seed, kind, item, draw, sizes[0], sizes[1], pointer<std::uint32_t>(out), run);
+  cortex_fast::random_stream(kind, seed, pointer<const std::int64_t>(items), pointer<const std::int64_t>(draws),
+                             {sizes[0], sizes[1], rows, length}, pointer<float>(out), run);
 }
 
 // sizes of gumbel_codebook's functions are problems, rows, codes, channels; gumbel 0: drawn.
@@ -162,35 +160,37 @@ void define_gumbel_codebook(py::module_& module) {
              py::arg("anchor"), py::arg("stay_penalty"), py::arg("sizes"), py::arg("threads"), py::arg("level"));
 }
 
-// sizes are batch, groups, samples, channels, positions; noise 0: drawn.
+// order, group_starts and group_items are item_ids in groups of equal ones; sizes are batch, groups, channels,
+// positions.
 template <typename T>
-void smoothgrad_noise(Address x, Address sigma, Address noise, Address order, Address group_starts, Address group_items,
-                      const std::array<std::int64_t, 5>& sizes, std::int64_t first_sample, std::uint64_t seed,
-                      bool antithetic, Address out, int threads, const std::string& level) {
+void smoothgrad_noise(Address x, Address sigma, std::int64_t num_samples, std::uint64_t seed, Address order,
+                      Address group_starts, Address group_items, bool antithetic, std::int64_t first_sample,
+                      Address normals, const std::array<std::int64_t, 4>& sizes, Address out, int threads,
+                      const std::string& level) {
   const auto run = run_of(threads, level);
   const cortex_fast::NoisyCopies<T> args{pointer<const T>(x),
                                          pointer<const float>(sigma),
-                                         pointer<const float>(noise),
+                                         num_samples,
+                                         seed,
                                          pointer<const std::int64_t>(order),
                                          pointer<const std::int64_t>(group_starts),
                                          pointer<const std::int64_t>(group_items),
+                                         antithetic,
+                                         first_sample,
+                                         pointer<const float>(normals),
                                          sizes[0],
                                          sizes[1],
                                          sizes[2],
-                                         sizes[3],
-                                         sizes[4],
-                                         first_sample,
-                                         seed,
-                                         antithetic};
+                                         sizes[3]};
   py::gil_scoped_release release;
   cortex_fast::smoothgrad_noise(args, pointer<T>(out), run);
 }
 
 template <typename T>
 void define_smoothgrad_noise(py::module_& module, const char* name) {
-  module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("noise"),
-             py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("sizes"),
-             py::arg("first_sample"), py::arg("seed"), py::arg("antithetic"), py::arg("out"), py::arg("threads"),
+  module.def(name, &smoothgrad_noise<T>, py::kw_only(), py::arg("x"), py::arg("sigma"), py::arg("num_samples"),
+             py::arg("seed"), py::arg("order"), py::arg("group_starts"), py::arg("group_items"), py::arg("antithetic"),
+             py::arg("first_sample"), py::arg("normals"), py::arg("sizes"), py::arg("out"), py::arg("threads"),
              py::arg("level"));
 }
 
@@ -213,35 +213,55 @@ void nearest_code(Address z, Address codebook, const std::array<std::int64_t, 3>
                             pointer<std::int64_t>(index), run);
 }
 
-// sizes are images, height, width, inputs, outputs; masks and bias may be 0.
-void conv3x3(Address input, Address input_mask, Address weights, Address bias, const std::array<std::int64_t, 6>& sizes,
-             bool unpool, bool relu, bool pool, Address output, Address output_mask, int threads,
-             const std::string& level) {
+// sizes are images, the grid's height and width before pooling, input and output channels.
+void conv3x3(Address x, Address bias, Address winograd, bool relu, bool pool, std::int64_t padding,
+             const std::array<std::int64_t, 5>& sizes, Address y, Address mask, int threads, const std::string& level) {
   const auto run = run_of(threads, level);
-  const cortex_fast::Conv3x3 args{pointer<const float>(input),
-                                  pointer<const std::uint8_t>(input_mask),
-                                  pointer<const float>(weights),
-                                  pointer<const float>(bias),
-                                  sizes[0],
-                                  sizes[1],
-                                  sizes[2],
-                                  sizes[3],
-                                  sizes[4],
-                                  sizes[5],
-                                  unpool,
-                                  relu,
-                                  pool,
-                                  pointer<float>(output),
-                                  pointer<std::uint8_t>(output_mask)};
+  cortex_fast::Conv3x3 args{};
+  args.input = pointer<const float>(x);
+  args.bias = pointer<const float>(bias);
+  args.winograd = pointer<const float>(winograd);
+  args.relu = relu;
+  args.pool = pool;
+  args.padding = padding;
+  args.images = sizes[0];
+  args.height = sizes[1];
+  args.width = sizes[2];
+  args.inputs = sizes[3];
+  args.outputs = sizes[4];
+  args.output = pointer<float>(y);
+  args.output_mask = pointer<std::uint8_t>(mask);
   py::gil_scoped_release release;
   cortex_fast::conv3x3(args, run);
 }
 
-// sizes are outputs and inputs, strides theirs.
-void conv3x3_filters(Address weight, const std::array<std::int64_t, 2>& sizes,
-                     const std::array<std::int64_t, 2>& strides, bool turned, Address out, int threads) {
+// The transposed convolution, whose input is the upstream gradient. sizes are images, the gradient's height and width,
+// and the forward pass's input and output channels.
+void conv3x3_backward(Address upstream, Address mask, Address winograd_transposed, bool pool, std::int64_t padding,
+                      const std::array<std::int64_t, 5>& sizes, Address gradient, int threads,
+                      const std::string& level) {
+  const auto run = run_of(threads, level);
+  cortex_fast::Conv3x3 args{};
+  args.input = pointer<const float>(upstream);
+  args.input_mask = pointer<const std::uint8_t>(mask);
+  args.winograd = pointer<const float>(winograd_transposed);
+  args.unpool = pool;
+  args.padding = 2 - padding;
+  args.images = sizes[0];
+  args.height = sizes[1];
+  args.width = sizes[2];
+  args.inputs = sizes[4];
+  args.outputs = sizes[3];
+  args.output = pointer<float>(gradient);
+  py::gil_scoped_release release;
+  cortex_fast::conv3x3(args, run);
+}
+
+// sizes and strides are those of the filters' outputs and inputs.
+void conv3x3_filters(Address weight, bool transposed, const std::array<std::int64_t, 2>& sizes,
+                     const std::array<std::int64_t, 2>& strides, Address out, int threads) {
   const cortex_fast::Filters3x3 filters{
-      pointer<const float>(weight), sizes[0], sizes[1], strides[0], strides[1], turned};
+      pointer<const float>(weight), transposed, sizes[0], sizes[1], strides[0], strides[1]};
   py::gil_scoped_release release;
   cortex_fast::conv3x3_filters(filters, pointer<float>(out), threads);
 }
@@ -277,16 +297,18 @@ PYBIND11_MODULE(_native, module) {
       "advise_large_pages",
       [](Address memory, std::size_t bytes) { cortex_fast::advise_large_pages(pointer<void>(memory), bytes); },
       py::arg("memory"), py::arg("bytes"));
-  module.def("random_stream", &random_stream, py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("items"),
-             py::arg("draws"), py::arg("sizes"), py::arg("out"), py::arg("threads"), py::arg("level"));
-  module.def("random_words", &random_words, py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("item"),
-             py::arg("draw"), py::arg("sizes"), py::arg("out"), py::arg("threads"), py::arg("level"));
+  module.def("random_stream", &random_stream, py::kw_only(), py::arg("stream"), py::arg("seed"), py::arg("items"),
+             py::arg("draws"), py::arg("rows"), py::arg("length"), py::arg("sizes"), py::arg("out"), py::arg("threads"),
+             py::arg("level"));
   define_gumbel_codebook(module);
-  module.def("conv3x3", &conv3x3, py::kw_only(), py::arg("input"), py::arg("input_mask"), py::arg("weights"),
-             py::arg("bias"), py::arg("sizes"), py::arg("unpool"), py::arg("relu"), py::arg("pool"), py::arg("output"),
-             py::arg("output_mask"), py::arg("threads"), py::arg("level"));
-  module.def("conv3x3_filters", &conv3x3_filters, py::kw_only(), py::arg("weight"), py::arg("sizes"),
-             py::arg("strides"), py::arg("turned"), py::arg("out"), py::arg("threads"));
+  module.def("conv3x3", &conv3x3, py::kw_only(), py::arg("x"), py::arg("bias"), py::arg("winograd"), py::arg("relu"),
+             py::arg("pool"), py::arg("padding"), py::arg("sizes"), py::arg("y"), py::arg("mask"), py::arg("threads"),
+             py::arg("level"));
+  module.def("conv3x3_backward", &conv3x3_backward, py::kw_only(), py::arg("upstream"), py::arg("mask"),
+             py::arg("winograd_transposed"), py::arg("pool"), py::arg("padding"), py::arg("sizes"), py::arg("gradient"),
+             py::arg("threads"), py::arg("level"));
+  module.def("conv3x3_filters", &conv3x3_filters, py::kw_only(), py::arg("weight"), py::arg("transposed"),
+             py::arg("sizes"), py::arg("strides"), py::arg("out"), py::arg("threads"));
   define_token_saliency<float>(module, "token_saliency_float32");
   define_token_saliency<cortex_fast::BFloat16>(module, "token_saliency_bfloat16");
   define_token_saliency<cortex_fast::Float16>(module, "token_saliency_float16");

@@ -1,4 +1,4 @@
-// What the files of cortex_fast._native share: addresses as integers, names as enumerators, arguments that the CPU's
+// Shared by the files of cortex_fast._native: addresses as integers, names as enumerators, and arguments that the CPU's
 // and the GPU's functions have in common.
 #pragma once
 

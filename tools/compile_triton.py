@@ -1,11 +1,11 @@
-"""Compiles every Triton kernel ahead of time, for GPUs that need not be here, and tells what each takes of them.
+"""Compiles every Triton kernel ahead of time, for GPUs that need not be present, and reports the resources of each.
 
     python tools/compile_triton.py [--targets sm_80,sm_90,...] [--dtypes float32,...] [--operators token_saliency,...]
 
-Exit status 1 where one spills registers, uses local memory or needs more shared memory than there is; a kernel that
-does not compile raises. It calls the launchers themselves, with small tensors on the CPU; only the launch is replaced,
-by Triton's own warm-up under a driver that names a target. So the variants are those that the launchers make, and a new
-kernel needs one entry in CALLS: a function that calls its launcher for each choice that makes another variant.
+Exit status 1 if a kernel spills registers, uses local memory or needs more shared memory than the GPU has; a kernel
+that does not compile raises. The launchers are called with small tensors on the CPU, and only the launch is replaced,
+by Triton's own warm-up under a driver of the target. So the variants are the launchers' own, and a new kernel needs one
+entry in CALLS: a function that calls its launcher once for each variant.
 
 Runs without TRITON_INTERPRET: the interpreter has nothing to compile.
 """
@@ -31,6 +31,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
+from cortex_fast.kernels.reference import philox
 from cortex_fast.kernels.row_stats import RowStats
 from cortex_fast.kernels.triton import (
     concept_counts,
@@ -79,8 +80,8 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one compiled kernel takes: registers of a thread, bytes of local and of shared memory."""
+class Resources:
+    """Resources of one compiled kernel: registers of a thread, bytes of local and of shared memory."""
 
     registers: int
     local: int
@@ -91,13 +92,13 @@ class Found:
 class Compiling:
     """Stands for `launching.launch`: compiles for the active target, each variant once."""
 
-    found: dict[str, Found] = field(default_factory=dict)
+    resources: dict[str, Resources] = field(default_factory=dict)
 
     def launch(self, kernel: Any, grid: object, _device_of: Tensor, /, *arguments: object, **options: object) -> None:
         compiled = kernel.warmup(*arguments, grid=grid, **options)
         label = f"{Path(inspect.getfile(kernel.fn)).stem}.{kernel.fn.__name__}({variant(compiled)})"
-        if label not in self.found:
-            self.found[label] = resources(compiled)
+        if label not in self.resources:
+            self.resources[label] = resources(compiled)
 
 
 def variant(compiled: Any) -> str:
@@ -125,7 +126,7 @@ def flattened(
             yield here, (dotted, kind)
 
 
-def resources(compiled: Any) -> Found:
+def resources(compiled: Any) -> Resources:
     if "cubin" in compiled.asm:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
@@ -133,11 +134,11 @@ def resources(compiled: Any) -> Found:
             program = triton.knobs.nvidia.cuobjdump.path
             text = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
         numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-        return Found(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared)
+        return Resources(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared)
     keys = ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
     numbers = {key: int(re.findall(rf"\.{key}:\s*(\d+)", compiled.asm["amdgcn"])[0]) for key in keys}
     local = numbers["private_segment_fixed_size"] + 4 * numbers["vgpr_spill_count"]
-    return Found(numbers["vgpr_count"], local, compiled.metadata.shared)
+    return Resources(numbers["vgpr_count"], local, compiled.metadata.shared)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -154,11 +155,12 @@ def call_token_saliency(dtype: torch.dtype) -> None:
 
 def call_concept_counts(dtype: torch.dtype) -> None:
     labels = torch.zeros(2, dtype=torch.int64)
+    sizes = {"labels": labels, "top_n": 5, "num_concepts": 3, "codebook_size": 1024}
     for tokens, per in itertools.product(concept_counts.TOKENS, ("occurrence", "image")):
         tsv = empty(2, 16, 16, dtype=dtype)
-        concept_counts.concept_counts(tsv, empty(2, 16, 16, dtype=tokens), labels, 5, 3, 1024, per)
+        concept_counts.concept_counts(tsv=tsv, tokens=empty(2, 16, 16, dtype=tokens), per=per, **sizes)
     odd = torch.zeros(2, 5, 5, dtype=torch.int64)
-    concept_counts.concept_counts(odd.to(dtype), odd, labels, 5, 3, 1024, "image")
+    concept_counts.concept_counts(tsv=odd.to(dtype), tokens=odd, per="image", **sizes)
 
 
 def call_saliency_counts(dtype: torch.dtype) -> None:
@@ -168,13 +170,15 @@ def call_saliency_counts(dtype: torch.dtype) -> None:
 
 
 def call_smoothgrad_noise(dtype: torch.dtype) -> None:
-    ids, sigma = torch.zeros(2, dtype=torch.int64), empty(2)
+    stream = {"num_samples": 3, "seed": 0, "item_ids": torch.zeros(2, dtype=torch.int64), "first_sample": 0}
+    sigma = empty(2)
     for side in (4, 8, 16):
         x = empty(2, 6, side, side, dtype=dtype)
         for antithetic in (False, True):
-            smoothgrad_noise.smoothgrad_noise(x, sigma, ids, None, 3, 0, 0, antithetic)
-    for noise in FLOATS:
-        smoothgrad_noise.smoothgrad_noise(x, sigma, ids, empty(2, 3, *x.shape[1:], dtype=noise), 3, 0, 0, False)
+            smoothgrad_noise.smoothgrad_noise(x, sigma, **stream, antithetic=antithetic, normals=None)
+    for dtype_of_normals in FLOATS:
+        normals = empty(2, 3, *x.shape[1:], dtype=dtype_of_normals)
+        smoothgrad_noise.smoothgrad_noise(x, sigma, **stream, antithetic=False, normals=normals)
 
 
 def call_gumbel_codebook(dtype: torch.dtype) -> None:
@@ -266,7 +270,7 @@ def call_nearest_code(dtype: torch.dtype) -> None:
 
 def call_random_stream(_dtype: torch.dtype) -> None:
     ids = torch.zeros(2, dtype=torch.int64)
-    for stream in random_stream.STREAMS:
+    for stream in philox.STREAMS:
         random_stream.random_stream(stream, 0, ids, ids, 3, 300)
 
 
@@ -283,7 +287,7 @@ CALLS: dict[str, Callable[[torch.dtype], None]] = {
 }
 
 
-def compile_for(name: str, operators: list[str], dtypes: list[str]) -> dict[str, Found]:
+def compile_for(name: str, operators: list[str], dtypes: list[str]) -> dict[str, Resources]:
     compiling = Compiling()
     triton.runtime.driver.set_active(Driver(TARGETS[name].gpu, list(TARGETS).index(name)))
     launching.launch = compiling.launch
@@ -291,7 +295,7 @@ def compile_for(name: str, operators: list[str], dtypes: list[str]) -> dict[str,
     torch.version.hip = "0" if TARGETS[name].gpu.backend == "hip" else None
     for operator, dtype in itertools.product(operators, dtypes):
         CALLS[operator](getattr(torch, dtype))
-    return compiling.found
+    return compiling.resources
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -303,13 +307,13 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = 0
     for name in options.targets.split(","):
         start = time.monotonic()
-        found = compile_for(name, options.operators.split(","), options.dtypes.split(","))
-        for label, takes in sorted(found.items()):
+        kernels = compile_for(name, options.operators.split(","), options.dtypes.split(","))
+        for label, takes in sorted(kernels.items()):
             fits = takes.local == 0 and takes.shared <= TARGETS[name].shared
             wrong += not fits
             used = f"{takes.registers} registers, {takes.local} B local, {takes.shared} B shared"
             print(f"{name} {label}: {used}{'' if fits else ': FAILED'}")
-        print(f"{name}: {len(found)} variants, {time.monotonic() - start:.0f} s")
+        print(f"{name}: {len(kernels)} variants, {time.monotonic() - start:.0f} s")
     return 1 if wrong else 0
 
 

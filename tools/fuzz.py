@@ -1,4 +1,4 @@
-"""Calls each operator with random arguments, in processes of their own, and holds the results to the definition.
+"""Calls each operator with random arguments, in separate processes, and compares the results with the definition.
 
     python tools/fuzz.py [--calls 1000] [--operators gumbel_codebook,...] [--kinds numbers,wrong] [--processes 2]
     python tools/fuzz.py --replay "numbers gumbel_codebook 123"
@@ -53,7 +53,7 @@ def run(call: str) -> None:
 
 
 def work(calls: list[str], report: Connection) -> None:
-    """In a process of its own: tells of each call before it begins (None), and what it finds."""
+    """The work of one process: reports None before each call, and the text of each finding."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for call in calls:
@@ -66,8 +66,8 @@ def work(calls: list[str], report: Connection) -> None:
 
 @dataclass
 class Worker:
-    """A process that works on these calls, of which it has begun some. It is forked, so that it is there at once: this
-    process starts no threads."""
+    """A process that works on these calls, of which it has begun some. It is forked, which is quick, and safe because
+    this process starts no threads."""
 
     calls: list[str]
     process: ForkProcess
@@ -84,15 +84,15 @@ def started(calls: list[str]) -> Worker:
     return Worker(calls, process, reports, since=time.monotonic())
 
 
-def told(call: str, text: str) -> None:
+def report_finding(call: str, text: str) -> None:
     lines = text.strip().replace("\n", "\n  ")
     print(f'{call}: again by python tools/fuzz.py --replay "{call}"\n  {lines}\n', flush=True)
 
 
 def findings(calls: list[str], processes: int) -> int:
-    """Print what these calls find; how much it was."""
+    """Run the calls and print their findings; returns the number of findings."""
     parts = [calls[start : start + AT_ONCE] for start in range(0, len(calls), AT_ONCE)]
-    found, workers = 0, []
+    count, workers = 0, []
     while parts or workers:
         while parts and len(workers) < processes:
             workers.append(started(parts.pop()))
@@ -106,17 +106,19 @@ def findings(calls: list[str], processes: int) -> int:
                     workers.remove(worker)
                     worker.process.join()
                     if worker.process.exitcode:
-                        found += 1
-                        told(worker.calls[worker.begun - 1], f"the process ended with {worker.process.exitcode}")
+                        count += 1
+                        report_finding(
+                            worker.calls[worker.begun - 1], f"the process ended with {worker.process.exitcode}"
+                        )
                         parts.append(worker.calls[worker.begun :])
                 else:
                     worker.begun += text is None
                     if text is not None:
-                        found += 1
-                        told(worker.calls[worker.begun - 1], text)
+                        count += 1
+                        report_finding(worker.calls[worker.begun - 1], text)
             elif time.monotonic() - worker.since > PATIENCE:
                 worker.process.kill()
-    return found
+    return count
 
 
 def main() -> int:
@@ -140,9 +142,9 @@ def main() -> int:
         if wanted is None or operator in wanted
         for seed in range(options.first, options.first + options.calls)
     ]
-    found = findings(calls, options.processes)
-    print(f"{len(calls)} calls, {found} findings")
-    return 1 if found else 0
+    count = findings(calls, options.processes)
+    print(f"{len(calls)} calls, {count} findings")
+    return 1 if count else 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the operators are timed against and this package does not hold otherwise."""
+"""Implementations that the operators are timed against, beyond those in this package."""

@@ -1,6 +1,6 @@
-"""The published CORTEX code's formulas as it writes them, implemented anew from their description.
+"""The published CORTEX code's formulas, implemented anew from their description.
 
-Random numbers are arguments wherever a formula would draw them in its middle, so that it can be checked exactly.
+Random numbers are arguments where a formula would draw them itself, so that it can be checked exactly.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ def noisy_copies(x: Tensor, sigma: float, num_samples: int) -> Iterator[Tensor]:
         yield x + torch.randn(x.shape).to(x.device) * sigma
 
 
-def one_draw(extractor: nn.Module, x: Tensor, target: Tensor, sigma: float) -> Tensor:
+def draw_gradients(extractor: nn.Module, x: Tensor, target: Tensor, sigma: float) -> Tensor:
     """One of the N draws of SmoothGrad: x [B,d,m,m], target [B] -> gradients [B,d,m,m].
 
     One forward pass of the noisy batch, then for each image a backward pass of the batch, its graph kept and made anew.

@@ -242,7 +242,7 @@ def _by_samples(request: _Request) -> Tensor:
 def _gradients(request: _Request, first: int, count: int, seed: int) -> tuple[Tensor, ...]:
     """The gradients [B,d,m,m] of each sample from `first` on, `count` of them."""
     normals = None if request.normals is None else request.normals[:, first : first + count]
-    copies = ops.smoothgrad_noise(request.x, request.sigma, count, seed=seed, first_sample=first, noise=normals)
+    copies = ops.smoothgrad_noise(request.x, request.sigma, count, seed=seed, first_sample=first, normals=normals)
     _, gradients = request.prepared.value_and_grad(copies.flatten(0, 1), request.targets.repeat_interleave(count))
     gradients = gradients.abs() if request.absolute else gradients
     return gradients.unflatten(0, (len(request.x), count)).unbind(dim=1)

@@ -1,4 +1,4 @@
-"""The operators: one file each, with checks, torch.library registration, autograd and the choice of backend."""
+"""The operators, one file each: checks, torch.library registration, autograd and the choice of backend."""
 
 from cortex_fast.ops.concept_counts import concept_counts
 from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters

@@ -1,12 +1,12 @@
 """Which backend serves an operator, and why.
 
-`REASONS` has each operator's backends, and for each a function from a tensor to the reason against it (None: it can
-serve). `impl="auto"` takes the first that can; forcing a backend that cannot raises an error that states the reason.
-Nothing falls back silently: `choose` is the only place that decides.
+`REASONS` maps each operator to its backends, and each backend to a function from a tensor to the reason against it
+(None: it can serve). `impl="auto"` takes the best backend that can serve. Forcing an unavailable backend raises an
+error that states the reason. Nothing falls back silently: `choose` is the only place that decides.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +18,29 @@ from cortex_fast.kernels import cuda, native, triton
 
 IMPL_VARIABLE = "CORTEX_FAST_IMPL"
 NAMES = kernels.BACKENDS
+_REQUESTS = ("auto", *NAMES)
 
 Reason = Callable[[Tensor], str | None]
 HALVES = kernels.HALVES
 
 
 class UnlessForced(str):
-    """A reason against a backend that stands for "auto" alone: who forces the backend is served."""
+    """A reason against a backend for "auto" alone: forcing the backend overrides it."""
 
 
 class BackendUnavailableError(RuntimeError):
-    """A forced backend cannot serve; the message is its reason."""
+    """A forced backend cannot serve; the message states the reason."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One backend's answer for one operator: usable by "auto", or `reason` why not."""
+    """Whether one backend can serve one operator.
+
+    Attributes:
+        backend: the backend's name.
+        usable: whether "auto" may choose it.
+        reason: "yes", or why it is not usable.
+    """
 
     backend: str
     usable: bool
@@ -41,58 +48,101 @@ class Verdict:
 
     @property
     def usable_if_forced(self) -> bool:
+        """Whether `impl=backend` is served."""
         return self.usable or isinstance(self.reason, UnlessForced)
 
 
 def verdicts(backends: Mapping[str, Reason], *tensors: Tensor) -> list[Verdict]:
-    """Every backend's answer for an operator applied to `tensors`, best first."""
-    answers = []
-    for name in NAMES:
-        if name in backends:
-            reasons = sorted(
-                filter(None, map(backends[name], tensors)), key=lambda reason: type(reason) is UnlessForced
-            )
-            against = next(iter(reasons), None)  # of which one that stands in any case comes first
-        else:
-            against = f"no {name} kernel of this operator in this version"
-        answers.append(Verdict(name, against is None, against or "yes"))
-    return answers
+    """Every backend's verdict on an operator applied to these tensors.
+
+    Args:
+        backends: backend -> its reason function, an entry of `REASONS`.
+        *tensors: the operator's tensors that a backend may refuse.
+
+    Returns:
+        One `Verdict` for each name of `NAMES`, best backend first.
+    """
+    reasons = {name: _reason_against(backends, name, tensors) for name in NAMES}
+    return [Verdict(name, against is None, against or "yes") for name, against in reasons.items()]
+
+
+def _reason_against(backends: Mapping[str, Reason], name: str, tensors: Sequence[Tensor]) -> str | None:
+    """Why a backend is not usable for these tensors; a reason that holds even if it is forced comes first."""
+    if name not in backends:
+        return f"no {name} kernel of this operator in this version"
+    reasons = [reason for reason in map(backends[name], tensors) if reason is not None]
+    return next((reason for reason in reasons if type(reason) is not UnlessForced), reasons[0] if reasons else None)
 
 
 def check_impl(impl: object, source: str = "impl") -> None:
-    if not isinstance(impl, str) or impl not in ("auto", *NAMES):
+    """Check a requested backend: "auto" or one of `NAMES`.
+
+    Args:
+        impl: the requested backend.
+        source: the argument's or variable's name in the message.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(impl, str) or impl not in _REQUESTS:
         raise ValueError(f"{source}: expected 'auto' or one of {', '.join(map(repr, NAMES))}, got {checks.shown(impl)}")
 
 
 def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: Tensor) -> str:
-    """The backend's name for `impl`: "auto", or a name from NAMES. `CORTEX_FAST_IMPL` replaces "auto".
+    """The backend that serves an operator.
 
-    Raises ValueError for an unknown name and BackendUnavailableError for a forced backend that cannot serve.
+    Args:
+        operator: its name, for messages.
+        backends: backend -> its reason function, an entry of `REASONS`.
+        impl: "auto", or one of `NAMES`. The environment variable `CORTEX_FAST_IMPL` replaces "auto".
+        *tensors: the operator's tensors that a backend may refuse.
+
+    Returns:
+        One of `NAMES`.
+
+    Raises:
+        ValueError: for an unknown name.
+        BackendUnavailableError: if a forced backend cannot serve.
     """
     check_impl(impl)
     wanted = os.environ.get(IMPL_VARIABLE, "auto") if impl == "auto" else impl
     check_impl(wanted, IMPL_VARIABLE)
-    answers = verdicts(backends, *tensors)
     if wanted == "auto":
-        return next(answer.backend for answer in answers if answer.usable)
-    answer = next(answer for answer in answers if answer.backend == wanted)
-    if not answer.usable_if_forced:
-        raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {answer.reason}")
+        return next(name for name in NAMES if _reason_against(backends, name, tensors) is None)
+    against = _reason_against(backends, wanted, tensors)
+    if against is not None and not isinstance(against, UnlessForced):
+        raise BackendUnavailableError(f"{operator}: impl={wanted!r} cannot serve: {against}")
     return wanted
 
 
 def serving(operator: str, impl: str, *tensors: Tensor) -> Callable[..., Any]:
-    """The function of the backend that `choose` takes for this operator, to be called by keyword."""
+    """The kernel that serves an operator, to be called by keyword.
+
+    Args:
+        operator: a name of `REASONS`.
+        impl: "auto", or one of `NAMES`.
+        *tensors: the operator's tensors that a backend may refuse.
+
+    Returns:
+        The function of that name of the backend that `choose` takes.
+
+    Raises:
+        ValueError, BackendUnavailableError: as `choose`.
+    """
     return kernels.load(choose(operator, REASONS[operator], impl, *tensors), operator)
 
 
 def never(_tensor: Tensor) -> None:
-    """No reason against: the reference serves every tensor."""
+    """The reference's reason function: it serves every tensor."""
     return None
 
 
 def native_on_cpu(*dtypes: torch.dtype) -> Reason:
-    """The reason function of a native CPU kernel that takes these dtypes (none named: any)."""
+    """The reason function of a native CPU kernel.
+
+    Args:
+        *dtypes: the dtypes that the kernel takes; none: any.
+    """
 
     def against(tensor: Tensor) -> str | None:
         if native.UNAVAILABLE is not None:
@@ -107,7 +157,11 @@ def native_on_cpu(*dtypes: torch.dtype) -> Reason:
 
 
 def triton_on_gpu(*dtypes: torch.dtype) -> Reason:
-    """The reason function of a Triton kernel that takes these dtypes (none named: any)."""
+    """The reason function of a Triton kernel.
+
+    Args:
+        *dtypes: the dtypes that the kernel takes; none: any.
+    """
 
     def against(tensor: Tensor) -> str | None:
         if tensor.device.type != "cuda" and not (triton.INTERPRETED and tensor.device.type == "cpu"):
@@ -126,7 +180,11 @@ def triton_on_gpu(*dtypes: torch.dtype) -> Reason:
 
 
 def cuda_on_gpu(*dtypes: torch.dtype) -> Reason:
-    """The reason function of a CUDA kernel that takes these dtypes (none named: any)."""
+    """The reason function of a CUDA kernel.
+
+    Args:
+        *dtypes: the dtypes that the kernel takes; none: any.
+    """
 
     def against(tensor: Tensor) -> str | None:
         if cuda.unavailable() is not None:
@@ -137,22 +195,27 @@ def cuda_on_gpu(*dtypes: torch.dtype) -> Reason:
             return f"the CUDA kernel takes {', '.join(map(str, dtypes))}, not {tensor.dtype}"
         if torch.version.hip is not None:
             return "the CUDA kernel runs on NVIDIA's GPUs, torch is built for AMD's"
-        had = torch.cuda.get_device_capability(tensor.device)
-        if had < cuda.OLDEST:
-            needed = ".".join(map(str, cuda.OLDEST))
-            return f"the CUDA kernel needs compute capability {needed}, this GPU has {'.'.join(map(str, had))}"
+        capability = torch.cuda.get_device_capability(tensor.device)
+        if capability < cuda.OLDEST:
+            needed, present = _versions(cuda.OLDEST, capability)
+            return f"the CUDA kernel needs compute capability {needed}, this GPU has {present}"
         return UnlessForced("not yet measured against Triton on a GPU: only where it is forced")
 
     return against
 
 
 def _too_old(tensor: Tensor) -> str | None:
+    """Why the tensor's GPU is too old for a Triton kernel of its dtype; None if it is not."""
     capability = torch.cuda.get_device_capability(tensor.device)
-    least = (8, 0) if tensor.dtype == torch.bfloat16 else (7, 0)
-    if torch.version.hip is None and capability < least:
-        had, needed = (".".join(map(str, version)) for version in (capability, least))
-        return f"the Triton kernel needs compute capability {needed} for {tensor.dtype}, this GPU has {had}"
+    oldest = (8, 0) if tensor.dtype == torch.bfloat16 else (7, 0)
+    if torch.version.hip is None and capability < oldest:
+        needed, present = _versions(oldest, capability)
+        return f"the Triton kernel needs compute capability {needed} for {tensor.dtype}, this GPU has {present}"
     return None
+
+
+def _versions(*versions: tuple[int, int]) -> list[str]:
+    return [".".join(map(str, version)) for version in versions]
 
 
 _REASON_OF = {

@@ -4,21 +4,28 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
-from cortex_fast.kernels import native
-from cortex_fast.kernels.reference import nearest_code as reference
-from cortex_fast.ops.backends import REASONS, check_impl, choose
+from cortex_fast.ops.backends import check_impl, serving
 from cortex_fast.ops.registering import operator
-
-if native.UNAVAILABLE is None:
-    from cortex_fast.kernels.native import nearest_code as native_kernel
 
 
 def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
-    """Index int64 [...] of the codebook row [K,d] nearest to z [...,d] in Euclidean distance.
+    """The index of the codebook row nearest to each vector, argmin_k |z - C_k|.
 
-    Computed in float64; among equally near codes the lowest index. A code with an infinity or a NaN is nearest to
-    nothing. A vector with one gives index 0, and so do all where every code has one. Not differentiable.
-    Raises TypeError for integer tensors, ValueError for shapes that do not fit, an empty codebook or mixed devices.
+    Distances are float64; among equally near codes the lowest index wins. A code with an infinity or a NaN is nearest
+    to nothing. The index is 0 for a vector with one, and for all vectors if every code has one. Not differentiable.
+
+    Args:
+        z: floating [..., d].
+        codebook: floating C [K, d], K >= 1.
+        impl: the backend, "auto", "triton", "native" or "reference". Default "auto".
+
+    Returns:
+        Index int64 [...].
+
+    Raises:
+        TypeError: for tensors that are not floating.
+        ValueError: for shapes that do not fit, an empty codebook, mixed devices or an unknown backend.
+        BackendUnavailableError: if a forced backend cannot serve.
     """
     checks.floating("z", z)
     checks.rank("codebook", codebook, "[K, d]")
@@ -35,13 +42,8 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
 
 @operator("nearest_code")
 def _nearest_code(z: Tensor, codebook: Tensor, impl: str) -> Tensor:
-    backend = choose("nearest_code", REASONS["nearest_code"], impl, z, codebook)
-    if backend == "triton":
-        from cortex_fast.kernels.triton import nearest_code as triton_kernel
-
-        return triton_kernel.nearest_code(z, codebook)
-    serve = native_kernel if backend == "native" else reference
-    return serve.nearest_code(z, codebook)
+    index: Tensor = serving("nearest_code", impl, z, codebook)(z=z, codebook=codebook)
+    return index
 
 
 @_nearest_code.register_fake

@@ -1,14 +1,14 @@
-"""TSV of noisy gradients and the counts of each concept's top tokens by it: what is left of a batch of gradients."""
+"""TSV of noisy gradients and the counts of each concept's top tokens by it, in one operator."""
 
 import torch
 from torch import Tensor
 
 from cortex_fast import checks
 from cortex_fast.kernels.reference.token_saliency import accumulation_dtype
-from cortex_fast.ops.backends import REASONS, check_impl, choose
-from cortex_fast.ops.concept_counts import check_counting, check_numbers, check_values, concept_counts
+from cortex_fast.ops.backends import check_impl, serving
+from cortex_fast.ops.concept_counts import check_counting, check_numbers, check_values
 from cortex_fast.ops.registering import operator
-from cortex_fast.ops.token_saliency import check_arguments, token_saliency
+from cortex_fast.ops.token_saliency import check_arguments
 
 
 def saliency_counts(
@@ -23,17 +23,34 @@ def saliency_counts(
     per: str = "occurrence",
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`token_saliency` of noisy gradients [B,N,d,m,m], and `concept_counts` of that: [B,m,m], int64 [num_concepts,K].
+    """`token_saliency` of noisy gradients, and `concept_counts` of its result.
 
     The CUDA kernels count in the same pass over the gradients, other backends after it. Not differentiable.
-    Raises what the two operators raise.
+
+    Args:
+        grads: floating [B, N, d, m, m], of any strides.
+        tokens: integer [B, m, m], in [0, K).
+        labels: integer [B], each image's concept, in [0, num_concepts).
+        top_n: the number of top positions of an image, from 1 to m * m.
+        num_concepts: the number of concepts.
+        codebook_size: K, the number of tokens.
+        reduction: "absmax", "max" or "mean", as `token_saliency`. Default "absmax".
+        per: "occurrence" or "image", as `concept_counts`. Default "occurrence".
+        impl: the backend, "auto", "cuda", "triton", "native" or "reference". Default "auto".
+
+    Returns:
+        TSV [B, m, m], float32 (float64 for float64 gradients); counts int64 [num_concepts, K].
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as `token_saliency` and `concept_counts`.
     """
     check_arguments(grads, reduction)
     batch, _, _, *grid = grads.shape
-    sizes = check_counting(torch.Size((batch, *grid)), tokens, labels, top_n, num_concepts, codebook_size, per)
+    shape = torch.Size((batch, *grid))
+    sizes = check_counting(shape, tokens, labels, top_n, num_concepts, codebook_size, per=per)
     checks.same_device(grads=grads, tokens=tokens, labels=labels)
     check_impl(impl)
-    return _saliency_counts(grads, tokens, labels, *sizes, reduction, per, impl)
+    return _saliency_counts(grads, tokens, labels, **sizes, reduction=reduction, per=per, impl=impl)
 
 
 @operator("saliency_counts")
@@ -48,16 +65,19 @@ def _saliency_counts(
     per: str,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    backend = choose("saliency_counts", REASONS["saliency_counts"], impl, grads)
-    if backend != "cuda":
-        tsv = token_saliency(grads, reduction=reduction, impl=backend)
-        sizes = {"top_n": top_n, "num_concepts": num_concepts, "codebook_size": codebook_size}
-        return tsv, concept_counts(tsv, tokens, labels, per=per, impl=backend, **sizes)
-    from cortex_fast.kernels.cuda import concept_counts as cuda_kernel
-
+    kernel = serving("saliency_counts", impl, grads)
     check_values(tokens, labels, num_concepts, codebook_size)
-    tsv, counts = cuda_kernel.of_gradients(grads, reduction, tokens, labels, top_n, num_concepts, codebook_size, per)
-    check_numbers(tsv)
+    tsv, counts = kernel(
+        grads=grads,
+        tokens=tokens,
+        labels=labels,
+        top_n=top_n,
+        num_concepts=num_concepts,
+        codebook_size=codebook_size,
+        reduction=reduction,
+        per=per,
+    )
+    check_numbers(tsv)  # counting a NaN is harmless, and its counts are not returned
     return tsv, counts
 
 

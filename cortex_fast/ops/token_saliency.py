@@ -14,11 +14,24 @@ REDUCTIONS = ("absmax", "max", "mean")
 
 
 def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "auto") -> Tensor:
-    """TSV [B,m,m] of noisy gradients [B,N,d,m,m]: the mean over the N samples, then a reduction over the d channels.
+    """TSV of noisy gradients: the mean over the samples, then a reduction over the channels.
 
-    reduction: "absmax" is the paper's max_d |mean_N g|; "max" (signed) and "mean" are the published code's.
-    The result is float32, or float64 for float64 gradients. Differentiable; at a tie the first channel gets it all.
-    Raises TypeError for integer gradients, ValueError for another rank, N = 0, d = 0 or an unknown reduction.
+    "absmax" is the paper's eq. 5, TSV = max_d |mean_N g|. Differentiable; at a tie the first channel gets the whole
+    gradient.
+
+    Args:
+        grads: floating [B, N, d, m, m], of any strides; N samples of d channels.
+        reduction: "absmax" (the paper), or "max" or "mean" (the published code's signed maximum and mean). Default
+            "absmax".
+        impl: the backend, "auto", "cuda", "triton", "native" or "reference". Default "auto".
+
+    Returns:
+        TSV [B, m, m], float32, or float64 for float64 gradients.
+
+    Raises:
+        TypeError: for gradients that are not floating.
+        ValueError: for gradients of another rank, N = 0, d = 0, or an unknown reduction or backend.
+        BackendUnavailableError: if a forced backend cannot serve.
     """
     check_arguments(grads, reduction)
     check_impl(impl)
@@ -26,7 +39,7 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
 
 
 def check_arguments(grads: Tensor, reduction: str) -> None:
-    """What this operator and `saliency_counts` ask of the arguments that they share."""
+    """Check the arguments that `token_saliency` and `saliency_counts` share."""
     checks.rank("grads", grads, "[B, N, d, m, m]")
     checks.floating("grads", grads)
     checks.one_of("reduction", reduction, REDUCTIONS)

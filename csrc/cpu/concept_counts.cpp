@@ -3,7 +3,7 @@
 //
 // A position becomes one 64-bit key, the TSV's order-preserving bits above the inverted position: keys are distinct,
 // the larger key is the larger TSV, and a tie goes to the lower position. Partial selection then needs no stability.
-// Only integers are added, atomically, so the order in which threads come changes nothing.
+// Only integers are added, atomically, so the order of the threads changes nothing.
 #include "cortex_fast/concept_counts.h"
 
 #include <algorithm>

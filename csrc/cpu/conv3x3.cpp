@@ -6,10 +6,10 @@
 // Transformed tiles of one block are 36 kTiles inputs floats (7 MB at 512 channels), the products of one task 36 kTiles
 // 128 floats (1.8 MB): nothing of the size of the images is allocated.
 //
-// Waves of blocks: first the input transforms of a wave, split by tile; then its products and output transforms, split
-// by block and group of outputs. Bias, ReLU, its mask and max-pooling happen in the output transform; the mask of the
-// layer behind, when a gradient comes back, in the input transform. Each output's terms are added in one order, so that
-// neither threads nor the batch show in a result.
+// Work goes in waves of blocks: first a wave's input transforms, split by tile; then its products and output
+// transforms, split by block and group of outputs. The output transform also applies bias, ReLU and max-pooling, and
+// writes their mask; the input transform applies the mask of a backward pass. Each output's terms are added in one
+// fixed order, so that results depend neither on threads nor on the batch.
 #include "cortex_fast/conv3x3.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ constexpr int64_t kGroupPanels = 8;           // panels of outputs in one task
 constexpr int64_t kMaxDepth = 64;             // of one sum: longer ones round to more than 1e-5 of the largest
 constexpr int64_t kChannels = 16;             // of tiles transformed together: a line of each pixel
 constexpr int64_t kParts = kPanel / kFloats;  // vectors of a panel
-constexpr int64_t kSmall = 1 << 21;           // operations: fewer are not worth waking a thread
+constexpr int64_t kSmall = 1 << 21;           // operations: for fewer, waking a thread costs more than it saves
 static_assert(kPanel % kFloats == 0 && kChannels % kFloats == 0);
 static_assert(kTiles % kRows == 0 && kMaxDepth % kChannels == 0);
 
@@ -55,9 +55,9 @@ uint32_t bits_of_lanes(IntVector mask) {
 
 // Lanes of all ones where the bit is set.
 IntVector lanes_of_bits(uint32_t bits) {
-  IntVector own;
-  for (int i = 0; i < kFloats; ++i) own[i] = static_cast<int32_t>(1u << i);
-  return ((IntVector{} + static_cast<int32_t>(bits)) & own) != 0;
+  IntVector bit;
+  for (int i = 0; i < kFloats; ++i) bit[i] = static_cast<int32_t>(1u << i);
+  return ((IntVector{} + static_cast<int32_t>(bits)) & bit) != 0;
 }
 
 struct Tiling {
@@ -99,7 +99,7 @@ CORTEX_FAST_INLINE void transform_output(const FloatVector m[6], FloatVector out
   out[3] = b + splat(8) * e + m[5];
 }
 
-// Where one pixel of a tile's 6 x 6 inputs is; null outside the image.
+// Where one pixel of a tile's 6 x 6 inputs lies; null outside the image.
 struct Pixel {
   const float* values;
   const uint8_t* mask;  // or null: all pass
@@ -157,8 +157,8 @@ void input_tile(const Pixel pixels[36], int64_t channel, int64_t channels, int64
   }
 }
 
-// Where V of one block of tiles is, for each point: channels in parts of kMaxDepth, of each part the groups of kRows
-// tiles one behind the other, packed. Here: the place of a group's channel.
+// The place of a group's channel in V of one block of tiles, for each point. Channels come in parts of kMaxDepth; a
+// part has the groups of kRows tiles one after the other, packed.
 int64_t packed_at(const Conv3x3& args, int64_t group, int64_t channel) {
   const int64_t part = channel / kMaxDepth * kMaxDepth;
   const int64_t depth = std::min(kMaxDepth, args.inputs - part);
@@ -190,8 +190,8 @@ struct Outputs {
   uint32_t bits[4][4];
 };
 
-// The largest of each 2 x 2 window into its first element; the bit of the first such element, where it is above
-// `floor`.
+// Writes the largest element of each 2 x 2 window to the window's first, and sets the bit of the first largest one, if
+// it is above `floor`.
 CORTEX_FAST_INLINE void pool_part(float floor, FloatVector tile[4][4], uint32_t bits[4][4]) {
   for (int y = 0; y < 4; y += 2) {
     for (int x = 0; x < 4; x += 2) {
@@ -281,7 +281,7 @@ void output_block(const Conv3x3& args, const Tiling& tiling, const float* transf
   const int64_t all_panels = ceil_div(args.outputs, kPanel);
   for (int64_t point = 0; point < kPoints; ++point) {
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const float* right = args.weights + (point * all_panels + first_panel + panel) * args.inputs * kPanel;
+      const float* right = args.winograd + (point * all_panels + first_panel + panel) * args.inputs * kPanel;
       float* out = products + (panel * kPoints + point) * kTiles * kPanel;
       for (int64_t k = 0; k < args.inputs; k += kMaxDepth) {
         packed_product(transformed + point * kTiles * args.inputs + packed_at(args, 0, k), ceil_div(tiles, kRows),

@@ -1,6 +1,6 @@
 // Bound: memory, a filter's 36 bytes read and 144 written, with some 150 operations in float64 between them.
 //
-// A task is a panel of 16 outputs: its filters of one input become 16 lanes, and each of the 36 results a line of
+// A task is a panel of 16 outputs: its filters of one input become 16 lanes, and each of the 36 results one line of
 // memory.
 #include "cortex_fast/conv3x3.h"
 #include "cortex_fast/parallel.h"
@@ -37,7 +37,7 @@ void transform_panel(const Filters3x3& filters, int64_t panel, float* out) {
     Lanes taps[9] = {};
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t tap = 0; tap < 9; ++tap) {
-        taps[tap].of[i] = static_cast<double>(first[i * filters.output_stride + (filters.turned ? 8 - tap : tap)]);
+        taps[tap].of[i] = static_cast<double>(first[i * filters.output_stride + (filters.transposed ? 8 - tap : tap)]);
       }
     }
     Lanes rows[3][6];  // w G^T

@@ -3,9 +3,9 @@
 // 16,384 codes in the last. 4 bytes are written.
 //
 // An embedding runs along positions, a codebook row along channels: squares of a row's vectors are transposed in
-// registers. Sixteen positions, a cache line of the embedding, are taken through all channels, while the rows of the
-// next sixteen are asked for. Magnitudes are compared as their bits, which order alike, and put NaN above infinity: so
-// the result is the same in whatever order they come.
+// registers. Sixteen positions, a cache line of the embedding, go through all channels, while the rows of the next
+// sixteen are prefetched. Magnitudes are compared as bits, which order alike and put NaN above infinity, so the result
+// does not depend on their order.
 #include "cortex_fast/gather_error.h"
 
 #include <algorithm>

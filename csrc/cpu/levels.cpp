@@ -52,28 +52,23 @@ void advise_large_pages(void* memory, std::size_t bytes) {
 }
 
 std::vector<Level> levels() {
-  std::vector<Level> found{Level::kBaseline};
+  std::vector<Level> available{Level::kBaseline};
 #ifdef CORTEX_FAST_X86_LEVELS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back(Level::kAvx2);
+    available.push_back(Level::kAvx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      found.push_back(Level::kAvx512);
+      available.push_back(Level::kAvx512);
     }
   }
 #endif
-  return found;
+  return available;
 }
 
-void random_stream(std::uint64_t seed, Stream stream, const std::int64_t* items, const std::int64_t* draws,
+void random_stream(Stream stream, std::uint64_t seed, const std::int64_t* items, const std::int64_t* draws,
                    const StreamSizes& sizes, float* out, const Run& run) {
-  CORTEX_FAST_AT_LEVEL(random_stream(seed, stream, items, draws, sizes, out, run))
-}
-
-void random_words(std::uint64_t seed, Stream stream, std::int64_t item, std::int64_t draw, std::int64_t rows,
-                  std::int64_t length, std::uint32_t* out, const Run& run) {
-  CORTEX_FAST_AT_LEVEL(random_words(seed, stream, item, draw, rows, length, out, run))
+  CORTEX_FAST_AT_LEVEL(random_stream(stream, seed, items, draws, sizes, out, run))
 }
 
 void gumbel_codebook(const GumbelCodebook& args, float* embedding, std::int64_t* index, const Run& run) {

@@ -1,5 +1,5 @@
 // Bound: arithmetic, one product z C^T of 2 R K d operations; the codebook is read once for each kRowBlock rows. Of the
-// R x K distances only the least of each tile of kTile codes is kept, 1/96 of them.
+// R x K distances only the least of each tile of kTile codes is written, 1/96 of them.
 //
 // |c|^2 - 2 <z, c> in float only shortlists: tiles whose least value is within the rounding errors' bound of the best
 // are searched again in double, mostly one tile a row. So the result is exact, and equal codes tie to the lower index.
@@ -47,8 +47,8 @@ double square_distance(const float* a, const float* b, int64_t channels) {
   return sum_of_squares(channels, [a, b](int64_t i) { return static_cast<double>(a[i]) - static_cast<double>(b[i]); });
 }
 
-// What is known of the codebook: |c|^2 of each code, infinite where the code is not finite, which takes it out of the
-// shortlist; the largest |c| of the finite codes of each tile.
+// |c|^2 of each code, infinite if the code is not finite, which takes it out of the shortlist; the largest |c| of the
+// finite codes of each tile.
 struct Norms {
   std::unique_ptr<float[]> squares;
   std::unique_ptr<double[]> of_tile;
@@ -113,7 +113,7 @@ int64_t search(const NearestCode& args, const Norms& norms, double largest_norm,
     if (fits && static_cast<double>(least[tile * kPanel]) - error(tile) > limit) continue;
     for (int64_t code = tile * kTile; code < std::min(args.codes, (tile + 1) * kTile); ++code) {
       const double distance = square_distance(z, args.codebook + code * args.channels, args.channels);
-      if (distance < best) {  // not so of a code that is not finite
+      if (distance < best) {  // false for a code that is not finite
         best = distance;
         winner = code;
       }

@@ -1,9 +1,9 @@
 // Vectors, two at a time: the elementary functions are chains of dependent instructions, and two chains side by side
 // keep the processor's units busy where one would wait (measured on AVX2: see docs/notes/2026-11-22-cpu-operators.md).
 //
-// Floats and Words have the operations that cortex_fast/transforms.h asks of a float and of its bits; Wide, with 32-bit
-// words in the lower halves of 64-bit lanes, has those of cortex_fast/philox.h: that is what the vector multipliers of
-// x86-64 take and give. Its upper halves hold anything.
+// Floats and Words have the operations that cortex_fast/transforms.h needs of a float and of its bits. Wide has those
+// of cortex_fast/philox.h, with 32-bit words in the lower halves of 64-bit lanes, as the vector multipliers of x86-64
+// take and return them. Its upper halves hold anything.
 #pragma once
 
 #include "cortex_fast/philox.h"
@@ -18,7 +18,7 @@
 namespace cortex_fast {
 namespace CORTEX_FAST_LEVEL {
 
-// Those of a single number stand beside those of a pack.
+// The functions of a single number, beside those of a pack.
 using cortex_fast::bits_of;
 using cortex_fast::float_of;
 using cortex_fast::float_of_signed;
@@ -91,7 +91,7 @@ CORTEX_FAST_INLINE Floats float_of_signed(const Words& a) {
           __builtin_convertvector((IntVector)a.v[1], FloatVector)};
 }
 
-// To the whole number nearest to zero's side.
+// Rounds towards zero.
 CORTEX_FAST_INLINE Words truncate(const Floats& a) {
   return {(WordVector) __builtin_convertvector(a.v[0], IntVector),
           (WordVector) __builtin_convertvector(a.v[1], IntVector)};

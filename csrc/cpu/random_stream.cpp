@@ -28,39 +28,20 @@ void transform(Stream stream, const uint32_t* words, int64_t count, float* out) 
   std::copy_n(numbers, count, out);
 }
 
-// body(row of all rows, first index, count) for each chunk of each row.
-template <typename Body>
-void for_chunks(int64_t rows, int64_t length, int threads, const Body& body) {
-  const int64_t chunks = (length + kChunk - 1) / kChunk;
-  parallel_tasks(rows * chunks, threads, [&](int64_t task) {
-    const int64_t first = task % chunks * kChunk;
-    body(task / chunks, first, std::min(kChunk, length - first));
-  });
-}
-
 }  // namespace
 
-void random_stream(uint64_t seed, Stream stream, const int64_t* items, const int64_t* draws, const StreamSizes& sizes,
+void random_stream(Stream stream, uint64_t seed, const int64_t* items, const int64_t* draws, const StreamSizes& sizes,
                    float* out, const Run& run) {
   const Key key = stream_key(seed, stream);
   const int64_t all_rows = sizes.items * sizes.draws * sizes.rows;
-  for_chunks(all_rows, sizes.length, run.threads, [&](int64_t at, int64_t first, int64_t count) {
+  const int64_t chunks = (sizes.length + kChunk - 1) / kChunk;
+  parallel_tasks(all_rows * chunks, run.threads, [&](int64_t task) {
+    const int64_t at = task / chunks, first = task % chunks * kChunk, count = std::min(kChunk, sizes.length - first);
     alignas(64) uint32_t words[kChunk];
     const int64_t row = at % sizes.rows, draw = at / sizes.rows % sizes.draws, item = at / sizes.rows / sizes.draws;
     words_along_row(key, static_cast<uint64_t>(first / 4), static_cast<uint32_t>(row),
                     static_cast<uint32_t>(items[item]), static_cast<uint32_t>(draws[draw]), count, words);
     transform(stream, words, count, out + at * sizes.length + first);
-  });
-}
-
-void random_words(uint64_t seed, Stream stream, int64_t item, int64_t draw, int64_t rows, int64_t length, uint32_t* out,
-                  const Run& run) {
-  const Key key = stream_key(seed, stream);
-  for_chunks(rows, length, run.threads, [&](int64_t row, int64_t first, int64_t count) {
-    alignas(64) uint32_t words[kChunk];
-    words_along_row(key, static_cast<uint64_t>(first / 4), static_cast<uint32_t>(row), static_cast<uint32_t>(item),
-                    static_cast<uint32_t>(draw), count, words);
-    std::copy_n(words, count, out + row * length + first);
   });
 }
 

@@ -1,9 +1,8 @@
-// Bound: 4 bytes (2 in half precision) an element written; x is read once for each sample, from cache. Against them
-// stand ten rounds of Philox for four normals and a logarithm, a root, a sine and a cosine for two: on AVX2 about as
-// dear as the writing.
+// Bound: 4 bytes (2 in half precision) an element written; x is read once for each sample, from cache. Ten rounds of
+// Philox for four normals, and a logarithm, a root, a sine and a cosine for two, take about as long on AVX2.
 //
 // A task is a few quads of channels of one draw. Vectors run over grid positions, which are rows of the stream: the
-// four words of a counter then land in four channels, each contiguous. A task's noise serves every image that shares
+// four words of a counter then land in four channels, each contiguous. A task's normals serve every image that shares
 // its item, and both signs of an antithetic pair.
 #include "cortex_fast/smoothgrad_noise.h"
 
@@ -40,8 +39,8 @@ void draw_normals(Key key, int64_t quad, int64_t first, int64_t item, int64_t dr
 }
 
 template <typename T>
-void add(const T* x, const float* noise, float scale, int64_t count, T* __restrict out) {
-  for (int64_t i = 0; i < count; ++i) store(multiply_add(scale, noise[i], load(x[i])), out[i]);
+void add(const T* x, const float* normals, float scale, int64_t count, T* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) store(multiply_add(scale, normals[i], load(x[i])), out[i]);
 }
 
 // One quad of channels at some positions, for every image of the group and every sample of the draw.
@@ -50,7 +49,7 @@ void write(const NoisyCopies<T>& args, int64_t group, int64_t draw, int64_t quad
            const Normals& normals, T* out) {
   const int64_t channel = 4 * quad, channels = std::min<int64_t>(4, args.channels - channel);
   const int64_t sample = args.antithetic ? 2 * draw : draw;
-  const int64_t signs = args.antithetic ? std::min<int64_t>(2, args.samples - sample) : 1;
+  const int64_t signs = args.antithetic ? std::min<int64_t>(2, args.num_samples - sample) : 1;
   for (int64_t i = args.group_starts[group]; i < args.group_starts[group + 1]; ++i) {
     const int64_t image = args.order[i];
     for (int64_t sign = 0; sign < signs; ++sign) {
@@ -58,7 +57,7 @@ void write(const NoisyCopies<T>& args, int64_t group, int64_t draw, int64_t quad
       for (int64_t c = 0; c < channels; ++c) {
         const int64_t from = (image * args.channels + channel + c) * args.positions + first;
         const int64_t to =
-            ((image * args.samples + sample + sign) * args.channels + channel + c) * args.positions + first;
+            ((image * args.num_samples + sample + sign) * args.channels + channel + c) * args.positions + first;
         add(args.x + from, normals.of_channel[c], scale, count, out + to);
       }
     }
@@ -68,9 +67,9 @@ void write(const NoisyCopies<T>& args, int64_t group, int64_t draw, int64_t quad
 template <typename T>
 void add_given(const NoisyCopies<T>& args, T* out, const Run& run) {
   const int64_t size = args.channels * args.positions;
-  parallel_tasks(args.batch * args.samples, run.threads, [&](int64_t task) {
-    const int64_t image = task / args.samples;
-    add(args.x + image * size, args.noise + task * size, args.sigma[image], size, out + task * size);
+  parallel_tasks(args.batch * args.num_samples, run.threads, [&](int64_t task) {
+    const int64_t image = task / args.num_samples;
+    add(args.x + image * size, args.normals + task * size, args.sigma[image], size, out + task * size);
   });
 }
 
@@ -78,10 +77,10 @@ void add_given(const NoisyCopies<T>& args, T* out, const Run& run) {
 
 template <typename T>
 void smoothgrad_noise(const NoisyCopies<T>& args, T* out, const Run& run) {
-  if (args.noise != nullptr) return add_given(args, out, run);
+  if (args.normals != nullptr) return add_given(args, out, run);
   const Key key = stream_key(args.seed, Stream::kNormal);
   const int64_t quads = (args.channels + 3) / 4;
-  const int64_t draws = args.antithetic ? (args.samples + 1) / 2 : args.samples;
+  const int64_t draws = args.antithetic ? (args.num_samples + 1) / 2 : args.num_samples;
   const int64_t first_draw = args.antithetic ? args.first_sample / 2 : args.first_sample;
   const int64_t tasks = (quads + kQuads - 1) / kQuads;
   parallel_tasks(args.groups * draws * tasks, run.threads, [&](int64_t task) {

@@ -4,12 +4,12 @@
 //
 // The sum over the samples is held in double for a tile of kTile elements that stays in the first cache, and is folded
 // into the reduction over channels before the next tile starts: the [B, d, m, m] mean never exists. Sums in double make
-// the result independent of the order of the samples, within float's last bit, at no cost while memory is the bound.
+// the result independent of the order of the samples within float's last bit, at no cost while memory is the bound.
 //
-// Two tilings, so that the inner loop runs along memory whatever the gradients' layout:
+// Two tilings, so that the inner loop runs along memory in every layout of the gradients:
 //   grid inside      rows are channels, a row runs over grid positions (contiguous gradients, and any other strides);
 //   channels inside  rows are positions, a row runs over channels (channels-last gradients).
-// Work is split by image, block of positions and group of channels, by sizes alone: never by the number of threads.
+// The sizes alone decide how work is split by image, block of positions and group of channels, never the threads.
 #include "cortex_fast/token_saliency.h"
 
 #include <algorithm>
@@ -46,7 +46,7 @@ void add_four(double* __restrict sums, const T* from, int64_t sample_stride, int
 }
 
 template <typename T>
-void add_one(double* __restrict sums, const T* from, int64_t count) {
+void add_sample(double* __restrict sums, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(load(from[i]));
 }
 
@@ -55,7 +55,7 @@ void add_strided(double* sums, const T* from, int64_t stride, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(load(from[i * stride]));
 }
 
-// into[i] = the larger; NaN wins, and stays: once into is NaN no comparison with it is true.
+// into[i] = the larger; NaN wins and stays, because no comparison with it is true.
 void fold_max(double* into, const double* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const double value = from[i];
@@ -94,7 +94,7 @@ void combine(Reduction reduction, double* into, const double* from, int64_t coun
   fold(reduction == Reduction::kAbsMax ? Reduction::kMax : reduction, into, from, count);
 }
 
-// A row of channels and what came before, to one number: kLanes partial reductions, then halves of them.
+// A row of channels and the result before it, reduced to one number: kLanes partial reductions, then by halves.
 double fold_row(Reduction reduction, const double* row, int64_t count, double before) {
   double lanes[kLanes];
   std::fill_n(lanes, kLanes, identity(reduction));
@@ -121,7 +121,7 @@ void sum_samples(const T* from, int64_t samples, int64_t sample_stride, int64_t 
     for (int64_t row = 0; row < rows; ++row) {
       const T* start = from + n * sample_stride + row_offset(row);
       if (inner_stride == 1) {
-        add_one(sums + row * length, start, length);
+        add_sample(sums + row * length, start, length);
       } else {
         add_strided(sums + row * length, start, inner_stride, length);
       }
@@ -155,7 +155,7 @@ Shape shape_of(const Gradients<T>& grads) {
   return s;
 }
 
-// What an out element is of its reduced sum: exact for the maxima, since division keeps the order.
+// What a reduced sum is divided by. For the maxima this is exact, since division keeps the order.
 double divisor(const Shape& s, Reduction reduction) {
   const double samples = static_cast<double>(s.samples);
   return reduction == Reduction::kMean ? samples * static_cast<double>(s.channels) : samples;

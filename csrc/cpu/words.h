@@ -6,7 +6,7 @@
 namespace cortex_fast {
 namespace CORTEX_FAST_LEVEL {
 
-// How far a block is rounded up: buffers must have room for it.
+// A block is rounded up to a multiple of this: buffers must have room for it.
 constexpr int64_t kWordBlock = 4 * kLanes;
 
 CORTEX_FAST_INLINE Wide broadcast(uint64_t value) { return {{WideVector{} + value, WideVector{} + value}}; }

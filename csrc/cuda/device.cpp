@@ -1,4 +1,4 @@
-// What CUDA says of errors and devices; of the host alone, so no work for nvcc.
+// CUDA's errors and devices: host code only, which does not need nvcc.
 #include <cuda_runtime_api.h>
 
 #include "cortex_fast/cuda.h"
@@ -10,7 +10,7 @@ const char* error_text(int code) { return cudaGetErrorString(static_cast<cudaErr
 
 int device_count(const char** why) {
   int driver = 0;
-  (void)cudaDriverGetVersion(&driver);  // 0 where there is none, which cudaGetDeviceCount calls too old a one
+  (void)cudaDriverGetVersion(&driver);  // 0 without a driver, which cudaGetDeviceCount reports as too old a driver
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess) {

@@ -1,7 +1,7 @@
-// How kernels are launched, and what they need beyond CUDA C++'s plain part. The one place where nvcc and the tests'
-// stand-in for a GPU differ (tests/cuda/host; and tiles.cuh, for the matrix units and asynchronous copies): every other
-// .cu file is compiled by both. So kernels are launched by `launch`, never by <<<>>>, and dynamic shared memory is
-// asked for by `dynamic_shared`.
+// How kernels are launched, and what they need beyond plain CUDA C++. Only this file and tiles.cuh (matrix units and
+// asynchronous copies) differ between nvcc and the tests' stand-in for a GPU (tests/cuda/host), which both compile
+// every .cu file. So kernels are launched by `launch`, never by <<<>>>, and `dynamic_shared` gives dynamic shared
+// memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,7 +30,7 @@ inline Status status_of(const char* kernel, int code) { return {code, code == 0 
 
 #if defined(__CUDACC__)
 
-// The block's dynamic shared memory; every kernel sees the same bytes, as whatever it takes them for.
+// The block's dynamic shared memory; every kernel sees the same bytes, as an array of its type T.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(1024) unsigned char cortex_fast_shared[];
@@ -53,11 +53,11 @@ Status launch(const char* name, void (*kernel)(Parameters...), const Shape& shap
   if (error == cudaSuccess) {
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
   }
-  if (error != cudaSuccess) (void)cudaGetLastError();  // told here; not again to whoever asks next
+  if (error != cudaSuccess) (void)cudaGetLastError();  // reported here: clear it
   return status_of(name, error);
 }
 
-// Zeros; a node of its own in a graph.
+// Writes zeros; a separate node of a graph.
 inline Status clear(const char* name, void* memory, std::size_t bytes, void* stream) {
   return status_of(name, cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
@@ -82,7 +82,7 @@ inline Status clear(const char* name, void* memory, std::size_t bytes, void*) {
 
 #endif
 
-// Blocks along x, as many as 2^31 - 1; of none there is nothing to launch.
+// Up to 2^31 - 1 blocks along x; no blocks launch nothing.
 template <typename... Parameters, typename... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks, int threads, void* stream,
               Arguments&&... arguments) {

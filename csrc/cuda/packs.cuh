@@ -1,5 +1,5 @@
-// N neighbouring elements as one access of up to 16 bytes, past the first cache: what is read or written here is not
-// read again.
+// N neighbouring elements as one access of up to 16 bytes, past the first cache, because these elements are not read
+// again.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +51,7 @@ __device__ __forceinline__ void write_pack(const float (&from)[N], T* to) {
   __stcs(reinterpret_cast<Bits*>(to), bits);
 }
 
-// Whether N elements from here on can be one access; null can.
+// Whether N elements from this address on can be one access; true for null.
 template <int N, typename T>
 bool is_packed(const T* address) {
   return reinterpret_cast<std::uintptr_t>(address) % (N * sizeof(T)) == 0;

@@ -1,7 +1,7 @@
 // Bound: 4 bytes (2 in half precision) an element written, where images share noise; x is read once for each sample,
 // from cache: 0.32 ms for 4 images, 1000 samples of 256 x 16 x 16 in float32 at an H100's 3.35 TB/s. Where each image
-// has noise of its own, ten rounds of Philox for four normals and a logarithm, a root, a sine and a cosine for two
-// stand against them: about 70 instructions an element, which take longer.
+// has its own noise, ten rounds of Philox for four normals, and a logarithm, a root, a sine and a cosine for two, are
+// about 70 instructions an element, which take longer.
 //
 // A thread has kVector neighbouring positions of a quad of channels of one draw. Positions are rows of the stream, so
 // that the four normals of a counter go to four channels, and each channel's kVector neighbours are one store. It goes
@@ -39,10 +39,10 @@ __device__ __forceinline__ void draw_normals(Key key, std::uint32_t quad, std::u
 }
 
 template <typename T, int N>
-__device__ __forceinline__ void write_copy(const float (&x)[N], const float (&noise)[N], float scale, T* out) {
+__device__ __forceinline__ void write_copy(const float (&x)[N], const float (&normals)[N], float scale, T* out) {
   float copy[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) copy[i] = multiply_add(scale, noise[i], x[i]);
+  for (int i = 0; i < N; ++i) copy[i] = multiply_add(scale, normals[i], x[i]);
   write_pack(copy, out);
 }
 
@@ -59,12 +59,12 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t last_image = min(args.batch, first_image + kImages);
   const std::int64_t sample = args.antithetic ? 2 * draw : draw;
   const std::int64_t number = draw + (args.antithetic ? args.first_sample / 2 : args.first_sample);
-  const bool paired = args.antithetic && sample + 1 < args.samples;
+  const bool paired = args.antithetic && sample + 1 < args.num_samples;
   const std::int64_t size = args.channels * args.positions;
   Normals<N> normals{};
   std::int64_t last_item = -1;  // none
   for (std::int64_t image = first_image; image < last_image; ++image) {
-    const std::int64_t item = args.items[image];
+    const std::int64_t item = args.item_ids[image];
     if (item != last_item) {
       draw_normals(key, static_cast<std::uint32_t>(quad), static_cast<std::uint32_t>(position),
                    static_cast<std::uint32_t>(item), static_cast<std::uint32_t>(number), normals);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
       const std::int64_t offset = (4 * quad + c) * args.positions + position;
       float x[N];
       read_pack(args.x + image * size + offset, x);
-      T* to = out + (image * args.samples + sample) * size + offset;
+      T* to = out + (image * args.num_samples + sample) * size + offset;
       write_copy(x, normals.of_channel[c], scale, to);
       if (paired) write_copy(x, normals.of_channel[c], -scale, to + size);
     }
@@ -90,21 +90,21 @@ __global__ void __launch_bounds__(kThreads) given_copies(NoisyCopies<T> args, st
   const std::int64_t size = args.channels * args.positions;
   const std::int64_t offset = (blockIdx.x % blocks * kThreads + threadIdx.x) * N;
   if (offset >= size) return;
-  const std::int64_t copy = blockIdx.x / blocks, image = copy / args.samples;
-  float x[N], noise[N];
+  const std::int64_t copy = blockIdx.x / blocks, image = copy / args.num_samples;
+  float x[N], normals[N];
   read_pack(args.x + image * size + offset, x);
-  read_pack(args.noise + copy * size + offset, noise);
-  write_copy(x, noise, args.sigma[image], out + copy * size + offset);
+  read_pack(args.normals + copy * size + offset, normals);
+  write_copy(x, normals, args.sigma[image], out + copy * size + offset);
 }
 
 template <typename T, int N>
 Status run(const NoisyCopies<T>& args, T* out, void* stream) {
-  if (args.noise != nullptr) {
+  if (args.normals != nullptr) {
     const std::int64_t blocks = ceil_div(args.channels * args.positions, kThreads * N);
-    return launch("given_copies", given_copies<T, N>, args.batch * args.samples * blocks, kThreads, stream, args,
+    return launch("given_copies", given_copies<T, N>, args.batch * args.num_samples * blocks, kThreads, stream, args,
                   blocks, out);
   }
-  const std::int64_t draws = args.antithetic ? ceil_div(args.samples, 2) : args.samples;
+  const std::int64_t draws = args.antithetic ? ceil_div(args.num_samples, 2) : args.num_samples;
   const std::int64_t cell_blocks = ceil_div(ceil_div(args.channels, 4) * (args.positions / N), kThreads);
   return launch("noisy_copies", noisy_copies<T, N>, cell_blocks * draws * ceil_div(args.batch, kImages), kThreads,
                 stream, args, stream_key(args.seed, Stream::kNormal), cell_blocks, draws, out);
@@ -115,7 +115,7 @@ Status run(const NoisyCopies<T>& args, T* out, void* stream) {
 template <typename T>
 Status smoothgrad_noise(const NoisyCopies<T>& args, T* out, void* stream) {
   const bool packed = args.positions % kVector == 0 && is_packed<kVector>(args.x) && is_packed<kVector>(out) &&
-                      is_packed<kVector>(args.noise);
+                      is_packed<kVector>(args.normals);
   return packed ? run<T, kVector>(args, out, stream) : run<T, 1>(args, out, stream);
 }
 

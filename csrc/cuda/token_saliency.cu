@@ -1,19 +1,20 @@
 // Bound: memory. Every gradient is read once (sizeof(T) B N d m^2 bytes: 21 MB for B 4, N 20, d 256, m 16 in float32,
-// 6.3 us at an H100's 3.35 TB/s) for one addition in double; what is written is nothing beside it.
+// 6.3 us at an H100's 3.35 TB/s) for one addition in double; the bytes written are negligible.
 //
 // A thread sums 16 bytes' worth of neighbouring elements over the samples, in registers, and folds them into the
 // reduction of its channels: the [B, d, m, m] mean never exists. Two ways along memory, as on the CPU:
 //   positions inside  a row of threads runs over grid positions, rows take channels (contiguous gradients, and others);
 //   channels inside   a warp has one position and its lanes run over channels (channels-last gradients).
-// Channels are split over blocks by the sizes alone, whose partial reductions go to scratch, 8 bytes a position.
+// The sizes alone decide how channels are split over blocks; their partial reductions go to scratch, 8 bytes a
+// position.
 //
-// The second kernel puts a position's parts together in order, and where tokens are counted has a block for each image:
-// a position is chosen where fewer than top n others stand before it, so that nothing is sorted, and 256 positions are
-// 256 comparisons a thread. "image" counts a token at its first position in that order. Integers are added, whose order
-// does not matter; nothing else is.
+// The second kernel combines a position's parts in order. Where tokens are counted it has a block for each image: a
+// position is chosen where fewer than top n others precede it, so that nothing is sorted, and 256 positions are 256
+// comparisons a thread. "image" counts a token at its first position in that order. Only integers are added atomically,
+// so the order does not matter.
 //
-// Two kernels, and not one whose last block finishes: its tickets would have to be cleared, which is a node of a graph
-// as well; nor a cluster for each image, which is at most 16 blocks, too few for a GPU where images are few.
+// One kernel whose last block finishes would need its tickets cleared, which is also a node of a graph; a cluster for
+// each image has at most 16 blocks, too few for a GPU where images are few.
 #include <math.h>
 
 #include "cortex_fast/token_saliency_cuda.h"
@@ -43,7 +44,7 @@ __device__ __forceinline__ double fold(Reduction reduction, double into, double 
   return larger(into, reduction == Reduction::kAbsMax ? fabs(sum) : sum);
 }
 
-// Of values that are reduced already: magnitudes, where the reduction is absmax.
+// Combines values that are reduced already: for absmax they are magnitudes.
 __device__ __forceinline__ double combine(Reduction reduction, double into, double from) {
   return reduction == Reduction::kMean ? into + from : larger(into, from);
 }
@@ -52,10 +53,10 @@ struct Plan {
   int64_t batch, samples, channels, positions, width;
   int64_t batch_stride, sample_stride, channel_stride, row_stride, column_stride;
   bool packed, channels_inside, one_row;
-  int columns, rows;  // of threads; a column has one access's positions
+  int columns, rows;  // of threads; a column has the positions of one access
   int64_t position_blocks, splits, channels_of_split;
 
-  // Of a position from its image and channel.
+  // The offset of a position within its image and channel.
   __host__ __device__ int64_t offset(int64_t position) const {
     return one_row ? position * column_stride : position / width * row_stride + position % width * column_stride;
   }
@@ -76,12 +77,12 @@ Plan plan_of(const Gradients<T>& grads) {
             1,         1};
   plan.one_row = size[3] <= 1 || size[4] <= 1 || stride[3] == size[4] * stride[4];
   if (size[4] == 1) plan.column_stride = stride[3];
-  // strides of sizes of one do not matter
+  // the stride of a dimension of size 1 does not matter
   const bool even_images = (size[0] == 1 || stride[0] % pack == 0) && (size[1] == 1 || stride[1] % pack == 0);
   const bool aligned = is_packed<kPack<T>>(grads.data) && even_images;
   plan.channels_inside = stride[2] == 1 && size[2] > 1 && plan.positions > 0 &&
                          !(plan.one_row && plan.column_stride == 1 && plan.positions > 1);
-  int64_t block = 0;  // positions of one
+  int64_t block = 0;  // positions of a block
   int64_t step = 0;   // channels that a block takes at once
   if (plan.channels_inside) {
     const bool even = (size[3] == 1 || stride[3] % pack == 0) && (size[4] == 1 || stride[4] % pack == 0);
@@ -91,11 +92,11 @@ Plan plan_of(const Gradients<T>& grads) {
   } else {
     plan.packed = aligned && plan.one_row && plan.column_stride == 1 && plan.positions % pack == 0 &&
                   (size[2] == 1 || stride[2] % pack == 0);
-    const int64_t each = plan.packed ? pack : 1;
-    const int64_t columns = plan.positions / each;
+    const int64_t width = plan.packed ? pack : 1;  // positions of a column
+    const int64_t columns = plan.positions / width;
     plan.columns = static_cast<int>(columns < 1 ? 1 : columns < kThreads ? columns : kThreads);
     plan.rows = kThreads / plan.columns;
-    block = plan.columns * each;
+    block = plan.columns * width;
     step = plan.rows;
   }
   plan.position_blocks = ceil_div(plan.positions, block);
@@ -216,10 +217,10 @@ __device__ __forceinline__ void count_image(const Grids<float>& tsv, int64_t ima
                     image * counting.strides[0] + p / width * counting.strides[1] + p % width * counting.strides[2]);
   };
   for (int64_t first = 0; first < positions; first += kThreads) {
-    const int64_t mine = first + threadIdx.x;
-    const bool inside = mine < positions;
-    const uint64_t key = inside ? key_at(mine) : 0;
-    const int64_t token = inside ? token_of(mine) : 0;
+    const int64_t position = first + threadIdx.x;
+    const bool inside = position < positions;
+    const uint64_t key = inside ? key_at(position) : 0;
+    const int64_t token = inside ? token_of(position) : 0;
     int64_t before = 0;
     bool seen = false;
     for (int64_t start = 0; start < positions; start += kThreads) {
@@ -278,8 +279,8 @@ std::size_t token_saliency_scratch(const Gradients<T>& grads) {
 }
 
 template <typename T>
-Status token_saliency(const Gradients<T>& grads, Reduction reduction, float* out, const Counting& counting,
-                      void* scratch, void* stream) {
+Status token_saliency(const Gradients<T>& grads, Reduction reduction, const Counting& counting, void* scratch,
+                      float* out, void* stream) {
   const Plan plan = plan_of(grads);
   if (plan.batch * plan.positions == 0) return {};
   auto* partial = static_cast<double*>(scratch);
@@ -296,7 +297,7 @@ Status token_saliency(const Gradients<T>& grads, Reduction reduction, float* out
   return launch("finish", finish, blocks, kThreads, stream, partial, plan, reduction, 1.0 / divisor, out, counting);
 }
 
-Status concept_counts(const Grids<float>& tsv, int64_t batch, int64_t height, int64_t width, const Counting& counting,
+Status concept_counts(const Grids<float>& tsv, const Counting& counting, int64_t batch, int64_t height, int64_t width,
                       void* stream) {
   return launch("count", count, height * width == 0 ? 0 : batch, kThreads, stream, tsv, height * width, width,
                 counting);
@@ -304,7 +305,7 @@ Status concept_counts(const Grids<float>& tsv, int64_t batch, int64_t height, in
 
 #define CORTEX_FAST_GRADIENTS(T)                                       \
   template std::size_t token_saliency_scratch<T>(const Gradients<T>&); \
-  template Status token_saliency<T>(const Gradients<T>&, Reduction, float*, const Counting&, void*, void*)
+  template Status token_saliency<T>(const Gradients<T>&, Reduction, const Counting&, void*, float*, void*)
 CORTEX_FAST_GRADIENTS(float);
 CORTEX_FAST_GRADIENTS(BFloat16);
 CORTEX_FAST_GRADIENTS(Float16);

@@ -58,9 +58,9 @@ def completed() -> list[report.Record]:
         record("a", "native", [2.0, 2.0], floor_seconds=0.5),
         record("b", "native", [4.0, 4.0], peak_bytes=None, agreement=[0.951, 0.85]),
     ]
-    found = report.pooled(turns)
-    report.complete(found)
-    return found
+    pooled = report.pooled(turns)
+    report.complete(pooled)
+    return pooled
 
 
 def test_turns_are_pooled_and_the_best_floor_counts() -> None:
@@ -71,7 +71,7 @@ def test_turns_are_pooled_and_the_best_floor_counts() -> None:
 
 
 def test_figures_and_ratios_within_a_group() -> None:
-    native, reference, other = (found["extra_info"] for found in completed())
+    native, reference, other = (pooled["extra_info"] for pooled in completed())
     assert native["ratio"] == {"native": 1.0, "reference": 4.0}
     assert reference["ratio"] == {"native": 0.25, "reference": 1.0}
     assert other["ratio"] == {"native": 1.0}

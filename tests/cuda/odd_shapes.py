@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
-from cortex_fast.kernels.cuda import concept_counts as kernel
+from cortex_fast.kernels.cuda.saliency_counts import saliency_counts
 from tests.ops.backends_under_test import random
-from tests.ops.conftest import cuda_there, running
+from tests.ops.conftest import cuda_on_cpu_tensors, running
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -53,8 +53,17 @@ def counts() -> None:
         )
         assert torch.equal(got, expected)
     grads, tokens, labels = torch.ones(3, 1, 1, 1, 4), torch.tensor([[[0, 9, -1, 2]]]), torch.tensor([0, 5, -1])
-    _, got = kernel.of_gradients(grads, "absmax", tokens.expand(3, 1, 4), labels, 4, 1, 3, "occurrence")
-    assert got.tolist() == [[1, 0, 1]]  # what is out of range is left out, also of a call that nobody has checked
+    _, got = saliency_counts(
+        grads=grads,
+        tokens=tokens.expand(3, 1, 4),
+        labels=labels,
+        top_n=4,
+        num_concepts=1,
+        codebook_size=3,
+        reduction="absmax",
+        per="occurrence",
+    )
+    assert got.tolist() == [[1, 0, 1]]  # the kernel itself leaves out what is out of range
 
 
 def noise() -> None:
@@ -68,7 +77,7 @@ def noise() -> None:
             expected = ops.smoothgrad_noise(x.double(), sigma.double(), 3, impl="reference", **options)
             torch.testing.assert_close(got.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
         given = random(shape[0], 3, *shape[1:])
-        got = ops.smoothgrad_noise(x, sigma, 3, seed=0, noise=given, impl="cuda")
+        got = ops.smoothgrad_noise(x, sigma, 3, seed=0, normals=given, impl="cuda")
         torch.testing.assert_close(
             got.float(), x[:, None].float() + 0.5 * given, rtol=torch.finfo(dtype).eps, atol=1e-5
         )
@@ -104,7 +113,7 @@ def selection() -> None:
 
 
 if __name__ == "__main__":
-    with running(None), cuda_there():
+    with running(None), cuda_on_cpu_tensors():
         for check in (saliency, counts, noise, selection):
             check()
     print("all agree")

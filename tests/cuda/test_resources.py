@@ -23,7 +23,7 @@ def usage() -> dict[str, dict[str, dict[str, int]]]:
     triton = pytest.importorskip("triton")  # its wheel has NVIDIA's cuobjdump, which not every toolkit has
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", _native.__file__]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
+    usage: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
     architecture = kernel = ""
     for line in text.splitlines():
         if match := re.match(r"arch = (\S+)", line):
@@ -31,8 +31,8 @@ def usage() -> dict[str, dict[str, dict[str, int]]]:
         elif match := re.match(r" *Function (\S+):", line):
             kernel = match[1]
         elif "REG:" in line:
-            found[architecture][kernel] = {name: int(amount) for name, amount in re.findall(r"([A-Z]+):(\d+)", line)}
-    return found
+            usage[architecture][kernel] = {name: int(amount) for name, amount in re.findall(r"([A-Z]+):(\d+)", line)}
+    return usage
 
 
 def test_every_kernel_is_there_for_every_architecture(usage: dict[str, dict[str, dict[str, int]]]) -> None:

@@ -195,6 +195,6 @@ def test_fused_convolutions_are_native_in_float32_and_keep_bits():
         replaced(x)
     layers = [step.filters for step in replaced.modules() if isinstance(step, Convolution)]
     assert {filters.backend for filters in layers} == {"native"}
-    weights = {t.data_ptr() for filters in layers for t in (filters.weight, filters.backward)}
+    weights = {t.data_ptr() for filters in layers for t in (filters.weight, filters.winograd_transposed)}
     images = [tensor for tensor in saved if tensor.ndim == 4 and tensor.data_ptr() not in weights]
     assert {tensor.dtype for tensor in images} == {torch.uint8}

@@ -1,4 +1,4 @@
-"""What the operators' tests share: the backends that run here, and bits that must agree."""
+"""Shared by the operators' tests: the backends that run here, and the comparison of bits."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ if native.UNAVAILABLE is None:
 
     LEVELS = _native.levels()
 else:
-    LEVELS = ["baseline"]  # the tests of it say why they are skipped
+    LEVELS = ["baseline"]  # its tests are skipped with the reason
 
 EPS = torch.finfo(torch.float32).eps
 needs_native = pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
@@ -47,11 +47,11 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def same_bits(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Also where they are NaN, and not where only the zeros' signs differ."""
+def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether all bits agree, those of NaN and of signed zeros included."""
     return all(
         a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 

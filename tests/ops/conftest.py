@@ -1,8 +1,8 @@
 """The backends as fixtures: a test that takes `impl` runs once for each, one that takes `level` for the native ones.
 
-While they do, fresh memory is full of NaN, so that whatever a kernel leaves unwritten shows. Triton kernels run
-compiled where there is a GPU, else in Triton's interpreter at some ten milliseconds a program: there few examples
-and small sizes have to do. CUDA kernels run on the GPU, else on the tests' stand-in for one (tests/cuda/host).
+Meanwhile fresh memory is full of NaN, so that unwritten elements show. Triton kernels run compiled on a GPU, else in
+Triton's interpreter at some ten milliseconds a program, with few examples and small sizes. CUDA kernels run on a GPU,
+else on the tests' stand-in for one (tests/cuda/host).
 """
 
 import functools
@@ -26,9 +26,9 @@ EXAMPLES = 5  # of hypothesis, in the interpreter
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`impl` is the reference, the native instruction sets, and of CUDA and Triton what the module's operator has."""
-    own = any("impl" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
-    if "impl" in metafunc.fixturenames and not own:
+    """`impl`: the reference, each native instruction set, and CUDA and Triton if the module's operator has them."""
+    parametrized = any("impl" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "impl" in metafunc.fixturenames and not parametrized:
         backends = kernels.OPERATORS[metafunc.module.__name__.split(".test_")[-1]]
         others = [param for param in (CUDA, TRITON) if param.values[0] in backends]
         params = ["reference", *NATIVE, *others]
@@ -75,8 +75,8 @@ def running(level: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def as_if_there(backend: str) -> Iterator[pytest.MonkeyPatch]:
-    """A backend answers for tensors on the CPU as for such on a GPU."""
+def accepting_cpu_tensors(backend: str) -> Iterator[pytest.MonkeyPatch]:
+    """A GPU's backend treats tensors on the CPU as if they were on a GPU."""
 
     def answers(against: Reason) -> Reason:
         return lambda tensor: against(SimpleNamespace(device=torch.device("cuda"), dtype=tensor.dtype))
@@ -89,19 +89,19 @@ def as_if_there(backend: str) -> Iterator[pytest.MonkeyPatch]:
 
 
 @contextmanager
-def compiled_triton() -> Iterator[None]:
-    """Where there is a GPU: Triton kernels take tensors on the CPU, too."""
+def triton_on_cpu_tensors() -> Iterator[None]:
+    """With a GPU: Triton kernels also take tensors on the CPU."""
     from tests.ops.on_gpu import launch_on, launching
 
-    with as_if_there("triton") as patch:
+    with accepting_cpu_tensors("triton") as patch:
         patch.setattr(launching, "launch", functools.partial(launch_on, "cuda"))
         yield
 
 
 @contextmanager
-def cuda_there() -> Iterator[None]:
-    """CUDA kernels take tensors on the CPU: on the GPU, or where there is none on the stand-in for one."""
-    with as_if_there("cuda") as patch:
+def cuda_on_cpu_tensors() -> Iterator[None]:
+    """CUDA kernels take tensors on the CPU, and run on the GPU, or without one on the stand-in for it."""
+    with accepting_cpu_tensors("cuda") as patch:
         if torch.cuda.is_available():
             from tests.ops.on_gpu import adaptors, run_on
 
@@ -116,9 +116,11 @@ def cuda_there() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def faster_interpreter() -> Iterator[None]:
-    """Triton's interpreter without what takes half its time: it goes through triton.language at each call of a device
-    function, where once in a launch for each module of such functions is enough, since what it changes there stays
-    until the launch ends; and it makes a table of types at each look into it."""
+    """Triton's interpreter in half its time.
+
+    It patches triton.language at each call of a device function; once for each module and launch is enough, since the
+    patch stays until the launch ends. It also builds a table of types at each lookup.
+    """
     if not triton.INTERPRETED or triton.unavailable() is not None:
         yield
         return
@@ -135,21 +137,21 @@ def faster_interpreter() -> Iterator[None]:
         scope = patch_language(function)
         restore = scope.restore
 
-        def restored() -> None:  # a launch does this; what a device function is given is thrown away
+        def restored() -> None:  # only a launch calls it; a device function discards its scope
             ready.clear()
             restore()
 
         scope.restore = restored
         return scope
 
-    def remembered(of: Any) -> Any:
-        if of.name not in types:
-            types[of.name] = numpy_type(of)
-        return types[of.name]
+    def cached(dtype: Any) -> Any:
+        if dtype.name not in types:
+            types[dtype.name] = numpy_type(dtype)
+        return types[dtype.name]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", patched)
-        patch.setattr(interpreter, "_get_np_dtype", remembered)
+        patch.setattr(interpreter, "_get_np_dtype", cached)
         yield
 
 
@@ -169,17 +171,17 @@ def interpreted_triton() -> Iterator[None]:
         yield
 
 
-# Once for a module and not for each test, since hypothesis refuses a fixture that is not made anew for each example.
+# Once for a module and not for each test, since hypothesis refuses fixtures of a function.
 @pytest.fixture(scope="module")
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name to give an operator: a backend's, "native" with each instruction set of this processor."""
     name = request.param if request.param not in LEVELS else "native"
     with running(request.param if request.param in LEVELS else None):
         if name == "triton":
-            with interpreted_triton() if triton.INTERPRETED else compiled_triton():
+            with interpreted_triton() if triton.INTERPRETED else triton_on_cpu_tensors():
                 yield name
         elif name == "cuda":
-            with cuda_there():
+            with cuda_on_cpu_tensors():
                 yield name
         else:
             yield name

@@ -9,7 +9,7 @@ from torch import Tensor
 from cortex_fast.kernels.reference import philox
 
 UNIT = 2.0**-24
-STREAMS = {"normal": philox.NORMAL, "gumbel": philox.GUMBEL, "sampling": philox.SAMPLING}
+STREAMS = philox.STREAMS
 
 
 def words(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> np.ndarray:

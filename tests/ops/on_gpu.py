@@ -1,7 +1,7 @@
-"""Compiled kernels for tests that hold their tensors on the CPU: memory goes to the GPU and back at each launch.
+"""Compiled kernels for tests that hold their tensors on the CPU: memory is copied to the GPU and back at each launch.
 
-Triton's interpreter does the same the other way round. Whole storages go, so that strides, offsets and what a kernel
-left unwritten arrive as they are.
+Triton's interpreter does the same the other way round. Whole storages are copied, so that strides, offsets and
+unwritten memory stay as they are.
 """
 
 import importlib
@@ -66,7 +66,7 @@ def run_on(device: str, function: Callable[..., Any], /, *arguments: object, **o
 
 
 def adaptors() -> Iterator[tuple[ModuleType, str]]:
-    """What `ops/` calls in each module of cortex_fast.kernels.cuda."""
+    """The functions that `kernels.load` takes from each module of cortex_fast.kernels.cuda."""
     for _, name, _ in pkgutil.iter_modules(cuda.__path__):
         module = importlib.import_module(f"cortex_fast.kernels.cuda.{name}")
         yield from ((module, function) for function in module.__all__)

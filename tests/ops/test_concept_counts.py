@@ -236,4 +236,12 @@ def test_the_core_itself_writes_nowhere_out_of_range(token: int, label: int) -> 
     from cortex_fast.kernels.native.concept_counts import concept_counts as unchecked
 
     with pytest.raises(ValueError, match="tokens, labels: expected values"):
-        unchecked(torch.rand(1, 2, 2), torch.full((1, 2, 2), token), torch.tensor([label]), 2, 2, 4, "image")
+        unchecked(
+            tsv=torch.rand(1, 2, 2),
+            tokens=torch.full((1, 2, 2), token),
+            labels=torch.tensor([label]),
+            top_n=2,
+            num_concepts=2,
+            codebook_size=4,
+            per="image",
+        )

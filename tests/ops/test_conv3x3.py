@@ -28,8 +28,8 @@ every_follower = pytest.mark.parametrize(
 
 
 @contextmanager
-def kept() -> Iterator[list[Tensor]]:
-    """The tensors that autograd keeps for the backward pass."""
+def saved_tensors() -> Iterator[list[Tensor]]:
+    """The tensors that autograd saves for the backward pass."""
     tensors: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda t: t):
         yield tensors
@@ -47,7 +47,7 @@ def results(x: Tensor, weight: Tensor, bias: Tensor | None, upstream_seed: int =
     """y, the gradient of x, the upstream gradient, and the mask if there is one."""
     filters = prepare_filters(weight, bias, impl=how.pop("impl"))
     x = x.detach().requires_grad_(True)
-    with kept() as tensors:
+    with saved_tensors() as tensors:
         y = conv3x3(x, filters, **how)
     upstream = random(*y.shape, seed=upstream_seed)
     (gradient,) = torch.autograd.grad(y, x, upstream)
@@ -228,7 +228,7 @@ def test_an_images_result_has_the_same_bits_in_any_company(
 
     def compute(images: list[int]) -> list[Tensor]:
         part = x[images].requires_grad_(True)
-        with kept() as tensors:
+        with saved_tensors() as tensors:
             y = conv3x3(part, filters, relu=relu, pool=pool)
         upstream = torch.stack([random(*y.shape[1:], seed=image) for image in images])
         (gradient,) = torch.autograd.grad(y, part, upstream)
@@ -252,7 +252,7 @@ def test_transformed_filters_are_those_of_the_formula(inputs: int, outputs: int,
     weight = weight.transpose(0, 1) if strided else weight
     filters = prepare_filters(weight, impl="native")
     turned = weight.transpose(0, 1).rot90(2, (2, 3))
-    for w, got in ((weight, filters.transformed), (turned, filters.backward)):
+    for w, got in ((weight, filters.winograd), (turned, filters.winograd_transposed)):
         expected = torch.einsum("py,oiyx,qx->pqoi", g, w.double(), g).flatten(0, 1)
         padded = F.pad(expected, (0, 0, 0, -len(w) % 16))
         torch.testing.assert_close(got, padded.unflatten(1, (-1, 16)).transpose(2, 3).float(), rtol=1e-6, atol=1e-7)
@@ -296,13 +296,13 @@ def test_a_closed_relu_stops_nan_and_infinity(impl: str) -> None:
 
 @every_follower
 @pytest.mark.parametrize("channels", [1, 8, 9, 24])
-def test_autograd_keeps_one_bit_for_each_activation(impl: str, relu: bool, pool: bool, channels: int) -> None:
+def test_autograd_saves_one_bit_for_each_activation(impl: str, relu: bool, pool: bool, channels: int) -> None:
     filters = prepare_filters(*filters_of(6, channels), impl=impl)
-    own = {tensor.data_ptr() for tensor in (filters.weight, filters.transformed, filters.backward)}
+    addresses = {tensor.data_ptr() for tensor in (filters.weight, filters.winograd, filters.winograd_transposed)}
     x = random(3, 6, 8, 10).requires_grad_(True)
-    with kept() as tensors:
+    with saved_tensors() as tensors:
         y = conv3x3(x, filters, relu=relu, pool=pool)
-    activations = [tensor for tensor in tensors if tensor.data_ptr() not in own and tensor.numel()]
+    activations = [tensor for tensor in tensors if tensor.data_ptr() not in addresses and tensor.numel()]
     assert [tensor.nbytes for tensor in activations] == ([3 * 8 * 10 * ((channels + 7) // 8)] if relu or pool else [])
     assert y.requires_grad
 
@@ -310,7 +310,7 @@ def test_autograd_keeps_one_bit_for_each_activation(impl: str, relu: bool, pool:
 def test_filters_get_no_gradient(impl: str) -> None:
     weight, bias = (tensor.requires_grad_(True) for tensor in filters_of(3, 4))
     filters = prepare_filters(weight, bias, impl=impl)
-    assert not any(tensor.requires_grad for tensor in (filters.weight, filters.bias, filters.transformed))
+    assert not any(tensor.requires_grad for tensor in (filters.weight, filters.bias, filters.winograd))
     assert not conv3x3(random(1, 3, 4, 4), filters).requires_grad
     x = random(1, 3, 4, 4).requires_grad_(True)
     conv3x3(x, filters, relu=True).sum().backward()
@@ -329,7 +329,7 @@ def test_a_second_derivative_is_refused(impl: str) -> None:
 def test_other_dtypes_are_the_references(dtype: torch.dtype) -> None:
     weight, bias = (tensor.to(dtype) for tensor in filters_of(5, 6))
     filters = prepare_filters(weight, bias)
-    assert filters.backend == "reference" and not filters.transformed.numel()
+    assert filters.backend == "reference" and not filters.winograd.numel()
     x = random(2, 5, 6, 6, dtype=dtype).requires_grad_(True)
     y = conv3x3(x, filters, relu=True, pool=True)
     (gradient,) = torch.autograd.grad(y.sum(), x)
@@ -363,12 +363,12 @@ def test_opcheck(impl: str, relu: bool, pool: bool, sizes: tuple[int, ...]) -> N
     inputs, outputs, height, width = sizes
     filters = prepare_filters(*filters_of(inputs, outputs), impl=impl)
     x = random(2, inputs, height, width).requires_grad_(True)
-    parts = (filters.weight, filters.bias, filters.transformed, filters.backward)
+    parts = (filters.weight, filters.bias, filters.winograd, filters.winograd_transposed)
     torch.library.opcheck(torch.ops.cortex_fast.conv3x3.default, (x, *parts, relu, pool, 1, filters.backend))
     y, mask = torch.ops.cortex_fast.conv3x3(x.detach(), *parts, relu, pool, 1, filters.backend)
     torch.library.opcheck(
         torch.ops.cortex_fast.conv3x3_backward.default,
-        (y, mask, filters.weight, filters.backward, pool, [height, width], 1, filters.backend),
+        (y, mask, filters.weight, filters.winograd_transposed, pool, [height, width], 1, filters.backend),
     )
 
 
@@ -379,11 +379,11 @@ def test_compiles_whole(impl: str) -> None:
         return 2 * conv3x3(x * 3, filters, relu=True, pool=True)
 
     compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
-    x, own = random(2, 3, 4, 6).requires_grad_(True), random(2, 3, 4, 6).requires_grad_(True)
-    torch.testing.assert_close(compiled(x), doubled(own))
+    x, plain_x = random(2, 3, 4, 6).requires_grad_(True), random(2, 3, 4, 6).requires_grad_(True)
+    torch.testing.assert_close(compiled(x), doubled(plain_x))
     compiled(x).sum().backward()
-    doubled(own).sum().backward()
-    torch.testing.assert_close(x.grad, own.grad)
+    doubled(plain_x).sum().backward()
+    torch.testing.assert_close(x.grad, plain_x.grad)
 
 
 WEIGHT = torch.zeros(4, 3, 3, 3)

@@ -17,7 +17,7 @@ from cortex_fast.ops import gumbel_codebook, gumbel_codebook_step, gumbel_codebo
 from cortex_fast.ops.backends import BackendUnavailableError
 from cortex_fast.tuning import fastest, tune
 from tests.ops.backends_under_test import WHY_NO_TRITON, random, same_bits
-from tests.ops.conftest import compiled_triton
+from tests.ops.conftest import triton_on_cpu_tensors
 
 if WHY_NO_TRITON is not None:
     pytest.skip(WHY_NO_TRITON, allow_module_level=True)
@@ -29,7 +29,7 @@ from cortex_fast.kernels.triton import gumbel_gradient, gumbel_tiles, tiles
 @pytest.fixture(autouse=True, scope="module")
 def kernels() -> Iterator[None]:
     """Where there is a GPU the kernels run on it, with these tensors of the CPU."""
-    with contextlib.nullcontext() if triton_kernels.INTERPRETED else compiled_triton():
+    with contextlib.nullcontext() if triton_kernels.INTERPRETED else triton_on_cpu_tensors():
         yield
 
 

@@ -64,7 +64,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "smoothgrad_noise": (lambda x: ops.smoothgrad_noise(x, ONES, 3, seed=0), rand(2, 4, 4, 4)),
     "smoothgrad_noise sigma": (lambda s: ops.smoothgrad_noise(ZEROS, s, 3, seed=0), rand(2)),
     "smoothgrad_noise given": (
-        lambda e: ops.smoothgrad_noise(ZEROS, ONES, 3, seed=0, noise=e),
+        lambda e: ops.smoothgrad_noise(ZEROS, ONES, 3, seed=0, normals=e),
         rand(2, 3, 3, 4, 4),
     ),
     "conv3x3": (lambda x: ops.conv3x3(x, FILTERS, relu=True, pool=True), rand(2, 4, 4, 4)),
@@ -260,10 +260,10 @@ def test_the_compiler_does_not_look_into_a_kernel() -> None:
 
 def test_annotations_are_those_that_torch_2_6_makes_schemas_of():
     """It knows typing.List alone, not list[int]; the schema is made at the import."""
-    found = []
+    names = []
     for path in Path(ops.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and any("operator(" in ast.unparse(d) for d in node.decorator_list):
-                found.append(node.name)
+                names.append(node.name)
                 assert not [a.arg for a in node.args.args if "list[" in ast.unparse(a.annotation)], node.name
-    assert len(found) > 8
+    assert len(names) > 8

@@ -43,24 +43,24 @@ def standard(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4)),
     dtype=st.sampled_from(DTYPES[:3]),
     sigma_dtype=st.sampled_from(DTYPES),
-    own_noise=st.booleans(),
+    given_normals=st.booleans(),
 )
-def test_is_x_plus_sigma_noise(
+def test_is_x_plus_sigma_e(
     impl: str,
     batch: int,
     samples: int,
     shape: tuple[int, int, int],
     dtype: torch.dtype,
     sigma_dtype: torch.dtype,
-    own_noise: bool,
+    given_normals: bool,
 ) -> None:
     x, sigma = random(batch, *shape, dtype=dtype), random(batch, seed=1).abs().to(sigma_dtype)
     drawn = standard(batch, samples, *shape, impl=impl)
-    noise = random(batch, samples, *shape, seed=2, dtype=dtype) if own_noise else drawn
-    out = smoothgrad_noise(x, sigma, samples, seed=3, noise=noise if own_noise else None, impl=impl)
+    normals = random(batch, samples, *shape, seed=2, dtype=dtype) if given_normals else drawn
+    out = smoothgrad_noise(x, sigma, samples, seed=3, normals=normals if given_normals else None, impl=impl)
     assert out.dtype == dtype
     assert out.shape == (batch, samples, *shape)
-    shift = sigma.double()[:, None, None, None, None] * noise.double()
+    shift = sigma.double()[:, None, None, None, None] * normals.double()
     exact = x.double()[:, None] + shift
     tiny = 2e-7 * (x.double().abs()[:, None] + shift.abs())
     assert bool(((out.double() - exact).abs() <= 2 * (exact.to(dtype).double() - exact).abs() + tiny).all())
@@ -155,20 +155,20 @@ def test_halves_round_to_the_nearest_ties_to_even(impl: str, dtype: torch.dtype)
     ties = (every[1:].double() / 2 + every[:-1].double() / 2).float()
     most = torch.tensor([torch.finfo(dtype).max], dtype=torch.float32)
     beyond = most * (1 + torch.finfo(dtype).eps / 4)  # half a step beyond the largest
-    noise = torch.cat((every, ties, beyond, -beyond, torch.tensor([torch.inf, -torch.inf, torch.nan])))
-    infinity = torch.full_like(noise, torch.inf)
-    noise = torch.cat((noise, noise.nextafter(infinity), noise.nextafter(-infinity)))[None, None, None, None]
-    x = torch.zeros(1, 1, 1, noise.shape[-1], dtype=dtype)
-    out = smoothgrad_noise(x, torch.ones(1), 1, seed=0, noise=noise, impl=impl)
-    torch.testing.assert_close(out, noise.to(dtype), rtol=0, atol=0, equal_nan=True)
+    normals = torch.cat((every, ties, beyond, -beyond, torch.tensor([torch.inf, -torch.inf, torch.nan])))
+    infinity = torch.full_like(normals, torch.inf)
+    normals = torch.cat((normals, normals.nextafter(infinity), normals.nextafter(-infinity)))[None, None, None, None]
+    x = torch.zeros(1, 1, 1, normals.shape[-1], dtype=dtype)
+    out = smoothgrad_noise(x, torch.ones(1), 1, seed=0, normals=normals, impl=impl)
+    torch.testing.assert_close(out, normals.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_lazily_negated_views(impl: str) -> None:
-    x, sigma, noise = random(2, 3, 2, 2), random(2, seed=1), random(2, 4, 3, 2, 2, seed=2)
-    lazy = (torch._neg_view(tensor) for tensor in (x, sigma, noise))
-    negated_x, negated_sigma, negated_noise = lazy
-    got = smoothgrad_noise(negated_x, negated_sigma, 4, seed=0, noise=negated_noise, impl=impl)
-    assert torch.equal(got, smoothgrad_noise(-x, -sigma, 4, seed=0, noise=-noise, impl=impl))
+    x, sigma, normals = random(2, 3, 2, 2), random(2, seed=1), random(2, 4, 3, 2, 2, seed=2)
+    lazy = (torch._neg_view(tensor) for tensor in (x, sigma, normals))
+    negated_x, negated_sigma, negated_normals = lazy
+    got = smoothgrad_noise(negated_x, negated_sigma, 4, seed=0, normals=negated_normals, impl=impl)
+    assert torch.equal(got, smoothgrad_noise(-x, -sigma, 4, seed=0, normals=-normals, impl=impl))
 
 
 def test_float64_is_not_narrowed() -> None:
@@ -267,26 +267,26 @@ def views() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", views())
 def test_strided_views(impl: str, name: str) -> None:
-    x, sigma, noise = views()[name], random(4).abs()[::2], random(2, 4, 5, 2, 3).permute(0, 3, 4, 1, 2)
-    out = smoothgrad_noise(x, sigma, 2, seed=0, noise=noise, impl=impl)
-    expected = x.double()[:, None] + sigma.double()[:, None, None, None, None] * noise.double()
+    x, sigma, normals = views()[name], random(4).abs()[::2], random(2, 4, 5, 2, 3).permute(0, 3, 4, 1, 2)
+    out = smoothgrad_noise(x, sigma, 2, seed=0, normals=normals, impl=impl)
+    expected = x.double()[:, None] + sigma.double()[:, None, None, None, None] * normals.double()
     torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
     drawn = smoothgrad_noise(x, sigma, 2, seed=5, impl=impl)
     assert torch.equal(drawn, smoothgrad_noise(x.contiguous(), sigma.contiguous(), 2, seed=5, impl=impl))
 
 
 def test_gradients() -> None:
-    x, sigma, noise = (random(*shape, dtype=torch.float64).requires_grad_() for shape in
-                       ((2, 2, 1, 3), (2,), (2, 3, 2, 1, 3)))  # fmt: skip
+    shapes = (2, 2, 1, 3), (2,), (2, 3, 2, 1, 3)
+    x, sigma, normals = (random(*shape, dtype=torch.float64).requires_grad_() for shape in shapes)
 
-    def operator(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        return smoothgrad_noise(x, sigma, 3, seed=0, noise=noise)
+    def operator(x: Tensor, sigma: Tensor, normals: Tensor) -> Tensor:
+        return smoothgrad_noise(x, sigma, 3, seed=0, normals=normals)
 
-    assert torch.autograd.gradcheck(operator, (x, sigma, noise))
-    assert torch.autograd.gradgradcheck(operator, (x, sigma, noise))
+    assert torch.autograd.gradcheck(operator, (x, sigma, normals))
+    assert torch.autograd.gradgradcheck(operator, (x, sigma, normals))
     for wanted in itertools.product([False, True], repeat=3):
         inputs = [
-            tensor.detach().requires_grad_(wants) for tensor, wants in zip((x, sigma, noise), wanted, strict=True)
+            tensor.detach().requires_grad_(wants) for tensor, wants in zip((x, sigma, normals), wanted, strict=True)
         ]
         if any(wanted):
             assert torch.autograd.gradcheck(operator, inputs)
@@ -320,12 +320,12 @@ def test_gradient_in_sigma_of_later_samples_and_given_items(antithetic: bool) ->
     assert not torch.allclose(torch.autograd.grad(first, sigma, upstream)[0], grad)
 
 
-def test_noise_is_not_kept_where_only_x_needs_a_gradient() -> None:
-    kept = []
+def test_normals_are_not_saved_where_only_x_needs_a_gradient() -> None:
+    saved = []
     x = random(2, 3, 2, 2).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
         smoothgrad_noise(x, torch.ones(2), 4, seed=0)
-    assert sum(kept) <= 2  # the item ids
+    assert sum(saved) <= 2  # the item ids
 
 
 @pytest.mark.parametrize(
@@ -351,11 +351,11 @@ def test_noise_is_not_kept_where_only_x_needs_a_gradient() -> None:
         ({"item_ids": torch.tensor([0, 1, 2])}, ValueError, "item_ids"),
         ({"item_ids": torch.tensor([0.0, 1.0])}, TypeError, "item_ids"),
         ({"item_ids": torch.tensor([False, True])}, TypeError, "item_ids"),
-        ({"noise": torch.zeros(2, 3, 3, 4, 4)}, ValueError, "noise"),
-        ({"noise": torch.zeros(2, 2, 3, 4, 4, dtype=torch.int8)}, TypeError, "noise"),
+        ({"normals": torch.zeros(2, 3, 3, 4, 4)}, ValueError, "normals"),
+        ({"normals": torch.zeros(2, 2, 3, 4, 4, dtype=torch.int8)}, TypeError, "normals"),
         ({"sigma": torch.ones(2, device="meta")}, ValueError, "sigma"),
         ({"item_ids": torch.arange(2, device="meta")}, ValueError, "item_ids"),
-        ({"noise": torch.zeros(2, 2, 3, 4, 4, device="meta")}, ValueError, "noise"),
+        ({"normals": torch.zeros(2, 2, 3, 4, 4, device="meta")}, ValueError, "normals"),
         ({"first_sample": -1}, ValueError, "first_sample"),
         ({"first_sample": 2**32}, ValueError, "first_sample"),
         ({"first_sample": 1, "antithetic": True}, ValueError, "first_sample"),
@@ -371,17 +371,17 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
 @needs_native
 def test_forced_native_says_why_it_cannot_serve() -> None:
     x = torch.zeros(1, 1, 1, 1)
-    for wide in ({"x": x.double()}, {"x": x, "noise": torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)}):
+    for wide in ({"x": x.double()}, {"x": x, "normals": torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)}):
         with pytest.raises(BackendUnavailableError, match=r"smoothgrad_noise: impl='native' .* not torch.float64"):
             smoothgrad_noise(**wide, sigma=torch.ones(1), num_samples=1, seed=0, impl="native")
 
 
 @pytest.mark.parametrize("drawn", [False, True])
 def test_opcheck(drawn: bool) -> None:
-    x, sigma, noise = (tensor.requires_grad_() for tensor in (random(2, 3, 4, 5), random(2), random(2, 2, 3, 4, 5)))
+    x, sigma, normals = (tensor.requires_grad_() for tensor in (random(2, 3, 4, 5), random(2), random(2, 2, 3, 4, 5)))
     ids = torch.tensor([4, 1])
     torch.library.opcheck(
-        OPS.smoothgrad_noise.default, (x, sigma, ids, None if drawn else noise, 2, 0, 7, drawn, "auto")
+        OPS.smoothgrad_noise.default, (x, sigma, 2, 7, ids, drawn, 0, None if drawn else normals, "auto")
     )
 
 
@@ -391,7 +391,7 @@ def test_the_fake_knows_the_strides(name: str) -> None:
     for x in (views()[name], views()[name].half()):
         torch.library.opcheck(
             OPS.smoothgrad_noise.default,
-            (x, torch.ones(2), torch.arange(2), permuted, 2, 0, 0, False, "auto"),
+            (x, torch.ones(2), 2, 0, torch.arange(2), False, 0, permuted, "auto"),
             test_utils="test_faketensor",
         )
 

@@ -1,13 +1,10 @@
 """The stated accuracy of csrc/include/cortex_fast/transforms.h, function by function, against float64.
 
-The kernels cannot be handed words, so the header itself is compiled here, with each level's flags; Triton's functions,
-which repeat it, are called by a kernel of their own.
+No kernel takes words as an argument, so the header itself is compiled here, with each level's flags; a kernel of this
+test calls Triton's functions, which repeat it.
 """
 
 import ctypes
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +13,10 @@ import pytest
 import torch
 
 from tests.ops.backends_under_test import NATIVE, TRITON
+from tests.ops.compiled_headers import COMPILER, library_of
 from tests.ops.exact_stream import UNIT, gumbel, normal, uniform
 
 TWO32 = 2**32
-ROOT = Path(__file__).parents[2]
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 PACK = 32  # floats: as many as the largest
 
 
@@ -29,17 +25,7 @@ Function = Callable[..., np.ndarray]
 
 class Header:
     def __init__(self, level: str, folder: Path) -> None:
-        library = folder / f"transforms_{level}.so"
-        rules = (ROOT / "CMakeLists.txt").read_text()
-        common = re.search(r"VECTOR_FLAGS ([^)]+)\)", rules)
-        own = re.search(rf"add_level\({level} \S+?VECTOR_FLAGS}}([^)]*)\)", rules)
-        assert common is not None
-        assert own is not None
-        flags = [*common[1].split(), *own[1].split(), "-O2", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC"]
-        folders = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc' / 'cpu'}", f"-DCORTEX_FAST_LEVEL={level}"]
-        source = Path(__file__).with_name("transforms.cpp")
-        subprocess.run([str(COMPILER), *flags, *folders, str(source), "-o", str(library)], check=True)
-        self.library = ctypes.CDLL(str(library))
+        self.library = library_of("transforms.cpp", level, folder)
 
     def __call__(self, name: str, *inputs: np.ndarray) -> np.ndarray:
         """The function's float32 results [inputs, n] by single numbers; by packs they are the same bits."""

@@ -1,4 +1,4 @@
-"""The Triton kernels' random words, bit for bit: what test_random_stream.py checks of the native ones."""
+"""The Triton kernels' random words, bit for bit, as test_words.py checks the native ones."""
 
 import pytest
 import torch

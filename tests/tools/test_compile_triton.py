@@ -28,7 +28,9 @@ def call(_dtype):
         tool.random_stream.random_stream("gumbel", seed, ids, ids, rows, length)
         x = torch.zeros(rows, 4 + seed % 7, 16, 16)
         ids, first = torch.arange(rows), min(seed, 2**32 - 9)
-        tool.smoothgrad_noise.smoothgrad_noise(x, torch.ones(rows), ids, None, rows, first, seed, False)
+        tool.smoothgrad_noise.smoothgrad_noise(
+            x, torch.ones(rows), rows, seed=seed, item_ids=ids, antithetic=False, first_sample=first, normals=None
+        )
 tool.CALLS["random_stream"] = call
 print(*tool.compile_for("sm_90", ["random_stream"], ["float32"]), sep="\\n")
 """

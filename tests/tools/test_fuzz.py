@@ -40,9 +40,9 @@ def test_wrong_results_and_crashes_are_found_and_can_be_repeated(tmp_path: Path)
     done = fuzz(*options, tool=tool)
     assert done.returncode == 1
     assert "ended with -11" in done.stdout
-    found = re.search(r'--replay "(numbers nearest_code \d+)"(.|\n)*?WrongError: index', done.stdout)
-    assert found is not None
-    assert fuzz("--replay", found[1], tool=tool).returncode != 0
+    match = re.search(r'--replay "(numbers nearest_code \d+)"(.|\n)*?WrongError: index', done.stdout)
+    assert match is not None
+    assert fuzz("--replay", match[1], tool=tool).returncode != 0
 
 
 @pytest.mark.slow

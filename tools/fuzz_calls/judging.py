@@ -1,4 +1,4 @@
-"""What a result is held to: the definition in float64, within the rounding that a float32 one has."""
+"""Judging of results: by the definition in float64, within the rounding of a float32 result."""
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ def close(name: str, got: Tensor, exact: Tensor, rough: Tensor, allowed: Tensor 
     class_of = ~finite & ~(_alike(got64, rounded) | _alike(got64, rough64) | ((got64 - exact).abs() <= limit))
     if bool((wrong | class_of).any()):
         at = _first(wrong | class_of)
-        found = f"{got64[at].item()}, expected {exact[at].item()} (float32: {rough64[at].item()})"
-        raise WrongError(f"{name} at {at}: {found}")
+        values = f"{got64[at].item()}, expected {exact[at].item()} (float32: {rough64[at].item()})"
+        raise WrongError(f"{name} at {at}: {values}")
 
 
 def _alike(a: Tensor, b: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ def _first(flags: Tensor) -> tuple[int, ...]:
 
 
 class Unchanged:
-    """The operators change none of their arguments, but what a step is to change."""
+    """Tensors that an operator must not change, compared with copies of them."""
 
     def __init__(self, **tensors: Tensor | None) -> None:
-        self._kept = {name: (tensor, plain(tensor)) for name, tensor in tensors.items() if tensor is not None}
+        self._before = {name: (tensor, plain(tensor)) for name, tensor in tensors.items() if tensor is not None}
 
     def check(self) -> None:
-        for name, (tensor, before) in self._kept.items():
+        for name, (tensor, before) in self._before.items():
             after = plain(tensor)
             equal = torch.equal(after.view(torch.uint8), before.view(torch.uint8)) if before.ndim else after == before
             expect(bool(equal), f"{name} was changed")

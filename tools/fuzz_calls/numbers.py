@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from cortex_fast import ops
-from cortex_fast.kernels.reference import conv3x3 as reference_conv
 from cortex_fast.kernels.reference import gather_error as reference_error
 from cortex_fast.kernels.reference import gumbel_codebook as reference_gumbel
 from cortex_fast.kernels.reference import gumbel_codebook_backward as reference_gradients
-from cortex_fast.kernels.reference import smoothgrad_noise as reference_noise
 from cortex_fast.kernels.reference import token_saliency as reference_saliency
+from cortex_fast.kernels.reference.conv3x3 import conv3x3 as reference_conv3x3
+from cortex_fast.kernels.reference.conv3x3_backward import conv3x3_backward
+from cortex_fast.kernels.reference.smoothgrad_noise import standard_normals
 from cortex_fast.ops import random_stream
 from fuzz_calls.inputs import HALVES, Draw, plain, wide
 from fuzz_calls.judging import Unchanged, close, expect, same
@@ -43,9 +44,9 @@ def token_saliency(draw: Draw) -> None:
     shape = draw.whole(0, 3), draw.whole(1, 5), draw.whole(1, 70), *_grid(draw)
     grads = draw.tensor(*shape, dtype=_dtype(draw), scale=draw.among((1, 1e-6, 1e4)), special=True)
     reduction = draw.among(("absmax", "max", "mean"))
-    kept = Unchanged(grads=grads)
+    unchanged = Unchanged(grads=grads)
     got = ops.token_saliency(grads, reduction=reduction, impl=_impl(draw))
-    kept.check()
+    unchanged.check()
     _close_tsv(got, grads, reduction)
     if grads.requires_grad:
         upstream = draw.tensor(*got.shape)
@@ -74,8 +75,8 @@ def _expected_counts(tsv: Tensor, tokens: Tensor, labels: Tensor, sizes: dict[st
     counts = torch.zeros(sizes["num_concepts"], sizes["codebook_size"], dtype=torch.int64)
     for image, values in enumerate(plain(tsv).flatten(1).tolist()):
         order = sorted(range(len(values)), key=lambda position: (-values[position], position))[: sizes["top_n"]]
-        found = plain(tokens).long().flatten(1)[image, order].tolist()
-        for token in found if sizes["per"] == "occurrence" else set(found):
+        chosen = plain(tokens).long().flatten(1)[image, order].tolist()
+        for token in chosen if sizes["per"] == "occurrence" else set(chosen):
             counts[int(plain(labels).long()[image]), token] += 1
     return counts
 
@@ -98,12 +99,12 @@ def concept_counts(draw: Draw) -> None:
     if draw.chance(0.5):
         tsv = draw.laid_out(plain(tsv).round())  # ties
     tokens, labels, sizes = _counting(draw, shape)
-    kept = Unchanged(tsv=tsv, tokens=tokens, labels=labels)
+    unchanged = Unchanged(tsv=tsv, tokens=tokens, labels=labels)
     with _refused_if(bool(tsv.isnan().any()), "tsv: expected numbers, got NaN"):
         impl = "auto" if tsv.dtype != torch.float32 else _impl(draw)
         got = ops.concept_counts(tsv, tokens, labels, impl=impl, **sizes)
         same("counts", got, _expected_counts(tsv, tokens, labels, sizes))
-    kept.check()
+    unchanged.check()
 
 
 def saliency_counts(draw: Draw) -> None:
@@ -111,13 +112,13 @@ def saliency_counts(draw: Draw) -> None:
     grads = draw.tensor(*shape, dtype=_dtype(draw), special=True)
     tokens, labels, sizes = _counting(draw, (shape[0], *shape[3:]))
     reduction = draw.among(("absmax", "max", "mean"))
-    kept = Unchanged(grads=grads, tokens=tokens, labels=labels)
+    unchanged = Unchanged(grads=grads, tokens=tokens, labels=labels)
     exact = reference_saliency.token_saliency(wide(grads), reduction)
     with _refused_if(bool(exact.isnan().any()), "tsv: expected numbers, got NaN"):
         tsv, got = ops.saliency_counts(grads, tokens, labels, reduction=reduction, impl=_impl(draw), **sizes)
         _close_tsv(tsv, grads, reduction)
         same("counts", got, _expected_counts(tsv, tokens, labels, sizes))
-    kept.check()
+    unchanged.check()
 
 
 def smoothgrad_noise(draw: Draw) -> None:
@@ -125,31 +126,34 @@ def smoothgrad_noise(draw: Draw) -> None:
     dtype, given, antithetic = _dtype(draw), draw.chance(0.3), draw.chance(0.4)
     x = draw.tensor(batch, channels, *grid, dtype=dtype, special=True)
     sigma = draw.tensor(batch, dtype=draw.among((dtype, torch.float32)), special=draw.chance(0.2))
-    noise = draw.tensor(batch, samples, channels, *grid, special=True) if given else None
-    if noise is not None and dtype == torch.float32 and draw.chance(0.2):
-        noise = draw.laid_out(plain(noise).bfloat16())
+    normals = draw.tensor(batch, samples, channels, *grid, special=True) if given else None
+    if normals is not None and dtype == torch.float32 and draw.chance(0.2):
+        normals = draw.laid_out(plain(normals).bfloat16())
     ids = draw.laid_out(draw.integers(draw.among((2, 2**32)), batch)) if draw.chance(0.6) else None
     first = draw.among((0, 2 * draw.whole(0, 9), 2**31, 2**32 - samples - samples % 2))
     options = {"seed": draw.whole(0, 2**63 - 1), "item_ids": ids, "first_sample": first}
     options["antithetic"] = antithetic and not given
-    kept = Unchanged(x=x, sigma=sigma, noise=noise, item_ids=ids)
-    got = ops.smoothgrad_noise(x, sigma, samples, noise=noise, impl=_impl(draw), **options)
-    kept.check()
+    unchanged = Unchanged(x=x, sigma=sigma, normals=normals, item_ids=ids)
+    got = ops.smoothgrad_noise(x, sigma, samples, normals=normals, impl=_impl(draw), **options)
+    unchanged.check()
     expect(got.dtype == dtype, f"copies: {got.dtype}")
     items = torch.arange(batch) if ids is None else plain(ids)
-    e = (
-        plain(noise)
-        if noise is not None
-        else reference_noise.standard_noise(
-            items, range(first, first + samples), channels, grid, options["seed"], options["antithetic"]
-        )
-    )
-    exact = reference_noise.smoothgrad_noise(wide(x), wide(sigma), e.double())
-    rough = reference_noise.smoothgrad_noise(plain(x), plain(sigma), e)
+    if normals is not None:
+        e = plain(normals)
+    else:
+        numbers = range(first, first + samples)
+        e = standard_normals(items, numbers, channels, grid, options["seed"], options["antithetic"])
+    exact = _copies(wide(x), wide(sigma), e.double())
+    rough = _copies(plain(x), plain(sigma), e)
     scale = wide(sigma).abs()[:, None, None, None, None]
-    of_noise = (42 if noise is None else 2) * UNIT * (scale * (e.double().abs() + (noise is None))).nan_to_num(0, 0, 0)
-    allowed = 2 * _unit(dtype) * exact.abs().nan_to_num(0, 0, 0) + of_noise + torch.finfo(dtype).tiny
+    of_e = (42 if normals is None else 2) * UNIT * (scale * (e.double().abs() + (normals is None))).nan_to_num(0, 0, 0)
+    allowed = 2 * _unit(dtype) * exact.abs().nan_to_num(0, 0, 0) + of_e + torch.finfo(dtype).tiny
     close("copies", got, exact, rough, allowed)
+
+
+def _copies(x: Tensor, sigma: Tensor, normals: Tensor) -> Tensor:
+    """The definition's noisy copies of given normals."""
+    return ops.smoothgrad_noise(x, sigma, normals.shape[1], seed=0, normals=normals, impl="reference")
 
 
 def nearest_code(draw: Draw) -> None:
@@ -160,15 +164,15 @@ def nearest_code(draw: Draw) -> None:
     z = draw.tensor(*lead, channels, dtype=dtype, scale=scale * draw.among((1, 1e-3, 1e3)), special=True)
     if draw.chance(0.3):
         codebook = draw.laid_out(plain(codebook)[draw.integers(codes, codes)])  # equal codes
-    kept = Unchanged(z=z, codebook=codebook)
+    unchanged = Unchanged(z=z, codebook=codebook)
     got = ops.nearest_code(z, codebook, impl=_impl(draw))
-    kept.check()
+    unchanged.check()
     expect(got.dtype == torch.int64 and got.shape == z.shape[:-1], f"index: {got.dtype} {list(got.shape)}")
     rows = wide(codebook)
-    there = rows.isfinite().all(dim=1)
-    distances = (wide(z).reshape(-1, 1, channels) - rows).square().sum(dim=2).where(there, torch.inf)
+    finite = rows.isfinite().all(dim=1)
+    distances = (wide(z).reshape(-1, 1, channels) - rows).square().sum(dim=2).where(finite, torch.inf)
     for vector, distance, index in zip(wide(z).reshape(-1, channels), distances, got.flatten().tolist(), strict=True):
-        if not bool(vector.isfinite().all()) or not bool(there.any()):
+        if not bool(vector.isfinite().all()) or not bool(finite.any()):
             expect(index == 0, f"index {index} where nothing is near")
             continue
         least = float(distance.min())
@@ -186,24 +190,47 @@ def conv3x3(draw: Draw) -> None:
     x, weight = draw.tensor(images, inputs, height, width), draw.tensor(outputs, inputs, 3, 3)
     bias = draw.tensor(outputs) if draw.chance(0.6) else None
     x = draw.laid_out(plain(x).contiguous(memory_format=torch.channels_last)) if draw.chance(0.3) else x
-    kept = Unchanged(x=x, weight=weight, bias=bias)
+    unchanged = Unchanged(x=x, weight=weight, bias=bias)
     filters = ops.prepare_filters(weight, bias, impl=_impl(draw))
     got = ops.conv3x3(x, filters, relu=relu, pool=pool, padding=padding)
-    exact, _ = reference_conv.forward(wide(x), wide(weight), None if bias is None else wide(bias), relu, pool, padding)
+    exact, _ = reference_conv3x3(
+        x=wide(x),
+        weight=wide(weight),
+        bias=None if bias is None else wide(bias),
+        winograd=torch.empty(0),
+        relu=relu,
+        pool=pool,
+        padding=padding,
+    )
     most = exact.abs().amax() if exact.numel() else 0
-    terms = reference_conv.forward(wide(x).abs(), wide(weight).abs(), None, False, False, padding)[0]
+    terms = torch.nn.functional.conv2d(wide(x).abs(), wide(weight).abs(), padding=padding)
     of_terms = 1e-5 * max(float(most), float(terms.amax()) / 30 if terms.numel() else 0)
     close("y", got, exact, exact.float(), of_terms)
     if x.requires_grad and got.numel():
         upstream = draw.tensor(*got.shape)
         (gradient,) = torch.autograd.grad(got, x, upstream)
         _, mask = torch.ops.cortex_fast.conv3x3(
-            x.detach(), filters.weight, filters.bias, filters.transformed, filters.backward, relu, pool, padding,
-            filters.backend,
-        )  # fmt: skip
-        exact = reference_conv.backward(wide(upstream), mask, wide(weight), pool, (height, width), padding)
+            x.detach(),
+            weight=filters.weight,
+            bias=filters.bias,
+            winograd=filters.winograd,
+            winograd_transposed=filters.winograd_transposed,
+            relu=relu,
+            pool=pool,
+            padding=padding,
+            backend=filters.backend,
+        )
+        exact = conv3x3_backward(
+            upstream=wide(upstream),
+            mask=mask,
+            weight=wide(weight),
+            winograd_transposed=torch.empty(0),
+            pool=pool,
+            size=(height, width),
+            padding=padding,
+        )
         close("gradient", gradient, exact, exact.float(), 2e-5 * float(exact.abs().amax()) + 1e-6)
-    kept.check()
+    unchanged.check()
 
 
 def _embeddings(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,9 +254,9 @@ def _close_error(got: Tensor, embedding: Tensor, tokens: Tensor, codebook: Tenso
 
 def gather_error(draw: Draw) -> None:
     embedding, tokens, codebook = _embeddings(draw)
-    kept = Unchanged(embedding=embedding, tokens=tokens, codebook=codebook)
+    unchanged = Unchanged(embedding=embedding, tokens=tokens, codebook=codebook)
     _close_error(ops.gather_error(embedding, tokens, codebook, impl=_impl(draw)), embedding, tokens, codebook)
-    kept.check()
+    unchanged.check()
 
 
 def _selection(draw: Draw) -> tuple[Tensor, Tensor, dict[str, Any], Tensor]:

@@ -56,7 +56,7 @@ def _right(name: str) -> dict[str, Any]:
         "row_stats": None,
     }
     noise = {"x": torch.ones(2, 3, 4, 4), "sigma": torch.ones(2), "num_samples": 4, "seed": 0, "first_sample": 2}
-    noise |= {"item_ids": torch.arange(2), "antithetic": True, "noise": None}
+    noise |= {"item_ids": torch.arange(2), "antithetic": True, "normals": None}
     stream = {"seed": 3, "items": torch.arange(2), "draws": torch.arange(3), "length": 5}
     given: dict[str, dict[str, Any]] = {
         "token_saliency": saliency,

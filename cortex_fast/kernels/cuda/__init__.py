@@ -1,6 +1,6 @@
-"""CUDA kernels of csrc/cuda: tensors in, pointers and strides on to `cortex_fast._native.cuda`.
+"""CUDA kernels of csrc/cuda: they hand the tensors' addresses and strides to `cortex_fast._native.cuda`.
 
-`NOT_BUILT` is None where the extension has them, else the reason; `unavailable()` also asks for a driver and a device.
+`NOT_BUILT` is None where the extension has them, else the reason; `unavailable()` also needs a driver and a device.
 """
 
 from functools import cache
@@ -25,7 +25,7 @@ if native.UNAVAILABLE is None:
 
 @cache
 def unavailable() -> str | None:
-    """Why no CUDA kernel can be used here; None where they were built, and the driver has a device for them."""
+    """Why no CUDA kernel can run here; None where they were built and the driver offers a device."""
     if NOT_BUILT is not None:
         return NOT_BUILT
     count, why = LIBRARY.devices()
@@ -33,9 +33,15 @@ def unavailable() -> str | None:
 
 
 def call(name: str, device_of: Tensor, **arguments: Any) -> None:
-    """A function of the library, with this tensor's device made the current one, on its current stream.
+    """Call a function of the library on a tensor's device and its current stream.
 
-    Raises RuntimeError with the kernel's name where it was not launched.
+    Args:
+        name: the function's name in `LIBRARY`.
+        device_of: a tensor on that device.
+        **arguments: the function's, but for the stream.
+
+    Raises:
+        RuntimeError: with the kernel's name, if it was not launched.
     """
     stream = torch.cuda.current_stream(device_of.device).cuda_stream if device_of.is_cuda else 0
     with torch.cuda.device_of(device_of):
@@ -43,5 +49,5 @@ def call(name: str, device_of: Tensor, **arguments: Any) -> None:
 
 
 def scratch(size: int, device_of: Tensor) -> Tensor:
-    """Memory for a kernel's own use. torch keeps it for its stream, so that it may go once the kernel is launched."""
+    """Scratch memory of `size` bytes. torch reserves it for its stream, so it may be freed after the launch."""
     return torch.empty(size, dtype=torch.uint8, device=device_of.device)

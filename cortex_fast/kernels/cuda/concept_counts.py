@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from cortex_fast.kernels import cuda
-from cortex_fast.kernels.cuda import token_saliency as saliency
 
-__all__ = ["concept_counts", "of_gradients"]
+__all__ = ["concept_counts"]
 
 TOKENS = {
     torch.uint8: "uint8",
@@ -19,51 +18,34 @@ TOKENS = {
 }
 
 
-def counting(
+def count_arguments(
     tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> tuple[Any, Tensor, list[Tensor]]:
-    """What the library is told of a count, the counts that it adds to, and the tensors that must outlive the call."""
+    """The library's arguments of a count, the counts that it adds to, and the tensors that must outlive the call."""
     if tokens.dtype not in TOKENS:  # int8, uint32, uint64: rare, and not worth a kernel each
         tokens = tokens.long()
     labels = labels.long().contiguous()
     counts = torch.zeros((num_concepts, codebook_size), dtype=torch.int64, device=tokens.device)
-    told = cuda.LIBRARY.Counting(
+    counting = cuda.LIBRARY.Counting(
         tokens=tokens.data_ptr(),
-        type=TOKENS[tokens.dtype],
-        strides=tokens.stride(),
         labels=labels.data_ptr(),
         top_n=top_n,
         num_concepts=num_concepts,
         codebook_size=codebook_size,
         per=per,
+        type=TOKENS[tokens.dtype],
+        strides=tokens.stride(),
         counts=counts.data_ptr(),
     )
-    return told, counts, [tokens, labels]
+    return counting, counts, [tokens, labels]
 
 
 def concept_counts(
     tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
-    """int64 [num_concepts,K] from tsv [B,m,m] without NaN, tokens [B,m,m] and labels [B]. As the reference's."""
-    tsv = tsv.float().resolve_neg()
-    told, counts, alive = counting(tokens, labels, top_n, num_concepts, codebook_size, per)
-    cuda.call("concept_counts", tsv, tsv=tsv.data_ptr(), strides=tsv.stride(), sizes=tsv.shape, counting=told)
-    del alive
+    """int64 [num_concepts,K] from tsv [B,m,m], tokens [B,m,m] and labels [B]. As the reference's function."""
+    tsv = tsv.float()
+    counting, counts, inputs = count_arguments(tokens, labels, top_n, num_concepts, codebook_size, per)
+    cuda.call("concept_counts", tsv, tsv=tsv.data_ptr(), counting=counting, sizes=tsv.shape, strides=tsv.stride())
+    del inputs  # alive until the kernel is launched
     return counts
-
-
-def of_gradients(
-    grads: Tensor,
-    reduction: str,
-    tokens: Tensor,
-    labels: Tensor,
-    top_n: int,
-    num_concepts: int,
-    codebook_size: int,
-    per: str,
-) -> tuple[Tensor, Tensor]:
-    """TSV [B,m,m] of grads [B,N,d,m,m] and its counts, in one pass over the gradients. A NaN is the largest TSV."""
-    told, counts, alive = counting(tokens, labels, top_n, num_concepts, codebook_size, per)
-    tsv = saliency.token_saliency(grads, reduction, told)
-    del alive
-    return tsv, counts

@@ -17,29 +17,30 @@ KERNELS = {
 def smoothgrad_noise(
     x: Tensor,
     sigma: Tensor,
-    item_ids: Tensor,
-    noise: Tensor | None,
     num_samples: int,
-    first_sample: int,
     seed: int,
+    item_ids: Tensor,
     antithetic: bool,
+    first_sample: int,
+    normals: Tensor | None,
 ) -> Tensor:
-    """x [B,d,m,m] -> [B,N,d,m,m] in x's dtype, contiguous; noise None: drawn, and never in memory."""
+    """x [B,d,m,m] -> [B,N,d,m,m] in x's dtype, contiguous. Drawn normals are never in memory."""
     batch, channels, *grid = x.shape
     x, sigma, item_ids = x.contiguous(), sigma.float().contiguous(), item_ids.contiguous()
-    noise = None if noise is None else noise.float().contiguous()
+    normals = None if normals is None else normals.float().contiguous()
     out = torch.empty((batch, num_samples, channels, *grid), dtype=x.dtype, device=x.device)
     cuda.call(
         KERNELS[x.dtype],
         x,
         x=x.data_ptr(),
         sigma=sigma.data_ptr(),
-        noise=0 if noise is None else noise.data_ptr(),
-        items=item_ids.data_ptr(),
-        sizes=(batch, num_samples, channels, grid[0] * grid[1]),
-        first_sample=first_sample,
+        num_samples=num_samples,
         seed=seed,
+        item_ids=item_ids.data_ptr(),
         antithetic=antithetic,
+        first_sample=first_sample,
+        normals=0 if normals is None else normals.data_ptr(),
+        sizes=(batch, channels, grid[0] * grid[1]),
         out=out.data_ptr(),
     )
     return out

@@ -1,4 +1,4 @@
-"""TSV from noisy gradients, alone or with the counts of its top tokens, by csrc/cuda/token_saliency.cu."""
+"""TSV from noisy gradients, by csrc/cuda/token_saliency.cu."""
 
 from typing import Any
 
@@ -16,24 +16,25 @@ KERNELS = {
 }
 
 
-def token_saliency(grads: Tensor, reduction: str, counting: Any = None) -> Tensor:
-    """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function.
+def token_saliency(grads: Tensor, reduction: str) -> Tensor:
+    """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
+    return launch(grads, reduction, None)
 
-    counting: of `concept_counts.counting`, to count the top tokens in the same pass.
-    """
-    grads = grads.resolve_neg()
+
+def launch(grads: Tensor, reduction: str, counting: Any) -> Tensor:
+    """`token_saliency`; counting, of `concept_counts.count_arguments`, also counts the top tokens in the same pass."""
     batch, _, _, height, width = grads.shape
     out = torch.empty((batch, height, width), dtype=torch.float32, device=grads.device)
-    where = {"grads": grads.data_ptr(), "sizes": grads.shape, "strides": grads.stride()}
+    gradients = {"grads": grads.data_ptr(), "sizes": grads.shape, "strides": grads.stride()}
     kernel = KERNELS[grads.dtype]
-    scratch = cuda.scratch(getattr(cuda.LIBRARY, f"{kernel}_scratch")(**where), grads)
+    scratch = cuda.scratch(getattr(cuda.LIBRARY, f"{kernel}_scratch")(**gradients), grads)
     cuda.call(
         kernel,
         grads,
-        **where,
+        **gradients,
         reduction=reduction,
-        out=out.data_ptr(),
         counting=counting,
         scratch=scratch.data_ptr(),
+        out=out.data_ptr(),
     )
     return out

@@ -1,7 +1,7 @@
-"""Kernels of csrc/: tensors in, pointers and strides on to `cortex_fast._native`.
+"""Kernels of csrc/: they hand the tensors' addresses and strides to `cortex_fast._native`.
 
-`UNAVAILABLE` is None where the extension was built and loads, else the reason, of which a warning tells once. `LEVEL`
-is the instruction set that the vector code runs with: the best that this processor has.
+`UNAVAILABLE` is None where the extension was built and loads, else the reason, which one warning reports. `LEVEL` is
+the instruction set that the vector code runs with: the best that this processor has.
 """
 
 import warnings
@@ -18,7 +18,7 @@ UNAVAILABLE: str | None
 LEVEL = "none"
 _LARGE = 8 << 20  # bytes: below it pages of 4 KB cost little
 try:
-    import_module(NAME)  # `from cortex_fast import` would speak of a circular import where it is not there
+    import_module(NAME)  # where it is missing, `from cortex_fast import` would report a circular import
 except ImportError as error:
     UNAVAILABLE = reason(error)
     warnings.warn(f"cortex_fast runs without its native core, much slower: {UNAVAILABLE}", RuntimeWarning, stacklevel=2)
@@ -30,7 +30,7 @@ else:
 
 
 class Run(TypedDict):
-    """How a kernel runs."""
+    """How a kernel runs: its number of threads and its instruction set."""
 
     threads: int
     level: str
@@ -42,9 +42,9 @@ def run() -> Run:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Fresh memory for a kernel's result on the CPU, on large pages where it is large and the system has them.
+    """Uninitialised memory for a kernel's result on the CPU, on large pages if it is large and the system has them.
 
-    Whatever torch's default dtype and device are.
+    torch's default dtype and device have no influence.
     """
     tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.nbytes >= _LARGE:

@@ -18,26 +18,25 @@ KERNELS = {
 def concept_counts(
     tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
-    """int64 [num_concepts,K] from float32 tsv [B,m,m] without NaN, tokens [B,m,m] and labels [B]. As the reference's.
+    """int64 [num_concepts,K] from float32 tsv [B,m,m], tokens [B,m,m] and labels [B]. As the reference's function.
 
     Raises ValueError for a token or a label out of range.
     """
-    tsv = tsv.resolve_neg()
     if tokens.dtype not in KERNELS:  # int8, uint32, uint64: rare, and not worth a kernel each
         tokens = tokens.long()
     labels = labels.long().contiguous()
     counts = native.empty((num_concepts, codebook_size), torch.int64).zero_()
     KERNELS[tokens.dtype](
         tsv=tsv.data_ptr(),
-        tsv_strides=tsv.stride(),
         tokens=tokens.data_ptr(),
-        token_strides=tokens.stride(),
         labels=labels.data_ptr(),
-        sizes=tsv.shape,
         top_n=top_n,
         num_concepts=num_concepts,
         codebook_size=codebook_size,
         per=per,
+        sizes=tsv.shape,
+        tsv_strides=tsv.stride(),
+        token_strides=tokens.stride(),
         counts=counts.data_ptr(),
         threads=torch.get_num_threads(),
     )

@@ -16,34 +16,35 @@ KERNELS = {
 def smoothgrad_noise(
     x: Tensor,
     sigma: Tensor,
-    item_ids: Tensor,
-    noise: Tensor | None,
     num_samples: int,
-    first_sample: int,
     seed: int,
+    item_ids: Tensor,
     antithetic: bool,
+    first_sample: int,
+    normals: Tensor | None,
 ) -> Tensor:
-    """x [B,d,m,m] -> [B,N,d,m,m] in x's dtype, contiguous; noise None: drawn, and never in memory as a whole."""
+    """x [B,d,m,m] -> [B,N,d,m,m] in x's dtype, contiguous. Drawn normals are never in memory as a whole."""
     batch, channels, *grid = x.shape
     x, sigma = x.contiguous(), sigma.float().contiguous()
-    noise = None if noise is None else noise.float().contiguous()
-    # images of one item stand together: its noise is drawn once for all of them
+    normals = None if normals is None else normals.float().contiguous()
+    # images of one item are grouped: its normals are drawn once for all of them
     items, order = item_ids.sort(stable=True)
     group_items, counts = items.unique_consecutive(return_counts=True)
-    starts = native.empty((len(counts) + 1,), torch.int64).zero_()
-    starts[1:] = counts.cumsum(0)
+    group_starts = native.empty((len(counts) + 1,), torch.int64).zero_()
+    group_starts[1:] = counts.cumsum(0)
     out = native.empty((batch, num_samples, channels, *grid), x.dtype)
     KERNELS[x.dtype](
         x=x.data_ptr(),
         sigma=sigma.data_ptr(),
-        noise=0 if noise is None else noise.data_ptr(),
-        order=order.data_ptr(),
-        group_starts=starts.data_ptr(),
-        group_items=group_items.data_ptr(),
-        sizes=(batch, len(group_items), num_samples, channels, grid[0] * grid[1]),
-        first_sample=first_sample,
+        num_samples=num_samples,
         seed=seed,
+        order=order.data_ptr(),
+        group_starts=group_starts.data_ptr(),
+        group_items=group_items.data_ptr(),
         antithetic=antithetic,
+        first_sample=first_sample,
+        normals=0 if normals is None else normals.data_ptr(),
+        sizes=(batch, len(group_items), channels, grid[0] * grid[1]),
         out=out.data_ptr(),
         **native.run(),
     )

@@ -14,15 +14,14 @@ KERNELS = {
 
 
 def token_saliency(grads: Tensor, reduction: str) -> Tensor:
-    """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
-    grads = grads.resolve_neg()
+    """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
     batch, _, _, height, width = grads.shape
     out = native.empty((batch, height, width))
     KERNELS[grads.dtype](
         grads=grads.data_ptr(),
+        reduction=reduction,
         sizes=grads.shape,
         strides=grads.stride(),
-        reduction=reduction,
         out=out.data_ptr(),
         **native.run(),
     )

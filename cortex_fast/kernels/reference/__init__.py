@@ -1,1 +1,1 @@
-"""Plain PyTorch, short and obviously right: the definition that every other backend is held to."""
+"""Plain PyTorch, short and obviously right: the definition that the tests hold every other backend to."""

@@ -1,7 +1,7 @@
-"""3 x 3 convolution of stride 1 with its ReLU and 2 x 2 max-pooling, and the same to the input.
+"""3 x 3 convolution of stride 1 with its ReLU and 2 x 2 max-pooling.
 
 A mask says where a gradient passes ReLU and pooling: one bit for each element before pooling, uint8 [n,h,w,ceil(C/8)],
-the lowest bit first. It is all that the backward pass to the input needs of the forward's activations.
+the lowest bit first. The backward pass to the input needs nothing else of the forward's activations.
 """
 
 import torch
@@ -16,17 +16,11 @@ def pack_bits(passes: Tensor) -> Tensor:
     return (bits * weights).sum(dim=4).to(torch.uint8)
 
 
-def unpack_bits(mask: Tensor, channels: int) -> Tensor:
-    """The inverse of `pack_bits`."""
-    bits = (mask[..., None] >> torch.arange(8, device=mask.device, dtype=torch.uint8)) & 1
-    return bits.flatten(3)[..., :channels].permute(0, 3, 1, 2).bool()
-
-
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, padding: int
+def conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None, winograd: Tensor, relu: bool, pool: bool, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """x [n,I,h,w], weight [O,I,3,3] -> y [n,O,h',w'], h' = h + 2 padding - 2 (half of it with pool), and the mask
-    (empty without relu, pool)."""
+    """x [n,I,h,w], weight [O,I,3,3] -> y [n,O,h',w'] with h' = h + 2 padding - 2 (half of it with pool), and the mask
+    (empty without relu and pool). `winograd` is not used."""
     before = F.conv2d(x, weight, bias, padding=padding)
     y = F.relu(before) if relu else before
     passes = before > 0 if relu else torch.ones_like(before, dtype=torch.bool)
@@ -36,15 +30,3 @@ def forward(
         passes = passes & chosen
     mask = pack_bits(passes) if relu or pool else x.new_empty(0, dtype=torch.uint8)
     return y.contiguous(memory_format=torch.channels_last), mask
-
-
-def backward(upstream: Tensor, mask: Tensor, weight: Tensor, pool: bool, size: tuple[int, int], padding: int) -> Tensor:
-    """The gradient of the input [n,I,h,w], (h, w) = size, from that of y."""
-    gradient = upstream
-    height, width = (side + 2 * padding - 2 for side in size)
-    if pool:
-        wide = upstream.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        gradient = F.pad(wide, (0, width - wide.shape[3], 0, height - wide.shape[2]))
-    if mask.numel():
-        gradient = gradient.where(unpack_bits(mask, weight.shape[0]), 0)  # a product would let NaN through
-    return F.conv_transpose2d(gradient, weight, padding=padding).contiguous(memory_format=torch.channels_last)

@@ -13,17 +13,18 @@ _ROWS = 1024  # at a time: the distances of 16384 codes take 128 MiB
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """z [R,d], codebook [K,d] -> int64 [R], in float64; the lowest index among equal distances.
 
-    Codes that are not finite are out of it; 0 where nothing is left, or z is not finite.
+    Codes that are not finite do not compete; the index is 0 where no other is left, or z is not finite.
     """
     codebook = codebook.double()
-    there = codebook.isfinite().all(dim=1)
-    codebook = codebook.where(there[:, None], 0)
-    squares = codebook.square().sum(dim=1).where(there, torch.inf)
+    finite = codebook.isfinite().all(dim=1)
+    codebook = codebook.where(finite[:, None], 0)
+    squares = codebook.square().sum(dim=1).where(finite, torch.inf)
     error = 4 * (codebook.shape[1] + 4) * torch.finfo(torch.float64).eps
     return torch.cat([_nearest(part.double(), codebook, squares, error) for part in z.split(_ROWS)])
 
 
 def _nearest(z: Tensor, codebook: Tensor, squares: Tensor, error: float) -> Tensor:
+    """Of some rows; squares [K] is |c|^2, infinite for codes that do not compete; error relative to |z|^2 + |c|^2."""
     approximate = torch.addmm(squares, z, codebook.T, alpha=-2)  # |z - c|^2 - |z|^2, [R,K]
     margin = error * (z.square().sum(dim=1) + squares.where(squares < torch.inf, 0).max())
     near = (approximate <= (approximate.amin(dim=1) + margin)[:, None]) & (squares < torch.inf)

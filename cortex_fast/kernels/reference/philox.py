@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 NORMAL, GUMBEL, SAMPLING = 1, 2, 3  # stream numbers
+STREAMS = {"normal": NORMAL, "gumbel": GUMBEL, "sampling": SAMPLING}
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -58,6 +59,7 @@ def uniform(word: Tensor) -> Tensor:
 
 
 def _interleave(parts: list[Tensor], length: int) -> Tensor:
+    """Four [..., n] -> [..., length]: a b c d a b c d ..."""
     return torch.stack(parts, dim=-1).flatten(-2)[..., :length]
 
 
@@ -75,15 +77,7 @@ def normal(seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> T
     return _interleave(parts, length)
 
 
-def gumbel(seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
+def gumbel(seed: int, items: Tensor, draws: Tensor, rows: int, length: int, stream: int = GUMBEL) -> Tensor:
     """Gumbel(0, 1) float32 [items, draws, rows, length]: -log(-log1p(-u)), which resolves the winning (upper) tail."""
-    return _gumbel(words(seed, GUMBEL, items, draws, rows, length), length)
-
-
-def sampling_gumbel(seed: int, items: Tensor, draws: Tensor, length: int) -> Tensor:
-    """Gumbel(0, 1) float32 [items, draws, length] for sampling images: a stream of its own, one row."""
-    return _gumbel(words(seed, SAMPLING, items, draws, 1, length), length)[:, :, 0]
-
-
-def _gumbel(drawn: tuple[Tensor, ...], length: int) -> Tensor:
+    drawn = words(seed, stream, items, draws, rows, length)
     return _interleave([-(-torch.log1p(-uniform(word))).log() for word in drawn], length)

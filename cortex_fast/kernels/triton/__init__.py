@@ -1,7 +1,8 @@
-"""Triton kernels: for GPUs, compiled when first used, with the Triton that torch brings.
+"""Triton kernels for GPUs, compiled when first used, by the Triton that comes with torch.
 
-This package imports without triton, and does not import it (0.3 s): its modules do, and `ops/` imports those where it
-has chosen them. INTERPRETED is whether kernels run in Triton's interpreter: on any device, and very slowly.
+Importing this package does not import triton, which takes 0.3 s and may be missing: its modules do, and
+`kernels.load` imports one where its operator is used. INTERPRETED is whether kernels run in Triton's interpreter, on
+any device and very slowly.
 """
 
 import importlib
@@ -25,12 +26,12 @@ INTERPRETED = _interpreted()
 
 @cache
 def unavailable() -> str | None:
-    """Why no Triton kernel can be used here; None where triton imports and is new enough. Imports it."""
+    """Why no Triton kernel can run here; None where triton imports and is new enough. Imports it."""
     try:
         version = importlib.import_module("triton").__version__
     except ImportError as error:
         return f"triton did not import: {error}"
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
         return f"the Triton kernels need triton {'.'.join(map(str, OLDEST))} or newer, this is {version}"
     return None

@@ -1,8 +1,8 @@
 """Counts of each concept's top tokens.
 
 Bound: launching. An image is 256 values; each is compared with all others, 65,536 comparisons, a few microseconds of
-one multiprocessor. A position is chosen where fewer than n others stand before it: no sorting, and any number of
-positions. "image" counts a token at its first position in that order: it is chosen if any of its positions is.
+one multiprocessor. A position is chosen where fewer than n others precede it: no sorting, and any number of positions.
+"image" counts a token at its first position in that order, which is chosen if any of its positions is.
 
 Counts are added by integer atomics, whose order does not matter.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 from cortex_fast.kernels.triton import launching
 from cortex_fast.kernels.triton.launching import ceil_div
 
-TILE = {"BLOCK": 64, "OTHERS": 32}  # positions, and those that they are compared with at a time
-TOKENS = (torch.uint16, torch.int64)  # the token store's, and what any other becomes
+TILE = {"BLOCK": 64, "OTHERS": 32}  # positions, and how many others they are compared with at a time
+TOKENS = (torch.uint16, torch.int64)  # the token store's dtype, and the one that all others are converted to
 
 
 @triton.jit
@@ -48,21 +48,23 @@ def _count(
     image = tl.program_id(0) // blocks
     tsv += image.to(tl.int64) * tsv_b
     tokens += image.to(tl.int64) * tokens_b
-    mine = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
-    inside = mine < positions
-    value = tl.load(tsv + _offset(mine, width, tsv_y, tsv_x), mask=inside, other=0.0)
-    token = tl.load(tokens + _offset(mine, width, tokens_y, tokens_x), mask=inside, other=0).to(tl.int64)
+    position = (tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK))[:, None]
+    inside = position < positions
+    value = tl.load(tsv + _offset(position, width, tsv_y, tsv_x), mask=inside, other=0.0)
+    token = tl.load(tokens + _offset(position, width, tokens_y, tokens_x), mask=inside, other=0).to(tl.int64)
     before = tl.zeros((BLOCK, 1), tl.int32)
     seen = tl.zeros((BLOCK, 1), tl.int32)
     for first in range(0, positions, OTHERS):
         other = (first + tl.arange(0, OTHERS))[None, :]
-        there = other < positions
-        others = tl.load(tsv + _offset(other, width, tsv_y, tsv_x), mask=there, other=float("-inf"))
-        earlier = (others > value) | ((others == value) & (other < mine))
+        other_inside = other < positions
+        others = tl.load(tsv + _offset(other, width, tsv_y, tsv_x), mask=other_inside, other=float("-inf"))
+        earlier = (others > value) | ((others == value) & (other < position))
         before += tl.sum(earlier.to(tl.int32), axis=1, keep_dims=True)
         if PER_IMAGE:
-            their = tl.load(tokens + _offset(other, width, tokens_y, tokens_x), mask=there, other=0).to(tl.int64)
-            seen += tl.sum((earlier & (their == token)).to(tl.int32), axis=1, keep_dims=True)
+            other_token = tl.load(tokens + _offset(other, width, tokens_y, tokens_x), mask=other_inside, other=0).to(
+                tl.int64
+            )
+            seen += tl.sum((earlier & (other_token == token)).to(tl.int32), axis=1, keep_dims=True)
     cell = counts + tl.load(labels + image) * codebook_size + token
     chosen = inside & (before < top_n) & (seen == 0)
     tl.atomic_add(cell, tl.full((BLOCK, 1), 1, tl.int64), mask=chosen, sem="relaxed")
@@ -71,7 +73,7 @@ def _count(
 def concept_counts(
     tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
-    """int64 [num_concepts,K] from tsv [B,m,m] without NaN, tokens [B,m,m] and labels [B]. As the reference's."""
+    """int64 [num_concepts,K] from tsv [B,m,m], tokens [B,m,m] and labels [B]. As the reference's function."""
     batch, height, width = tsv.shape
     tsv = tsv.float()
     tokens = tokens if tokens.dtype in TOKENS else tokens.long()
@@ -80,16 +82,16 @@ def concept_counts(
         _count,
         [batch * ceil_div(height * width, TILE["BLOCK"])],
         tsv,
-        tsv,
-        tokens,
-        labels.long().contiguous(),
-        counts,
-        height * width,
-        width,
-        top_n,
-        codebook_size,
-        *tsv.stride(),
-        *tokens.stride(),
+        tsv=tsv,
+        tokens=tokens,
+        labels=labels.long().contiguous(),
+        counts=counts,
+        positions=height * width,
+        width=width,
+        top_n=top_n,
+        codebook_size=codebook_size,
+        **dict(zip(("tsv_b", "tsv_y", "tsv_x"), tsv.stride(), strict=True)),
+        **dict(zip(("tokens_b", "tokens_y", "tokens_x"), tokens.stride(), strict=True)),
         PER_IMAGE=per == "image",
         **TILE,
     )

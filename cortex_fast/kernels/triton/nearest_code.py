@@ -1,7 +1,7 @@
 """The nearest codebook row.
 
 Bound: arithmetic, one product z C^T of 2 R K d operations. Of the R x K distances only the least of each tile of codes
-is kept, 1/128 of them.
+is written, 1/128 of them.
 
 As csrc/cpu/nearest_code.cpp: |c|^2 - 2 <z, c> in float32 only shortlists. Tiles whose least value is within a bound on
 its rounding errors of the best are searched again in float64, mostly one tile a row. So the result is exact, and equal
@@ -34,7 +34,7 @@ def _measure(codebook, squares, norms, codes, channels, CODES: tl.constexpr, CHA
         value = tl.load(at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
         sums += value * value
     square = tl.sum(sums, axis=1)
-    finite = square < float("inf")  # not so of NaN
+    finite = square < float("inf")  # False for NaN
     tl.store(squares + code, tl.where(finite, square.to(tl.float32), float("inf")), mask=code < codes)
     tl.store(norms + tl.program_id(0), tl.sqrt(tl.max(tl.where(finite, square, 0.0), axis=0)))
 
@@ -76,12 +76,28 @@ def _shortlist(
 def _error(norm, code_norm, channels):
     """Bound on |error| of a shortlisted value, with that of the distances in float64, which decide.
 
-    Of d products and sums, |terms| adding up to |z| |c|, 2^-22 of each: matrix units round towards zero, and once for
-    several terms. Of |c|^2 and the last subtraction as much; of underflow; and of float64 itself.
+    d products and sums, whose |terms| add up to |z| |c|, have 2^-22 of each: matrix units round towards zero, and once
+    for several terms. |c|^2 and the last subtraction have as much. Then come underflow and float64's own rounding.
     """
     of_products = 2.0**-22 * ((2.0 * channels + 4.0) * norm * code_norm + 2.0 * code_norm * code_norm)
     decisive = (channels + 4.0) * 2.0**-51 * (norm + code_norm) * (norm + code_norm)
     return of_products + (channels + 2.0) * 2.0**-125 + decisive
+
+
+@triton.jit
+def _distances(z, codebook, code, codes, channels, CHANNELS: tl.constexpr):
+    """|z - c|^2 of a row z and some codes, in float64; infinite past the last code, and instead of NaN."""
+    squares = tl.zeros((code.shape[0], CHANNELS), tl.float64)
+    for first in range(0, channels, CHANNELS):
+        channel = first + tl.arange(0, CHANNELS)
+        inside = (code < codes)[:, None] & (channel < channels)[None, :]
+        at = codebook + code.to(tl.int64)[:, None] * channels + channel[None, :]
+        code_value = tl.load(at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+        z_value = tl.load(z + channel, mask=channel < channels, other=0.0).to(tl.float32).to(tl.float64)
+        difference = code_value - z_value[None, :]
+        squares += difference * difference
+    distance = tl.sum(squares, axis=1)
+    return tl.where((code < codes) & (distance == distance), distance, float("inf"))
 
 
 @triton.jit(do_not_specialize=["codes", "tiles"])
@@ -127,17 +143,7 @@ def _search(
         if finite & ((lower <= limit) | (fits == 0)):
             for first_code in range(tile * CODES, tl.minimum(codes, (tile + 1) * CODES), PART):
                 code = first_code + tl.arange(0, PART)
-                squares = tl.zeros((PART, CHANNELS), tl.float64)
-                for first in range(0, channels, CHANNELS):
-                    channel = first + tl.arange(0, CHANNELS)
-                    inside = (code < codes)[:, None] & (channel < channels)[None, :]
-                    at = codebook + code.to(tl.int64)[:, None] * channels + channel[None, :]
-                    theirs = tl.load(at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
-                    mine = tl.load(z + channel, mask=channel < channels, other=0.0).to(tl.float32).to(tl.float64)
-                    difference = theirs - mine[None, :]
-                    squares += difference * difference
-                distance = tl.sum(squares, axis=1)
-                distance = tl.where((code < codes) & (distance == distance), distance, float("inf"))
+                distance = _distances(z, codebook, code, codes, channels, CHANNELS=CHANNELS)
                 nearest = tl.min(distance, axis=0)
                 first_of_them = tl.min(tl.where(distance == nearest, code, codes), axis=0)
                 if nearest < best:
@@ -152,7 +158,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. As the reference's."""
+    """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. As the reference's function."""
     dtype = torch.promote_types(z.dtype, codebook.dtype)
     z, codebook = z.to(dtype).contiguous(), codebook.to(dtype).contiguous()
     (rows, channels), codes = z.shape, len(codebook)
@@ -160,24 +166,46 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     squares, least = z.new_empty(codes, dtype=torch.float32), z.new_empty((rows, tiles), dtype=torch.float32)
     norms = z.new_empty(tiles, dtype=torch.float64)
     index = z.new_empty(rows, dtype=torch.int64)
-    launching.launch(_measure, [tiles], z, codebook, squares, norms, codes, channels, **MEASURE)
+    launching.launch(
+        _measure,
+        [tiles],
+        z,
+        codebook=codebook,
+        squares=squares,
+        norms=norms,
+        codes=codes,
+        channels=channels,
+        **MEASURE,
+    )
     launching.launch(
         _shortlist,
         [tiles * ceil_div(rows, SHORTLIST["ROWS"])],
         z,
-        z,
-        codebook,
-        squares,
-        least,
-        rows,
-        codes,
-        tiles,
-        channels,
+        z=z,
+        codebook=codebook,
+        squares=squares,
+        least=least,
+        rows=rows,
+        codes=codes,
+        tiles=tiles,
+        channels=channels,
         PRECISION=precision(dtype),
         num_warps=8,
         **SHORTLIST,
     )
     launching.launch(
-        _search, [rows], z, z, codebook, least, norms, norms.amax(), index, codes, tiles, channels, **SEARCH
+        _search,
+        [rows],
+        z,
+        z=z,
+        codebook=codebook,
+        least=least,
+        norms=norms,
+        largest=norms.amax(),
+        index=index,
+        codes=codes,
+        tiles=tiles,
+        channels=channels,
+        **SEARCH,
     )
     return index

@@ -13,7 +13,6 @@ from cortex_fast.kernels.triton import launching
 from cortex_fast.kernels.triton.launching import ceil_div
 from cortex_fast.kernels.triton.philox import gumbel_tile, normal_tile
 
-STREAMS = {"normal": philox.NORMAL, "gumbel": philox.GUMBEL, "sampling": philox.SAMPLING}
 TILE = {"BLOCK_ROWS": 16, "BLOCK": 64}
 
 
@@ -40,29 +39,31 @@ def _write(
     item = tl.load(items + place // rows // num_draws, mask=inside, other=0)
     draw = tl.load(draws + place // rows % num_draws, mask=inside, other=0)
     if NORMAL:
-        numbers = normal_tile(key_low, key_high, draw, item, place % rows, first, BLOCK)
+        numbers = normal_tile(key_low, key_high, draw, item, place % rows, first, BLOCK=BLOCK)
     else:
-        numbers = gumbel_tile(key_low, key_high, draw, item, place % rows, first, BLOCK)
+        numbers = gumbel_tile(key_low, key_high, draw, item, place % rows, first, BLOCK=BLOCK)
     index = first + tl.arange(0, BLOCK)[None, :]
     tl.store(out + place * length + index, numbers, mask=inside & (index < length))
 
 
 def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
-    """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`: normals, or Gumbel(0, 1)."""
+    """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`. As the reference's function."""
     out = torch.empty((len(items), len(draws), rows, length), dtype=torch.float32, device=items.device)
+    key_low, key_high = philox.stream_key(seed, philox.STREAMS[stream])
     total = len(items) * len(draws) * rows
     launching.launch(
         _write,
         [ceil_div(total, TILE["BLOCK_ROWS"]) * ceil_div(length, TILE["BLOCK"])],
         items,
-        *philox.stream_key(seed, STREAMS[stream]),
-        items.contiguous(),
-        draws.contiguous(),
-        out,
-        total,
-        len(draws),
-        rows,
-        length,
+        key_low=key_low,
+        key_high=key_high,
+        items=items.contiguous(),
+        draws=draws.contiguous(),
+        out=out,
+        total=total,
+        num_draws=len(draws),
+        rows=rows,
+        length=length,
         NORMAL=stream == "normal",
         **TILE,
     )

@@ -1,11 +1,11 @@
 """Noisy copies of embeddings.
 
 Bound: bytes, where images share noise: 4 (2 in half precision) an element written, x read once for each sample, from
-cache. Where each image has noise of its own about 70 instructions an element stand against them, which takes longer.
+cache. Where each image has its own noise, about 70 instructions an element take longer.
 
 A tile is some quads of channels by some grid positions of one draw. Positions are rows of the stream, so that the four
 normals of a counter go to four channels, each contiguous. A program goes through several images, and draws again only
-where the item changes; both signs of an antithetic pair come from one draw.
+where the item changes; both signs of an antithetic pair use one draw.
 """
 
 import torch
@@ -29,10 +29,10 @@ def tile(positions: int) -> dict[str, int]:
 
 
 @triton.jit
-def _store_copy(x, out, noise, scale, sample, offset, inside, size):
-    """x + scale noise of one sample, at `offset` within an image of `size`; x and out begin with their image."""
-    copy = tl.fma(scale, noise, tl.load(x + offset, mask=inside).to(tl.float32))
-    tl.store(out + sample * size + offset, copy.to(out.dtype.element_ty), mask=inside)
+def _store_copy(x, out, normal, scale, offset, inside):
+    """x + scale normal, at `offset` within an image; x and out begin with their image and copy."""
+    copy = tl.fma(scale, normal, tl.load(x + offset, mask=inside).to(tl.float32))
+    tl.store(out + offset, copy.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "first_draw", "batch", "samples", "draws", "channels"])
@@ -76,51 +76,65 @@ def _draw(
         drawn = item
         scale = tl.load(sigma + image)
         from_image = x + tl.cast(image, tl.int64) * size
-        to_image = out + tl.cast(image, tl.int64) * samples * size
+        to_copy = out + (tl.cast(image, tl.int64) * samples + sample) * size
         for j in tl.static_range(4):
-            noise = a if j == 0 else b if j == 1 else c if j == 2 else d
-            here = offset + j * positions
+            normal = a if j == 0 else b if j == 1 else c if j == 2 else d
+            place = offset + j * positions
             inside = (4 * quad + j < channels) & (position < positions)
-            _store_copy(from_image, to_image, noise, scale, sample, here, inside, size)
+            _store_copy(from_image, to_copy, normal, scale, place, inside)
             if ANTITHETIC:
                 paired = inside & (sample + 1 < samples)
-                _store_copy(from_image, to_image, noise, -scale, sample + 1, here, paired, size)
+                _store_copy(from_image, to_copy + size, normal, -scale, place, paired)
 
 
 @triton.jit(do_not_specialize=["samples"])
-def _add_given(x, sigma, noise, out, samples, size, BLOCK: tl.constexpr):
+def _add_given(x, sigma, normals, out, samples, size, BLOCK: tl.constexpr):
     blocks = tl.cdiv(size, BLOCK)
     copy = tl.program_id(0) // blocks
     image = copy // samples
     offset = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < size
-    given = tl.load(noise + copy.to(tl.int64) * size + offset, mask=inside).to(tl.float32)
+    given = tl.load(normals + copy.to(tl.int64) * size + offset, mask=inside).to(tl.float32)
     from_image = x + tl.cast(image, tl.int64) * size
-    _store_copy(from_image, out, given, tl.load(sigma + image), copy.to(tl.int64), offset, inside, size)
+    _store_copy(from_image, out + copy.to(tl.int64) * size, given, tl.load(sigma + image), offset, inside)
+
+
+def _launch_given(x: Tensor, sigma: Tensor, normals: Tensor, out: Tensor) -> None:
+    """All contiguous: x [B,d,m,m], sigma [B], normals and out [B,N,d,m,m]."""
+    samples, size = out.shape[1], x.shape[1:].numel()
+    launching.launch(
+        _add_given,
+        [len(x) * samples * ceil_div(size, GIVEN_BLOCK)],
+        x,
+        x=x,
+        sigma=sigma,
+        normals=normals,
+        out=out,
+        samples=samples,
+        size=size,
+        BLOCK=GIVEN_BLOCK,
+    )
 
 
 def smoothgrad_noise(
     x: Tensor,
     sigma: Tensor,
-    item_ids: Tensor,
-    noise: Tensor | None,
     num_samples: int,
-    first_sample: int,
     seed: int,
+    item_ids: Tensor,
     antithetic: bool,
+    first_sample: int,
+    normals: Tensor | None,
 ) -> Tensor:
-    """x [B,d,m,m] -> [B,N,d,m,m] in x's dtype, contiguous; noise None: drawn, and never in memory."""
+    """x [B,d,m,m] -> [B,N,d,m,m] in x's dtype, contiguous. Drawn normals are never in memory."""
     batch, channels, *grid = x.shape
     positions = grid[0] * grid[1]
     x, sigma = x.contiguous(), sigma.float().contiguous()
     out = torch.empty((batch, num_samples, channels, *grid), dtype=x.dtype, device=x.device)
-    if noise is not None:
-        size = channels * positions
-        programs = batch * num_samples * ceil_div(size, GIVEN_BLOCK)
-        launching.launch(
-            _add_given, [programs], x, x, sigma, noise.contiguous(), out, num_samples, size, BLOCK=GIVEN_BLOCK
-        )
+    if normals is not None:
+        _launch_given(x, sigma, normals.contiguous(), out)
         return out
+    key_low, key_high = philox.stream_key(seed, philox.NORMAL)
     draws = ceil_div(num_samples, 2) if antithetic else num_samples
     sizes = tile(positions)
     blocks = ceil_div(positions, sizes["POSITIONS"]) * ceil_div(channels, 4 * sizes["QUADS"])
@@ -128,17 +142,18 @@ def smoothgrad_noise(
         _draw,
         [blocks * draws * ceil_div(batch, IMAGES)],
         x,
-        x,
-        sigma,
-        item_ids.contiguous(),
-        out,
-        *philox.stream_key(seed, philox.NORMAL),
-        first_sample // 2 if antithetic else first_sample,
-        batch,
-        num_samples,
-        draws,
-        channels,
-        positions,
+        x=x,
+        sigma=sigma,
+        items=item_ids.contiguous(),
+        out=out,
+        key_low=key_low,
+        key_high=key_high,
+        first_draw=first_sample // 2 if antithetic else first_sample,
+        batch=batch,
+        samples=num_samples,
+        draws=draws,
+        channels=channels,
+        positions=positions,
         ANTITHETIC=antithetic,
         IMAGES=IMAGES,
         **sizes,

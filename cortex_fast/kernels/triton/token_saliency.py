@@ -1,7 +1,7 @@
 """TSV from noisy gradients.
 
 Bound: bytes. Every gradient is read once (4 B N d m^2 bytes, half as many in half precision) for a conversion and one
-addition in float64, which memory hides on most GPUs; such sums do not depend on their order within float32's last bit.
+addition in float64, which memory hides on most GPUs. Within float32's last bit such sums do not depend on their order.
 
 A tile is some channels by some grid positions, longer along the one that is contiguous. A program sums the samples of a
 tile and folds them into the reduction over its channels; where images and positions are too few to fill a GPU, the
@@ -39,7 +39,7 @@ def _reduce(
     stride_y,
     stride_x,
     REDUCTION: tl.constexpr,
-    ONE_ROW: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -47,7 +47,7 @@ def _reduce(
     position = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     part = tl.program_id(0) // blocks  # [B, splits]
     split = part % splits
-    if ONE_ROW:
+    if FLAT:
         place = position.to(tl.int64) * stride_x
     else:
         place = (position // width).to(tl.int64) * stride_y + (position % width).to(tl.int64) * stride_x
@@ -80,13 +80,13 @@ def _reduce(
 
 
 def token_saliency(grads: Tensor, reduction: str) -> Tensor:
-    """Grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
+    """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
     batch, samples, channels, height, width = grads.shape
     positions = height * width
     stride_b, stride_n, stride_c, stride_y, stride_x = grads.stride()
-    one_row = height == 1 or stride_y == width * stride_x
+    flat = height == 1 or stride_y == width * stride_x
     if width == 1:
-        one_row, stride_x = True, stride_y
+        flat, stride_x = True, stride_y
     sizes = tile(stride_c == 1)
     blocks = batch * ceil_div(positions, sizes["BLOCK_P"])
     wanted = ceil_div(PROGRAMS, blocks) if blocks else 1
@@ -98,21 +98,21 @@ def token_saliency(grads: Tensor, reduction: str) -> Tensor:
         _reduce,
         [blocks * splits],
         grads,
-        grads,
-        partial,
-        samples,
-        channels,
-        per_split,
-        splits,
-        positions,
-        width,
-        stride_b,
-        stride_n,
-        stride_c,
-        stride_y,
-        stride_x,
+        grads=grads,
+        out=partial,
+        samples=samples,
+        channels=channels,
+        per_split=per_split,
+        splits=splits,
+        positions=positions,
+        width=width,
+        stride_b=stride_b,
+        stride_n=stride_n,
+        stride_c=stride_c,
+        stride_y=stride_y,
+        stride_x=stride_x,
         REDUCTION=reduction,
-        ONE_ROW=one_row,
+        FLAT=flat,
         **sizes,
     )
     if reduction == "mean":

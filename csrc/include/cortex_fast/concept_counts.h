@@ -21,9 +21,9 @@ struct CountSizes {
 };
 
 // Adds to counts [num_concepts, codebook_size], contiguous, which the caller has zeroed. labels [batch], contiguous.
-// tsv must hold no NaN. Returns false, and leaves counts unspecified, where a token or a label is out of range. The
-// same counts for every number of threads. Throws std::bad_alloc, and nothing else. Token: uint8, int16, uint16, int32,
-// int64.
+// Counts are specified for a tsv without NaN; a NaN does no other harm. Returns false, and leaves counts unspecified,
+// if a token or a label is out of range. Every number of threads gives the same counts. Throws nothing but
+// std::bad_alloc. Token: uint8, int16, uint16, int32, int64.
 template <typename Token>
 bool concept_counts(const Grids<float>& tsv, const Grids<Token>& tokens, const std::int64_t* labels,
                     const CountSizes& sizes, Per per, std::int64_t* counts, int threads);

@@ -16,8 +16,8 @@ struct GatherError {
   std::int64_t images, channels, positions;
 };
 
-// error [images]: the largest |embedding - codebook[token]| of each, its float difference exactly; NaN where any is
-// NaN, 0 of nothing.
+// error [images]: the largest |embedding - codebook[token]| of each, exactly the float difference; NaN if any is NaN, 0
+// of no elements.
 void gather_error(const GatherError& args, float* error, const Run& run);
 
 }  // namespace cortex_fast

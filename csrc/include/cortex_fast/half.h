@@ -1,5 +1,5 @@
-// 16-bit floats in memory: loads are exact, stores round to the nearest, ties to even. Without branches, so that loops
-// over them become vectors on processors that have no instruction for it. GPUs have one.
+// 16-bit floats in memory: loads are exact, stores round to the nearest, ties to even. There are no branches, so that
+// loops become vector code on processors without an instruction for it. GPUs have one.
 #pragma once
 
 #include "cortex_fast/portable.h"

@@ -14,8 +14,8 @@ struct NearestCode {
   std::int64_t rows, codes, channels;
 };
 
-// index [rows], decided by distances in double; among equal ones the lowest. A code that is not finite is nearest to
-// nothing; 0 where z is not finite, or no code is.
+// index [rows], by distances in double; among equal ones the lowest. A code that is not finite is nearest to nothing;
+// the index is 0 where z is not finite, or no code is.
 void nearest_code(const NearestCode& args, std::int64_t* index, const Run& run);
 
 }  // namespace cortex_fast

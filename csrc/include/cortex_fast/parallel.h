@@ -1,7 +1,7 @@
 // Loops over ranges and tasks, run by OpenMP threads where the build has OpenMP.
 //
-// The caller names the number of threads, so the core never asks or changes any global setting. Which thread serves
-// which range never enters a result: bodies write disjoint memory, or add integers atomically.
+// The caller passes the number of threads, so the core neither reads nor changes a global setting. Results do not
+// depend on which thread runs which range: bodies write disjoint memory, or add integers atomically.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace cortex_fast {
 
-// How many ranges parallel_ranges makes of `count` items: for scratch memory, which is allocated before the loop.
+// The number of ranges that parallel_ranges makes of `count` items: for scratch memory, allocated before the loop.
 inline int range_count(std::int64_t count, int threads) {
   return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(count, threads)));
 }
@@ -31,7 +31,7 @@ void parallel_ranges(std::int64_t count, int threads, const Body& body) {
   }
 }
 
-// parallel_tasks with body(worker, task), worker in [0, range_count(count, threads)): for scratch memory of its own.
+// parallel_tasks with body(worker, task), worker in [0, range_count(count, threads)): for scratch memory of a worker.
 template <typename Body>
 void parallel_workers(std::int64_t count, int threads, const Body& body) {
   const int used = range_count(count, threads);
@@ -44,7 +44,7 @@ void parallel_workers(std::int64_t count, int threads, const Body& body) {
 #endif
 }
 
-// Calls body(task) for task = 0 .. count - 1, each on whichever thread is free. The body must not throw.
+// Calls body(task) for task = 0 .. count - 1, each on any free thread. The body must not throw.
 template <typename Body>
 void parallel_tasks(std::int64_t count, int threads, const Body& body) {
 #ifdef _OPENMP

@@ -1,4 +1,4 @@
-// What the headers shared by the C++ and the CUDA kernels need of their compiler.
+// Compiler-dependent parts of the headers that the C++ and the CUDA kernels share.
 //
 // CORTEX_FAST_INLINE: a function of internal linkage, always inlined: it is compiled with the caller's instruction set.
 // CORTEX_FAST_MEMBER: the same for a member.
@@ -20,7 +20,7 @@
 
 namespace cortex_fast {
 
-// a b + c, rounded once where the processor has the instruction, twice where it has not: never by a library call.
+// a b + c, rounded once where the processor has the instruction, else twice: never by a library call.
 CORTEX_FAST_INLINE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);

@@ -14,11 +14,7 @@ struct StreamSizes {
 };
 
 // kNormal gives standard normals, the other streams Gumbel(0, 1). items and draws hold values in [0, 2^32).
-void random_stream(std::uint64_t seed, Stream stream, const std::int64_t* items, const std::int64_t* draws,
+void random_stream(Stream stream, std::uint64_t seed, const std::int64_t* items, const std::int64_t* draws,
                    const StreamSizes& sizes, float* out, const Run& run);
-
-// The 32-bit words themselves, of one item and draw: out [rows, length], contiguous.
-void random_words(std::uint64_t seed, Stream stream, std::int64_t item, std::int64_t draw, std::int64_t rows,
-                  std::int64_t length, std::uint32_t* out, const Run& run);
 
 }  // namespace cortex_fast

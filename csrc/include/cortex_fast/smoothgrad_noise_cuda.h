@@ -1,4 +1,4 @@
-// smoothgrad_noise.h's operator on a GPU.
+// The operator of smoothgrad_noise.h on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +9,22 @@
 namespace cortex_fast {
 namespace cuda {
 
-// T: float, BFloat16 or Float16. Every pointer is the device's, every array contiguous. Images in a row that have the
-// same item share its draws' cost; the result does not depend on it.
+// T: float, BFloat16 or Float16. Every pointer is the device's, every array contiguous. Neighbouring images of the same
+// item share the cost of its draws; the result does not depend on it.
 template <typename T>
 struct NoisyCopies {
-  const T* x;                 // [batch, channels, positions]
-  const float* sigma;         // [batch]
-  const float* noise;         // [batch, samples, channels, positions], or null: drawn
-  const std::int64_t* items;  // [batch], in [0, 2^32)
-  std::int64_t batch, samples, channels, positions;
-  std::int64_t first_sample;  // the number of the first of the samples; even where antithetic
+  const T* x;          // [batch, channels, positions]
+  const float* sigma;  // [batch]
+  std::int64_t num_samples;
   std::uint64_t seed;
-  bool antithetic;  // samples 2 j and 2 j + 1 are x +- sigma e of draw j
+  const std::int64_t* item_ids;  // [batch], in [0, 2^32)
+  bool antithetic;               // samples 2 j and 2 j + 1 are x +- sigma e of draw j
+  std::int64_t first_sample;     // the number of the first of the samples; even if antithetic
+  const float* normals;          // e [batch, num_samples, channels, positions], or null: drawn
+  std::int64_t batch, channels, positions;
 };
 
-// out [batch, samples, channels, positions].
+// out [batch, num_samples, channels, positions].
 template <typename T>
 Status smoothgrad_noise(const NoisyCopies<T>& args, T* out, void* stream);
 

@@ -20,7 +20,7 @@ struct Gradients {
 };
 
 // out [batch, height, width], contiguous, every element written. Needs samples >= 1 and channels >= 1; the other sizes
-// may be 0. NaN propagates. The same bits for every number of threads. Throws std::bad_alloc, and nothing else.
+// may be 0. NaN propagates. Every number of threads gives the same bits. Throws nothing but std::bad_alloc.
 template <typename T>
 void token_saliency(const Gradients<T>& grads, Reduction reduction, float* out, const Run& run);
 

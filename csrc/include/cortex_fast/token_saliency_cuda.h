@@ -1,4 +1,4 @@
-// token_saliency.h's and concept_counts.h's operators on a GPU, alone or in one pass over the gradients.
+// The operators of token_saliency.h and concept_counts.h on a GPU, alone or in one pass over the gradients.
 #pragma once
 
 #include <cstddef>
@@ -13,28 +13,28 @@ namespace cuda {
 
 enum class Token { kUint8, kInt16, kUint16, kInt32, kInt64 };
 
-// What is counted of each image's TSV: the tokens at its top_n positions; ties go to the lower position, a NaN is the
-// largest. A token or a label out of range is not counted. Every pointer is the device's.
+// A count of the tokens at each image's top_n positions by TSV; ties go to the lower position, a NaN is the largest. A
+// token or a label out of range is not counted. Every pointer is the device's.
 struct Counting {
-  const void* tokens;  // [batch, height, width], strides in elements
-  Token type;
-  std::int64_t strides[3];
+  const void* tokens;          // [batch, height, width], of `type`; strides in elements
   const std::int64_t* labels;  // [batch]
   std::int64_t top_n, num_concepts, codebook_size;
   Per per;
+  Token type;
+  std::int64_t strides[3];
   std::int64_t* counts;  // [num_concepts, codebook_size], added to; null: nothing is counted
 };
 
-// out [batch, height, width], contiguous. Sums are in double, and the same bits come out each time. Scratch of as many
-// bytes as the second function says, aligned to 8.
+// out [batch, height, width], contiguous. Sums are in double, and the same bits come out each time. Needs as many bytes
+// of scratch as the second function returns, aligned to 8.
 template <typename T>
-Status token_saliency(const Gradients<T>& grads, Reduction reduction, float* out, const Counting& counting,
-                      void* scratch, void* stream);
+Status token_saliency(const Gradients<T>& grads, Reduction reduction, const Counting& counting, void* scratch,
+                      float* out, void* stream);
 template <typename T>
 std::size_t token_saliency_scratch(const Gradients<T>& grads);
 
-Status concept_counts(const Grids<float>& tsv, std::int64_t batch, std::int64_t height, std::int64_t width,
-                      const Counting& counting, void* stream);
+Status concept_counts(const Grids<float>& tsv, const Counting& counting, std::int64_t batch, std::int64_t height,
+                      std::int64_t width, void* stream);
 
 }  // namespace cuda
 }  // namespace cortex_fast

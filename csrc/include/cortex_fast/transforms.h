@@ -1,7 +1,8 @@
-// From words of the random stream to floats, and the elementary functions for it: one arithmetic, without branches and
-// calls, for every backend. F is float, with W = std::uint32_t for its bits (portable.h), or types of many of each.
+// From words of the random stream to floats, and the elementary functions for it: the same arithmetic for every
+// backend, without branches or calls. F is float, with W = std::uint32_t for its bits (portable.h), or a vector type of
+// each.
 //
-// Polynomials are our own minimax fits (Lawson's algorithm) in the relative error of the function, in Estrin's order.
+// Polynomials are minimax fits (Lawson's algorithm) in the relative error of the function, in Estrin's order.
 // With rounding, whether multiply_add rounds once or twice: log, exp and -log(1 - u) are within 1.5 units of 2^-24 of
 // their value, a Gumbel g within 3 2^-24 max(1, |g|), a normal within 4 2^-24 of its radius, which is at most 6.77.
 #pragma once
@@ -72,7 +73,7 @@ CORTEX_FAST_INLINE F exp_of(F x) {
 }
 
 // A word of 32 random bits -> float in [2^-33, 1 - 2^-24]; float32(word) 2^-32 + 2^-33 is rounded alike everywhere.
-// `F` is named by the caller, or float.
+// The caller chooses F; float by default.
 template <typename F = float, typename W>
 CORTEX_FAST_INLINE F uniform_of(W word) {
   // both halves are exact and their sum is rounded once: the conversion of an unsigned word, without the instruction
