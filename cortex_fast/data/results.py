@@ -90,6 +90,26 @@ def kind_of(path: Path) -> str | None:
     return _read(path, tensors=False)[1].get("kind")
 
 
+def load_partly(path: Path, kind: str, left_out: str) -> tuple[dict[str, Tensor], dict[str, Any], int | None]:
+    """A result without one of its tensors, for a reader that maps this one.
+
+    Args:
+        path: the file.
+        kind: of the result.
+        left_out: the tensor that is not read.
+    Returns:
+        The other tensors by name, the header, and the checksum of all tensors; None in a file from before there were
+        checksums.
+    Raises:
+        FileNotFoundError, ResultFileError: as `load_result`; the tensors are not held against the checksum.
+    """
+    header = read_header(path, kind)
+    about = _read(path, tensors=False)[1]
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != left_out}  # noqa: SIM118
+    return tensors, header, about.get("tensors")
+
+
 def digest_of_contents(path: Path) -> str:
     """16 hex digits of a result file's contents, by its header alone, which holds its tensors' checksums.
 

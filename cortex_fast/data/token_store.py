@@ -1,5 +1,6 @@
 """The token store: images as token ids, 2 bytes a token, with E gathered from the codebook when it is needed."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from cortex_fast import checks
+from cortex_fast.data import digests
 from cortex_fast.data.classes import class_number, class_numbers
 from cortex_fast.data.grids import Grid, grid_of
-from cortex_fast.data.results import read_result, save_result
+from cortex_fast.data.mapped import crc_and_range, mapped, place_of
+from cortex_fast.data.results import ResultFileError, load_partly, read_result, save_result
 
 _KIND = "TokenStore"
 
@@ -72,6 +75,12 @@ class TokenStore:
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_all_but_range()
+        checks.in_range("tokens", self.tokens, self.codebook.shape[0])
+        small = torch.uint16 if self.codebook.shape[0] <= 2**16 else torch.int32
+        object.__setattr__(self, "tokens", self.tokens.to(small))
+
+    def _check_all_but_range(self) -> None:
         object.__setattr__(self, "tokens", checks.integers("tokens", self.tokens))
         object.__setattr__(self, "labels", class_numbers("labels", self.labels, self.names))
         checks.rank("tokens", self.tokens, "[n, h, w]")
@@ -79,11 +88,8 @@ class TokenStore:
         checks.rank("codebook", self.codebook, "[K, d]")
         checks.floating("codebook", self.codebook)
         checks.finite("codebook", self.codebook)
-        checks.in_range("tokens", self.tokens, self.codebook.shape[0])
         checks.texts("names", self.names)
         checks.in_range("labels", self.labels, len(self.names))
-        small = torch.uint16 if self.codebook.shape[0] <= 2**16 else torch.int32
-        object.__setattr__(self, "tokens", self.tokens.to(small))
         object.__setattr__(self, "codebook", self.codebook.detach())
         object.__setattr__(self, "names", tuple(self.names))
 
@@ -121,3 +127,40 @@ class TokenStore:
     def load(cls, path: Path | str) -> "TokenStore":
         """Read what `save` wrote. Raises FileNotFoundError, or ResultFileError, naming the file, for anything else."""
         return read_result(path, _KIND, cls)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "TokenStore":
+        """The store in a file, with its tokens mapped into memory instead of read into it.
+
+        The tokens are checked as `load` checks them, by one pass over the file. What is written into them stays in this
+        process. The file must not be written over meanwhile; replacing it by another is harmless.
+
+        Args:
+            path: a file that `save` wrote.
+        Returns:
+            The store.
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ResultFileError: it is anything else, naming the file.
+        """
+        path = Path(path)
+        tensors, header, checksum = load_partly(path, _KIND, "tokens")
+        place = place_of(path, "tokens")
+        tokens = mapped(path, place)
+        try:
+            store = object.__new__(cls)
+            for name, value in {"fingerprint": {}, **tensors, **header, "tokens": tokens}.items():
+                object.__setattr__(store, name, value)
+            store._check_all_but_range()
+            heading = f"tokens {tokens.dtype} {list(tokens.shape)}\n".encode()
+            begun = zlib.crc32(heading, digests.crc_of_state(tensors))
+            crc, low, high = crc_and_range(path, place, begun)
+            if checksum is not None and crc != checksum:
+                raise ResultFileError(f"{path}: damaged: its tensors are not as they were written")
+            if low < 0 or high >= len(store.codebook):
+                raise ValueError(f"tokens: expected values in [0, {len(store.codebook)}), got {low} to {high}")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ResultFileError):
+                raise
+            raise ResultFileError(f"{path}: not a {_KIND} of this version ({error})") from error
+        return store

@@ -97,7 +97,7 @@ class Study:
 
     def split(self, split: str) -> TokenStore:
         """A split's images, whose file exists."""
-        return TokenStore.load(self.path_of_split(split))
+        return TokenStore.open(self.path_of_split(split))
 
     def extractor(self, name: str) -> nn.Module:
         """An extractor whose file exists, on this process's device."""
