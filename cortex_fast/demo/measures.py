@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from cortex_fast import evaluate
 from cortex_fast.data import TokenStore
-from cortex_fast.demo.stages import Results, Run, edit_problems
+from cortex_fast.demo.results import Results, Run, edit_problems
 from cortex_fast.explain import token_saliency
 from cortex_fast.explain.concepts import token_frequency
 from cortex_fast.extractors import accuracy
@@ -77,7 +77,7 @@ def _accuracy(run: Run, name: str, images: TokenStore) -> float:
 
 
 def _edits(run: Run, results: Results) -> evaluate.EditScores:
-    before, source, target = edit_problems(run, results.held_out)
+    before, source, target = edit_problems(run, results)
     after = {method: selection.tokens for method, selection in results.selections.items()}
     return evaluate.edit_scores(run.zoo.judges, run.zoo.vqgm.decode, before, after, source, target)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cortex_fast import evaluate
 from cortex_fast.data.grids import Grid, sides
-from cortex_fast.demo.stages import Results, Run, edit_problems
+from cortex_fast.demo.results import Results, Run, edit_problems
 from cortex_fast.explain import ConceptExplanations, TokenSelection, top_tokens
 from cortex_fast.report import ConceptPage, Edit, EditStep, ExampleImage, TokenCard
 
@@ -78,7 +78,7 @@ def _cards(concepts: ConceptExplanations, concept: int, pictures: np.ndarray, gr
 
 def edits_by_class(run: Run, results: Results, selection: TokenSelection) -> dict[int, list[Edit]]:
     """The edits of each source class, with the judges' mean probabilities at every recorded step."""
-    _, source, target = edit_problems(run, results.held_out)
+    _, source, target = edit_problems(run, results)
     edits: dict[int, list[Edit]] = {}
     for problem, (before, after) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
         best = int(selection.best[problem])

@@ -1,17 +1,17 @@
 """`cortex-fast demo`: the whole of CORTEX on the bundled model, from sampling to a report."""
 
-import csv
 import json
 from pathlib import Path
 
 from cortex_fast import zoo
 from cortex_fast.data.locks import held
 from cortex_fast.data.results import replace_whole
-from cortex_fast.demo import measures, pages, stages, tables
+from cortex_fast.demo import measures, pages, tables
+from cortex_fast.demo.results import Results, Run, compute
 from cortex_fast.demo.settings import Settings, fingerprint
-from cortex_fast.explain import ConceptExplanations
 from cortex_fast.report import Report, Table, write_report
 from cortex_fast.report.html import check_replaceable
+from cortex_fast.studies.tables import write_csv
 
 INTRODUCTION = (
     "A small VQGAN with a class-conditional prior drew these images from 1,024 codebook tokens on a 16 x 16 grid. "
@@ -24,9 +24,8 @@ def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Tabl
     """Sample, explain, edit and evaluate on the bundled model, and write the results and a report.
 
     Args:
-        folder: where the files are written: samples, concepts-* and edits-* (.safetensors, for TokenStore,
-            ConceptExplanations and TokenSelection), saliency-* (.safetensors with a tensor `tsv`), concepts.csv,
-            evaluation.json and report/index.html. A file with the same fingerprint is reused.
+        folder: where the files are written: a study (see docs/studies.md), baselines, concepts.csv, evaluation.json
+            and report/index.html. What was computed with the same settings is reused.
         settings: sizes of the run.
         progress: whether to show progress bars. Default True.
 
@@ -41,8 +40,8 @@ def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Tabl
     check_replaceable(folder / "report")  # before the work instead of after it, as is the lock
     with held(folder / "report"):
         model = zoo.load()
-        run = stages.Run(model, settings, folder, fingerprint(settings, model.fingerprint), progress)
-        results = stages.compute(run)
+        run = Run(model, settings, folder, fingerprint(settings, model.fingerprint), progress)
+        results = compute(run)
         measured = measures.measure(run, results)
         summary = tables.summary(measured, settings.top_n)
         _write_files(run, results, measured)
@@ -58,20 +57,8 @@ def run_demo(folder: Path, settings: Settings, *, progress: bool = True) -> Tabl
     return summary
 
 
-def _write_files(run: stages.Run, results: stages.Results, measured: measures.Measures) -> None:
+def _write_files(run: Run, results: Results, measured: measures.Measures) -> None:
     """evaluation.json and concepts.csv."""
     text = json.dumps({"fingerprint": run.fingerprint, "measures": measures.as_numbers(measured)}, indent=1)
     replace_whole(run.folder / "evaluation.json", lambda file: file.write_text(text, "utf-8"))
-    replace_whole(run.folder / "concepts.csv", lambda file: _write_csv(file, results.concepts))
-
-
-def _write_csv(path: Path, concepts: dict[str, ConceptExplanations]) -> None:
-    """One line for each concept token: extractor, concept, rank, token, count, share."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("extractor", "concept", "rank", "token", "count", "share"))
-        for extractor, result in concepts.items():
-            for concept, rank in (result.counts > 0).nonzero().tolist():
-                token, count = int(result.tokens[concept, rank]), int(result.counts[concept, rank])
-                share = f"{float(result.shares[concept, rank]):.6f}"
-                writer.writerow((extractor, result.names[concept], rank + 1, token, count, share))
+    write_csv(run.folder / "concepts.csv", results.concepts)

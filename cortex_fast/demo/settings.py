@@ -1,13 +1,16 @@
 """The settings of a demo run, and the fingerprint of its files."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cortex_fast import checks
+from cortex_fast.studies import PRESETS, StudySettings
 from cortex_fast.version import __version__
+from cortex_fast.zoo import class_names
 
+PICTURES_OF_AN_EDIT = 6  # steps at which the judges look at it
 MOST_IMAGES, MOST_STEPS = 1000, 1_000_000  # images of a class, which are sampled together: 12,000 take 30 GB
 
 
@@ -53,6 +56,29 @@ class Settings:
         for name in ("num_samples", "edit_steps"):
             checks.whole(name, getattr(self, name), 1, MOST_STEPS)
         checks.whole("edits_per_class", self.edits_per_class, 1, self.held_out_per_class)
+
+
+def study_settings(settings: Settings) -> StudySettings:
+    """The preset `demo` with these sizes: each class is edited to the next one, and TSV maps are kept for the pages."""
+    demo = PRESETS["demo"]
+    return replace(
+        demo,
+        samples=replace(
+            demo.samples, train=settings.images_per_class, test=settings.held_out_per_class, seed=settings.seed
+        ),
+        scoring=replace(demo.scoring, num_samples=settings.num_samples, seed=settings.seed, maps=True),
+        concepts=replace(demo.concepts, top_n=settings.top_n, top_k=settings.top_k),
+        edits=replace(
+            demo.edits,
+            images=settings.edits_per_class,
+            steps=settings.edit_steps,
+            lr=settings.edit_lr,
+            judge_every=-(-settings.edit_steps // PICTURES_OF_AN_EDIT),
+            region=list(settings.region),
+            seed=settings.seed,
+        ),
+        run=replace(demo.run, shard_images=MOST_IMAGES * len(class_names())),
+    )
 
 
 def fingerprint(settings: Settings, model: str) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """The result of an optimisation of tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cortex_fast import checks
@@ -120,6 +121,29 @@ class TokenSelection:
             best=self.best[rows],
             fingerprint=self.fingerprint,
         )
+
+    @classmethod
+    def joined(cls, selections: Sequence["TokenSelection"]) -> "TokenSelection":
+        """The problems of several selections of the same steps, one after the other, without a fingerprint.
+
+        Args:
+            selections: at least one.
+
+        Returns:
+            Their problems, in order.
+
+        Raises:
+            ValueError: they were judged at different steps.
+        """
+        if any(not torch.equal(selection.steps, selections[0].steps) for selection in selections):
+            raise ValueError("selections: expected the same judged steps, got different ones")
+        by_problem = dict.fromkeys(("history", "probability", "loss"), 1)  # the other tensors' first dimension
+        tensors: dict[str, Any] = {
+            name: torch.cat([getattr(selection, name) for selection in selections], dim=by_problem.get(name, 0))
+            for name, value in vars(selections[0]).items()
+            if isinstance(value, Tensor) and name != "steps"
+        }
+        return cls(**tensors, steps=selections[0].steps)
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, atomically."""

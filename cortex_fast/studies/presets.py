@@ -38,12 +38,21 @@ _QUICK = StudySettings(
     edits=EditSettings(steps=200, lr=0.3, judge_every=50, images=4),
 )
 # The bundled model's, with its own extractors; the learning rates are the best of a sweep.
+_BUNDLED_CLASSES = 12
 _DEMO = StudySettings(
     model=ModelSettings(source="bundled"),
     samples=SampleSettings(train=16, validation=0, test=8),
     extractors={"ce": ExtractorSettings(kind="ce", file="bundled"), "re": ExtractorSettings(kind="re", file="bundled")},
     concepts=ConceptSettings(top_k=50, examples=6),
-    selection=SelectionSettings(steps=200, lr=0.3, judge_every=20, extractor="ce"),
-    edits=EditSettings(steps=200, lr=0.3, judge_every=20, images=2, region=[4, 4, 12, 12], extractor="ce"),
+    selection=SelectionSettings(classes="none"),
+    edits=EditSettings(
+        steps=200,
+        lr=0.3,
+        judge_every=34,
+        images=2,
+        region=[4, 4, 12, 12],
+        pairs=[[label, (label + 1) % _BUNDLED_CLASSES] for label in range(_BUNDLED_CLASSES)],
+        both_ways=False,
+    ),
 )
 PRESETS: Mapping[str, StudySettings] = {"paper": _PAPER, "published": _PUBLISHED, "quick": _QUICK, "demo": _DEMO}

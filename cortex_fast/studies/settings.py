@@ -213,8 +213,9 @@ class SelectionSettings(OptimisationSettings):
 class EditSettings(OptimisationSettings):
     """[edits]: test images of one class, changed in a region to be seen as another."""
 
-    pairs: list[Any] = setting([], "pairs of classes, by number or name: [[207, 208], ...]; each is edited both ways")
-    images: int = setting(50, "test images of each class of a pair")
+    pairs: list[Any] = setting([], "pairs of classes, by number or name, such as [[207, 208]]")
+    both_ways: bool = setting(True, "edit the second class of a pair to the first, too")
+    images: int = setting(50, "test images of each class that is edited")
     region: list[int] = setting([6, 6, 10, 10], "free box [top, left, bottom, right] of the token grid")
     stay_penalty: float = setting(0.0, "price of a changed position, in logits")
 
@@ -223,6 +224,7 @@ class EditSettings(OptimisationSettings):
         for pair in self.pairs:
             if not isinstance(pair, list) or len(pair) != 2 or any(not isinstance(label, int | str) for label in pair):
                 raise TypeError(f"pairs: expected pairs of classes, got {checks.shown(pair)}")
+        checks.flag("both_ways", self.both_ways)
         _whole(self, "images", 1)
         if not isinstance(self.region, list) or len(self.region) != 4:
             raise TypeError(f"region: expected [top, left, bottom, right], got {checks.shown(self.region)}")

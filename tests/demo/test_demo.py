@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from cortex_fast import ConceptExplanations, ResultFileError, TokenSelection, TokenStore
 from cortex_fast.cli import main
 from cortex_fast.data.locks import held
-from cortex_fast.demo import measures, run, run_demo, stages
+from cortex_fast.demo import measures, run, run_demo
+from cortex_fast.demo import results as demo_results
 from cortex_fast.demo.pages import patch
 from tests.demo.settings import TINY
 
@@ -32,15 +34,19 @@ def finished(tmp_path_factory):
 
 def test_every_result_exists_and_loads(finished):
     folder, summary = finished
-    store = TokenStore.load(folder / "samples.safetensors")
-    assert len(store) == 24 and store.tokens.dtype == torch.uint16
+    for split in ("train", "test"):
+        store = TokenStore.load(folder / "samples" / f"{split}.safetensors")
+        assert len(store) == 12 and store.tokens.dtype == torch.uint16
     for name in ("ce", "re"):
-        concepts = ConceptExplanations.load(folder / f"concepts-{name}.safetensors")
+        concepts = ConceptExplanations.load(folder / "concepts" / f"{name}.safetensors")
         assert concepts.counts.sum(dim=1).max() <= 20 and concepts.names == store.names
-        saliency = concepts.fingerprint["saliency"]  # as computed, although it was read from a file
-        assert saliency["made_by"] == "score_tokens" and name.upper() in saliency["extractor"]["class"]
-    edits = TokenSelection.load(folder / "edits-tokens.safetensors")
-    assert edits.loss.shape == (3, 12) and not edits.changed[:, :4].any()
+    for source in range(12):
+        target = (source + 1) % 12
+        edits = TokenSelection.load(folder / "edits" / f"{source:04d}-to-{target:04d}.safetensors")
+        assert edits.loss.shape == (3, 1) and not edits.changed[:, :4].any() and edits.target.tolist() == [target]
+        assert torch.equal(edits.initial[0], store.tokens[store.labels == source][0].long())
+    baseline = TokenSelection.load(folder / "baselines" / "embedding.safetensors")
+    assert baseline.loss.shape == (3, 12) and baseline.target.tolist() == [*range(1, 12), 0]
     assert len(summary.rows) == 6
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
 
@@ -54,7 +60,7 @@ def test_numbers_for_programs(finished):
     assert 0 <= measures["grounding"]["ce"]["ours"][0] <= 1
     with (folder / "concepts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    concepts = ConceptExplanations.load(folder / "concepts-ce.safetensors")
+    concepts = ConceptExplanations.load(folder / "concepts" / "ce.safetensors")
     total = sum(int(row["count"]) for row in rows if row["extractor"] == "ce")
     assert total == int(concepts.counts.sum())
 
@@ -68,18 +74,20 @@ def test_report_has_a_page_for_each_concept(finished):
 def test_a_second_run_reuses_the_files(finished, monkeypatch):
     folder, first = finished
     monkeypatch.setattr(run, "write_report", lambda *_: None)  # tests/report replaces a report
-    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert run_demo(folder, TINY, progress=False).rows == first.rows
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == times
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times and len(times) == 23
 
 
 def test_a_damaged_file_is_refused_by_name(finished, tmp_path):
     folder, _ = finished
-    whole = (folder / "samples.safetensors").read_bytes()
-    (tmp_path / "samples.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ResultFileError, match=r"samples\.safetensors"):
+    whole = (folder / "samples" / "train.safetensors").read_bytes()
+    damaged = tmp_path / "samples" / "train.safetensors"
+    damaged.parent.mkdir()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ResultFileError, match=r"train\.safetensors"):
         run_demo(tmp_path, TINY, progress=False)
-    assert (tmp_path / "samples.safetensors").stat().st_size == len(whole) // 2
+    assert damaged.stat().st_size == len(whole) // 2
 
 
 class StoppedError(Exception):
@@ -92,13 +100,12 @@ def test_a_file_of_other_settings_is_computed_again(finished, tmp_path, monkeypa
     def stop(*_):
         raise StoppedError
 
-    monkeypatch.setattr(stages, "saliency", stop)  # after the samples
-    (tmp_path / "samples.safetensors").write_bytes((folder / "samples.safetensors").read_bytes())
-    other = dataclasses.replace(TINY, seed=1)
+    monkeypatch.setattr(demo_results, "_tsv", stop)  # after the study
+    shutil.copytree(folder / "samples", tmp_path / "samples")
     with pytest.raises(StoppedError):
-        run_demo(tmp_path, other, progress=False)
-    first, second = (TokenStore.load(path / "samples.safetensors") for path in (folder, tmp_path))
-    assert second.fingerprint["demo"]["seed"] == "1"
+        run_demo(tmp_path, dataclasses.replace(TINY, seed=1), progress=False)
+    first, second = (TokenStore.load(path / "samples" / "train.safetensors") for path in (folder, tmp_path))
+    assert second.fingerprint["study"]["seed"] == 1
     assert not torch.equal(first.tokens.int(), second.tokens.int())
 
 

@@ -26,13 +26,14 @@ def _tasks(study: Study) -> list[Task]:
         return []
     images, name = study.split("test"), study.name_of_extractor(settings.extractor)
     inputs = {
-        "edits": plain(settings, "extractor", "pairs"),
+        "edits": plain(settings, "extractor", "pairs", "both_ways"),
         "images": digest_of_contents(study.path_of_split("test")),
         "extractor": digest_of_contents(study.path_of_extractor(name)),
     }
     pairs = class_numbers("edits.pairs", [label for pair in settings.pairs for label in pair], images.names)
-    ordered = [tuple(way) for pair in pairs.view(-1, 2).tolist() for way in (pair, pair[::-1])]
-    return [_task(study, name, images, source, target, inputs) for source, target in dict.fromkeys(ordered)]
+    ways = [way for pair in pairs.view(-1, 2).tolist() for way in (pair, pair[::-1])[: 1 + settings.both_ways]]
+    ordered = dict.fromkeys((source, target) for source, target in ways)
+    return [_task(study, name, images, source, target, inputs) for source, target in ordered]
 
 
 def _task(study: Study, name: str, images: TokenStore, source: int, target: int, shared: dict[str, Any]) -> Task:
