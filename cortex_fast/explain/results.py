@@ -107,7 +107,10 @@ class TokenSelection:
             TypeError, ValueError: no such problem.
         """
         problem = checks.whole("problem", problem, 0, len(self.tokens) - 1)
-        rows = slice(problem, problem + 1)
+        return self.select(slice(problem, problem + 1))
+
+    def select(self, rows: slice) -> "TokenSelection":
+        """The selections of some of the problems, in their order, with the same fingerprint."""
         return TokenSelection(
             tokens=self.tokens[rows],
             initial=self.initial[rows],

@@ -8,6 +8,7 @@ from cortex_fast.studies.settings import (
     EditSettings,
     ExtractorSettings,
     ModelSettings,
+    RunSettings,
     SampleSettings,
     SelectionSettings,
     StudySettings,
@@ -54,5 +55,6 @@ _DEMO = StudySettings(
         pairs=[[label, (label + 1) % _BUNDLED_CLASSES] for label in range(_BUNDLED_CLASSES)],
         both_ways=False,
     ),
+    run=RunSettings(sampling_batch_size=192),
 )
 PRESETS: Mapping[str, StudySettings] = {"paper": _PAPER, "published": _PUBLISHED, "quick": _QUICK, "demo": _DEMO}
