@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cortex_fast.extractors import NAMES, Recipe, accuracy, build, train_extractor
+from cortex_fast.extractors import NAMES, TrainingRecipe, accuracy, build, train_extractor
 from cortex_fast.extractors.te import SelfAttention
 
 OFFICIAL = Path(__file__).parent.parent / "official"
@@ -149,7 +149,7 @@ def _trained(name: str, epochs: int, images: int = 400):
     codebook = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     extractor, losses = build(name, num_classes=4, in_channels=6, width=16, grid=8), []
-    recipe = Recipe(epochs=epochs, batch_size=16, lr=3e-3)
+    recipe = TrainingRecipe(epochs=epochs, batch_size=16, lr=3e-3)
     record = lambda epoch, loss: losses.append(loss)  # noqa: E731
     train_extractor(extractor, codebook, *_separable(images, 1), recipe, seed=3, after_epoch=record)
     return extractor, codebook, losses
@@ -176,5 +176,9 @@ def test_training_names_tokens_outside_the_codebook():
     extractor = build("re", num_classes=2, in_channels=3, width=16, grid=8)
     with pytest.raises(ValueError, match=r"^tokens:"):
         train_extractor(
-            extractor, torch.randn(5, 3), torch.full((4, 8, 8), 5), torch.zeros(4, dtype=torch.int64), Recipe(epochs=1)
+            extractor,
+            torch.randn(5, 3),
+            torch.full((4, 8, 8), 5),
+            torch.zeros(4, dtype=torch.int64),
+            TrainingRecipe(epochs=1),
         )
