@@ -22,6 +22,7 @@ from cortex_fast import (
     top_tokens,
 )
 from cortex_fast.demo.pages import patch, to_pictures
+from cortex_fast.extractors import NAMES as EXTRACTORS
 from cortex_fast.extractors import TrainingRecipe, accuracy, load_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.report import ConceptPage, Edit, EditStep, ExampleImage, Report, Table, TokenCard, write_report
@@ -107,8 +108,9 @@ def test_saliency_is_the_gradient_of_autograd(extractor, store):
     torch.testing.assert_close(scores[:3].double(), leaf.grad.abs().amax(dim=1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "grid"), [("te", (6, 10)), ("re", (6, 10)), ("ce", (8, 12)), ("ce_deep", (8, 12))])
-def test_the_packages_extractors_on_such_grids(name, grid):
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_the_packages_extractors_on_such_grids(name):
+    grid = (8, 12) if name in ("ce", "ce_deep") else (6, 10)
     extractor = tiny(name, grid=grid).double()
     x = torch.randn(2, 5, *grid, dtype=torch.float64)
     leaf = x.clone().requires_grad_(True)

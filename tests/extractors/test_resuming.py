@@ -113,12 +113,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     for damaged in (flipped, whole[:-100], whole[:100], b"", b"nothing of the kind"):
         path.write_bytes(damaged)
-        with pytest.raises(ResultFileError, match=r"run\.pt: not a whole checkpoint"):
+        with pytest.raises(ResultFileError, match=r"run\.pt: a truncated or damaged checkpoint"):
             load_checkpoint(path, RUN, extractor, optimizer)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02" + b"(" * 100_000 + b".")
         file.writestr("archive/version", "3\n")
-    with pytest.raises(ResultFileError, match=r"run\.pt: not a whole checkpoint"):
+    with pytest.raises(ResultFileError, match=r"run\.pt: a truncated or damaged checkpoint"):
         load_checkpoint(path, RUN, extractor, optimizer)
 
 

@@ -121,7 +121,7 @@ def test_another_run_and_a_damaged_checkpoint_are_refused(tmp_path):
         with pytest.raises(ResultFileError, match=rf"run\.pt: .*{named}"):
             train_extractor(extractor, CODEBOOK, tokens, checkpoint=path, **settings)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ResultFileError, match=r"run\.pt: not a whole checkpoint"):
+    with pytest.raises(ResultFileError, match=r"run\.pt: a truncated or damaged checkpoint"):
         train_extractor(extractor, CODEBOOK, tokens, labels, TrainingRecipe(epochs=1), checkpoint=path)
 
 
