@@ -13,8 +13,8 @@
 // comparisons a thread. "image" counts a token at its first position in that order. Only integers are added atomically,
 // so the order does not matter.
 //
-// One kernel whose last block finishes would need its tickets cleared, which is also a node of a graph; a cluster for
-// each image has at most 16 blocks, too few for a GPU where images are few.
+// A single kernel whose last block does the final pass would need its counter cleared, which costs a graph node too. A
+// cluster for each image has at most 16 blocks, too few for a GPU where images are few.
 #include <math.h>
 
 #include "cortex_fast/token_saliency_cuda.h"
@@ -36,17 +36,38 @@ constexpr int64_t kBlocks = 1024;  // wanted, of the first kernel
 __device__ __forceinline__ double larger(double a, double b) { return b > a || b != b ? b : a; }
 
 __device__ __forceinline__ double identity(Reduction reduction) {
-  return reduction == Reduction::kMean ? 0.0 : -HUGE_VAL;
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return -HUGE_VAL;
+    case Reduction::kMean:
+      return 0.0;
+  }
+  return NAN;  // a reduction without a case shows in every test
 }
 
 __device__ __forceinline__ double fold(Reduction reduction, double into, double sum) {
-  if (reduction == Reduction::kMean) return into + sum;
-  return larger(into, reduction == Reduction::kAbsMax ? fabs(sum) : sum);
+  switch (reduction) {
+    case Reduction::kAbsMax:
+      return larger(into, fabs(sum));
+    case Reduction::kMax:
+      return larger(into, sum);
+    case Reduction::kMean:
+      return into + sum;
+  }
+  return NAN;
 }
 
 // Combines values that are reduced already: for absmax they are magnitudes.
 __device__ __forceinline__ double combine(Reduction reduction, double into, double from) {
-  return reduction == Reduction::kMean ? into + from : larger(into, from);
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return larger(into, from);
+    case Reduction::kMean:
+      return into + from;
+  }
+  return NAN;
 }
 
 struct Plan {
@@ -180,6 +201,19 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % 32 == 0) partial[(image * plan.splits + split) * plan.positions + position] = best;
 }
 
+// What a reduced sum is divided by.
+double divisor(const Plan& plan, Reduction reduction) {
+  const double samples = static_cast<double>(plan.samples);
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return samples;
+    case Reduction::kMean:
+      return samples * static_cast<double>(plan.channels);
+  }
+  return NAN;
+}
+
 // The larger key is the larger value, and of two equal ones the lower position.
 __device__ __forceinline__ uint64_t key_of(float value, int64_t position) {
   const uint32_t bits = bits_of(value + 0.0f);  // -0 becomes +0: they tie
@@ -291,10 +325,9 @@ Status token_saliency(const Gradients<T>& grads, Reduction reduction, const Coun
       launch(plan.channels_inside ? "channels_inside" : "positions_inside", kernel,
              plan.batch * plan.position_blocks * plan.splits, kThreads, stream, grads.data, plan, reduction, partial);
   if (status.code != 0) return status;
-  const double samples = static_cast<double>(plan.samples);
-  const double divisor = reduction == Reduction::kMean ? samples * static_cast<double>(plan.channels) : samples;
   const int64_t blocks = counting.counts != nullptr ? plan.batch : ceil_div(plan.batch * plan.positions, kThreads);
-  return launch("finish", finish, blocks, kThreads, stream, partial, plan, reduction, 1.0 / divisor, out, counting);
+  return launch("finish", finish, blocks, kThreads, stream, partial, plan, reduction, 1.0 / divisor(plan, reduction),
+                out, counting);
 }
 
 Status concept_counts(const Grids<float>& tsv, const Counting& counting, int64_t batch, int64_t height, int64_t width,
