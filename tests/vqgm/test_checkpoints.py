@@ -200,7 +200,7 @@ def test_a_record_that_does_not_fit_its_tensor_is_refused(tmp_path, state, tenso
     torch.save({"state_dict": {"weight": state["weight"], "more": torch.ones(9).to(torch.uint16)}}, path)
     for name, got, wanted in (("data/0", 47, 48), ("data/0", 0, 48), ("data/1", 17, 18)):
         rewritten(path, bad, lambda record, content, name=name, got=got: content[:got] if name in record else content)
-        with pytest.raises(CheckpointError, match=rf"bad\.ckpt: .*{name} has {got} bytes, its tensor {wanted}"):
+        with pytest.raises(CheckpointError, match=rf"bad\.ckpt: .*{name} has {got} bytes, its tensor has {wanted}"):
             read_state(bad, tensors_only=tensors_only)
     rewritten(path, bad, lambda record, content: content, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match=r"bad\.ckpt: .*is compressed"):  # torch would map it as it is
