@@ -6,7 +6,6 @@ registered with torch.library.
 
 from cortex_fast.ops.concept_counts import concept_counts
 from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters
-from cortex_fast.ops.descent_step import descent_step
 from cortex_fast.ops.gather_error import gather_error
 from cortex_fast.ops.gumbel_codebook import gumbel_codebook, gumbel_codebook_with_row_stats
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
@@ -19,7 +18,6 @@ __all__ = [
     "Filters",
     "concept_counts",
     "conv3x3",
-    "descent_step",
     "gather_error",
     "gumbel_codebook",
     "gumbel_codebook_step",

@@ -19,6 +19,7 @@ def descent_step(
 ) -> None:
     """Take torch.optim.Adam's step on `variables` in place, or without moments torch.optim.SGD's.
 
+    For the package's own optimisations, which checked the numbers before: only tensors are checked here.
     `gumbel_codebook_step` takes the same step on logits without ever writing their gradient.
 
     Args:
