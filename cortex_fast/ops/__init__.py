@@ -1,4 +1,8 @@
-"""The operators, one file each: checks, torch.library registration, autograd and the choice of backend."""
+"""The operators, one file each: checks, torch.library registration, autograd and the choice of backend.
+
+Two files differ: `descent_step` is plain PyTorch without backends, and `random_stream` has backends but is not
+registered with torch.library.
+"""
 
 from cortex_fast.ops.concept_counts import concept_counts
 from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters

@@ -42,7 +42,7 @@ def descent_step(
     for name, tensor in tensors.items():
         checks.floating(name, tensor)
         if tensor.dtype != variables.dtype:
-            raise TypeError(f"{name}: expected {variables.dtype} as variables, got {tensor.dtype}")
+            raise TypeError(f"{name}: expected {variables.dtype}, the variables' dtype, got {tensor.dtype}")
         checks.same_shape(name, tensor, "variables", variables.shape)
     checks.same_device(**tensors)
     with torch.no_grad():
