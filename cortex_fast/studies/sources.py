@@ -80,8 +80,8 @@ def open_source(model: ModelSettings, classes: ClassSettings, folder: Path, devi
         options: dict[str, Any] = {"sampling": model.sampling} if model.sampling else {}
         loaded = vqgm.load(kind, (folder / Path(rest).expanduser()).resolve(), device=device, **options)
     else:
-        known = ", ".join([*(f"{name}:PATH" for name in LOADERS), BUNDLED, "python:module:function"])
-        raise ValueError(f"model.source: expected one of {known}, got {model.source!r}")
+        sources = ", ".join([*(f"{name}:PATH" for name in LOADERS), BUNDLED, "python:module:function"])
+        raise ValueError(f"model.source: expected one of {sources}, got {model.source!r}")
     if classes.names:
         names = _names_in(folder / Path(classes.names).expanduser())
     return _with_classes(loaded, classes, names, extractors)

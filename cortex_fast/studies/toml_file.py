@@ -44,7 +44,7 @@ def read_settings(path: Path) -> StudySettings:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"{path}: not TOML: {error}") from error
     lines = dict(_lines_of_keys(text))
-    names = {each.name: each for each in dataclasses.fields(StudySettings)}
+    names = {field.name: field for field in dataclasses.fields(StudySettings)}
     tables: dict[str, Any] = {}
     for name, value in content.items():
         if name not in names:
@@ -120,7 +120,7 @@ def as_text(settings: StudySettings) -> str:
     parts = ["# The settings of a study. Change any of them: only what depends on it is computed again.\n"]
     for table in dataclasses.fields(settings):
         value = getattr(settings, table.name)
-        tables = {f"{table.name}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {}
+        tables = {f"{table.name}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {}
         for name, content in (tables or {table.name: value}).items():
             parts.append(_table_text(name, content))
     return "\n".join(parts)

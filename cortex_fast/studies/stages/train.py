@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cortex_fast.data.results import digest_of_contents
-from cortex_fast.extractors import Recipe, load_extractor
+from cortex_fast.extractors import TrainingRecipe, load_extractor
 from cortex_fast.extractors.files import KIND, extractor_header, save_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.studies.settings import ExtractorSettings
@@ -46,7 +46,7 @@ def _train(study: Study, settings: ExtractorSettings, path: Path, inputs: dict[s
         study.split("train"),
         fitted,
         settings.kind,
-        Recipe(**{name: getattr(settings, name) for name in _RECIPE}),
+        TrainingRecipe(**{name: getattr(settings, name) for name in _RECIPE}),
         width=settings.width,
         validation=study.split("validation") if _has_validation(study) else None,
         seed=settings.seed,
