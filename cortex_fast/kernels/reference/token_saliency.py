@@ -9,7 +9,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def token_saliency(grads: Tensor, reduction: str) -> Tensor:
+def token_saliency(*, grads: Tensor, reduction: str) -> Tensor:
     """grads [B,N,d,m,m] -> TSV [B,m,m]. "absmax": max over d of |mean over N|; "max": signed; "mean": mean over d."""
     mean = grads.to(accumulation_dtype(grads.dtype)).mean(dim=1)
     if reduction == "absmax":
