@@ -87,7 +87,12 @@ class AverageSaliency:
 
 
 class SingleSaliency(AverageSaliency):
-    """The same as `AverageSaliency`, by the name that the published scripts use."""
+    """The same as `AverageSaliency`, by the name that the published scripts use.
+
+    Args:
+        model: any nn.Module, E [B, d, m, m] -> logits [B, classes].
+        output_index: stored, and never read, as in the published code. Default 0.
+    """
 
 
 def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
