@@ -98,7 +98,7 @@ class SingleSaliency(AverageSaliency):
 def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     """The gradient of each image's target logit in the image.
 
-    By the engine, or where that cannot serve, with a warning, by a backward pass for each image.
+    By the engine; for a model that the engine does not serve, by a backward pass for each image, with a warning.
 
     Args:
         model: E [B, d, m, m] -> logits [B, classes].
