@@ -17,7 +17,7 @@ from cortex_fast.compat.cortex.replacing import Replacer
 from cortex_fast.engine import prepare
 from cortex_fast.extractors import build, load_extractor, save_extractor
 from cortex_fast.extractors.fitting import fit
-from cortex_fast.extractors.training import Recipe
+from cortex_fast.extractors.training import TrainingRecipe
 from cortex_fast.kernels import native
 from cortex_fast.vqgm import GPT, VQModel, load, sample_store, taming_model
 from tests.known_extractors import tiny
@@ -131,7 +131,7 @@ def _file(folder: Path) -> dict[str, Tensor]:
 
 def _fitted(folder: Path) -> list[torch.dtype]:
     """The dtypes alone: torch draws other weights in float64."""
-    fit(STORE, folder / "ce", "ce", Recipe(epochs=1, batch_size=6), width=16, validation=STORE)
+    fit(STORE, folder / "ce", "ce", TrainingRecipe(epochs=1, batch_size=6), width=16, validation=STORE)
     return [tensor.dtype for tensor in load_extractor(folder / "ce").state_dict().values()]
 
 

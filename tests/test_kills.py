@@ -14,7 +14,7 @@ import torch
 from cortex_fast import TokenStore, select_concepts
 from cortex_fast.compat.published_data import import_embeddings
 from cortex_fast.demo import run_demo
-from cortex_fast.extractors import Recipe, build
+from cortex_fast.extractors import TrainingRecipe, build
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
 from tests.compat.published_files import codebook, files, write_data
@@ -38,12 +38,12 @@ def demo(folder: Path, inputs: Path) -> None:
 
 
 def training(folder: Path, inputs: Path) -> None:
-    recipe = Recipe(epochs=8, batch_size=8, lr=0.02)
+    recipe = TrainingRecipe(epochs=8, batch_size=8, lr=0.02)
     fit(_images(40), folder / "e", "re", recipe, width=16, validation=_images(30), resume=True, every=2)
 
 
 def training_without_validation(folder: Path, inputs: Path) -> None:
-    fit(_images(40), folder / "e", "ce", Recipe(epochs=6, batch_size=8), width=16, resume=True, every=1)
+    fit(_images(40), folder / "e", "ce", TrainingRecipe(epochs=6, batch_size=8), width=16, resume=True, every=1)
 
 
 def importing(folder: Path, inputs: Path) -> None:

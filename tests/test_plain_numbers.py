@@ -14,7 +14,7 @@ import cortex_fast as cf
 from cortex_fast import evaluate
 from cortex_fast.data.classes import names_of
 from cortex_fast.engine import prepare
-from cortex_fast.extractors import Recipe, load_extractor, save_extractor, train_extractor
+from cortex_fast.extractors import TrainingRecipe, load_extractor, save_extractor, train_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
 from tests.known_extractors import tiny
@@ -170,7 +170,7 @@ def test_counts_and_rates_of_every_kind(kind: str, tmp_path: Path) -> None:
         assert selected.changes(n(1)) == selections[0].changes(1)
     same(*selections)
     assert evaluate.image_level(JUDGES, IMAGES, TOKENS, TSV, LABELS, ns=[whole(3)], seed=whole(1)).ns == (3,)
-    assert type(Recipe(epochs=whole(3), lr=real(0.5)).lr) is float
+    assert type(TrainingRecipe(epochs=whole(3), lr=real(0.5)).lr) is float
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_names_come_with_configurations_files_and_trainings(tmp_path: Path) -> N
     save_extractor(tmp_path / "nameless", tiny("ce"), "ce", sizes, {})
     assert load_extractor(tmp_path / "nameless").names == ()
     store = cf.TokenStore(TOKENS, LABELS, CODEBOOK, NAMES)
-    fit(store, tmp_path / "fitted", "ce", Recipe(epochs=0), width=16)
+    fit(store, tmp_path / "fitted", "ce", TrainingRecipe(epochs=0), width=16)
     assert load_extractor(tmp_path / "fitted").names == NAMES
 
 
@@ -271,7 +271,7 @@ def test_training_takes_arrays() -> None:
     weights = []
     for tokens, labels in ((TOKENS, LABELS), (TOKENS.numpy().astype(np.uint16), LISTED)):
         extractor: nn.Module = tiny("ce")
-        recipe = Recipe(epochs=np.int64(1), batch_size=np.int64(3))
+        recipe = TrainingRecipe(epochs=np.int64(1), batch_size=np.int64(3))
         train_extractor(extractor, CODEBOOK, tokens, labels, recipe, seed=np.int64(2))
         weights.append(extractor.state_dict())
     same(*weights)

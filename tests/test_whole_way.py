@@ -22,7 +22,8 @@ from cortex_fast import (
     top_tokens,
 )
 from cortex_fast.demo.pages import patch, to_pictures
-from cortex_fast.extractors import Recipe, accuracy, load_extractor
+from cortex_fast.extractors import NAMES as EXTRACTORS
+from cortex_fast.extractors import TrainingRecipe, accuracy, load_extractor
 from cortex_fast.extractors.fitting import fit
 from cortex_fast.report import ConceptPage, Edit, EditStep, ExampleImage, Report, Table, TokenCard, write_report
 from cortex_fast.vqgm import GPT, VQModel, sample_store, taming_model
@@ -107,8 +108,9 @@ def test_saliency_is_the_gradient_of_autograd(extractor, store):
     torch.testing.assert_close(scores[:3].double(), leaf.grad.abs().amax(dim=1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "grid"), [("te", (6, 10)), ("re", (6, 10)), ("ce", (8, 12)), ("ce_deep", (8, 12))])
-def test_the_packages_extractors_on_such_grids(name, grid):
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_the_packages_extractors_on_such_grids(name):
+    grid = (8, 12) if name in ("ce", "ce_deep") else (6, 10)
     extractor = tiny(name, grid=grid).double()
     x = torch.randn(2, 5, *grid, dtype=torch.float64)
     leaf = x.clone().requires_grad_(True)
@@ -123,9 +125,9 @@ def test_the_packages_extractors_on_such_grids(name, grid):
 def test_training_and_its_file(store, tmp_path):
     out = tmp_path / "te.safetensors"
     settings = {"width": 16, "validation": store, "resume": True}
-    fit(store, out, "te", Recipe(epochs=1, batch_size=6), **settings)
+    fit(store, out, "te", TrainingRecipe(epochs=1, batch_size=6), **settings)
     lines = []
-    fit(store, out, "te", Recipe(epochs=1, batch_size=6), **settings, report=lines.append)
+    fit(store, out, "te", TrainingRecipe(epochs=1, batch_size=6), **settings, report=lines.append)
     assert lines == [f"{out}: already trained"]
     trained = load_extractor(out)
     assert trained(store.embedding(slice(0, 2))).shape == (2, 3)
@@ -135,7 +137,7 @@ def test_training_and_its_file(store, tmp_path):
             accuracy(trained, store.codebook, tokens, store.labels)
     square = TokenStore(torch.zeros(4, 8, 8).long(), torch.zeros(4).long(), store.codebook, NAMES)
     with pytest.raises(ValueError, match=r"^validation: expected grid \(6, 10\) as in the training store, got 8"):
-        fit(store, tmp_path / "x", "te", Recipe(epochs=1, batch_size=6), width=16, validation=square)
+        fit(store, tmp_path / "x", "te", TrainingRecipe(epochs=1, batch_size=6), width=16, validation=square)
 
 
 def test_an_interrupted_training_is_resumed(store, tmp_path):
@@ -146,7 +148,7 @@ def test_an_interrupted_training_is_resumed(store, tmp_path):
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    recipe, settings = Recipe(epochs=1, batch_size=4), {"width": 16, "every": 1, "resume": True}
+    recipe, settings = TrainingRecipe(epochs=1, batch_size=4), {"width": 16, "every": 1, "resume": True}
     with pytest.raises(KeyboardInterrupt):
         fit(store, tmp_path / "e", "te", recipe, **settings, tick=stop)
     fit(store, tmp_path / "e", "te", recipe, **settings, tick=seen.append)

@@ -44,6 +44,7 @@ from cortex_fast.kernels.triton import (
     smoothgrad_noise,
     token_saliency,
 )
+from cortex_fast.ops.token_saliency import REDUCTIONS
 
 KB = 1024
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -148,7 +149,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def call_token_saliency(dtype: torch.dtype) -> None:
     plain = empty(2, 3, 64, 16, 16, dtype=dtype)
     channels_last = plain.movedim(2, -1).contiguous().movedim(-1, 2)
-    for reduction in ("absmax", "max", "mean"):
+    for reduction in REDUCTIONS:
         for grads in (plain, channels_last, plain[:, :, :, ::2, ::2]):
             token_saliency.token_saliency(grads=grads, reduction=reduction)
 

@@ -1,1 +1,1 @@
-"""The commands' arguments and output, a file a subject."""
+"""The commands' arguments and output, one file per subject."""

@@ -42,11 +42,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _train(parsed: argparse.Namespace) -> int:
     from cortex_fast.data import TokenStore
-    from cortex_fast.extractors import Recipe
+    from cortex_fast.extractors import TrainingRecipe
     from cortex_fast.extractors.distributed import joined
     from cortex_fast.extractors.fitting import fit
 
-    recipe = Recipe(**{setting.name: getattr(parsed, setting.name) for setting in dataclasses.fields(Recipe)})
+    recipe = TrainingRecipe(
+        **{setting.name: getattr(parsed, setting.name) for setting in dataclasses.fields(TrainingRecipe)}
+    )
     store = TokenStore.load(parsed.store)
     validation = None if parsed.validation is None else TokenStore.load(parsed.validation)
     with (

@@ -177,7 +177,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or not len(x):
             raise UnservedError("inputs: the engine takes one floating-point tensor [B, d, m, m]")
         if nt_type not in _TYPES:
-            raise UnservedError(f"nt_type: the engine knows no {nt_type!r}")  # nor does Captum, which reports it
+            raise UnservedError(f"nt_type: {nt_type!r} is not supported")  # nor does Captum, which reports it
         stdev = stdevs[0] if isinstance(stdevs, tuple) and len(stdevs) == 1 else stdevs
         if not isinstance(stdev, float):
             raise UnservedError("stdevs: the engine takes one float")

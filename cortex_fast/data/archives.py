@@ -73,20 +73,20 @@ def check_archive(path: Path) -> None:
         record = records.get(f"{folder}data/{key}")
         got = 0 if record is None else record.file_size
         if got < size:
-            raise ValueError(f"the record {folder}data/{key} has {got} bytes, its tensor {size}")
+            raise ValueError(f"the record {folder}data/{key} has {got} bytes, its tensor has {size}")
 
 
 def _whole_records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """An archive's records by name. Raises ValueError where one is compressed, damaged or there twice."""
+    """An archive's records by name. Raises ValueError where one is compressed, damaged or listed twice."""
     records = {record.filename: record for record in archive.infolist()}
     if len(records) < len(archive.infolist()):
-        raise ValueError("two records of one name")
+        raise ValueError("two records have the same name")
     compressed = next((name for name, record in records.items() if record.compress_type), None)
     if compressed is not None:
         raise ValueError(f"the record {compressed} is compressed")
     damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"the record {damaged} is damaged: its checksum is another")
+        raise ValueError(f"the record {damaged} is damaged: its checksum does not match")
     return records
 
 

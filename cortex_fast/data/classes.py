@@ -25,7 +25,7 @@ def target_vector(target: Target, batch: int, device: torch.device, names: Seque
         int64 [batch].
     Raises:
         TypeError: target is neither whole numbers nor texts.
-        ValueError: there is no such name, or the number of classes is not that of the images.
+        ValueError: there is no such name, or the number of classes differs from the number of images.
     """
     if is_single(target):
         number = class_number("target", target, names)

@@ -71,7 +71,7 @@ def load_floats(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # a damaged header raises nearly anything
-        raise ValueError(f"not a whole .npy file ({path.stat().st_size} bytes): {error}") from error
+        raise ValueError(f"a truncated or damaged .npy file ({path.stat().st_size} bytes): {error}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.dtype.itemsize < 4:
         raise ValueError(f"expected float32 or float64, got {getattr(values, 'dtype', type(values).__name__)}")
     if values.shape != shape:

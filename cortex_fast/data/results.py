@@ -108,7 +108,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
             metadata = file.metadata() or {}
             loaded = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
+        raise ResultFileError(f"{path}: a truncated or damaged safetensors file ({error})") from error
     if metadata.get("format") == FORMAT:  # a file from before there were checksums
         return loaded, metadata | {"header": _parsed(path, metadata.get("header", ""))}
     if FORMAT not in metadata:

@@ -21,7 +21,8 @@ def with_measured_memory(prepared: Prepared, images: TrialImages) -> Prepared:
 
 
 def _bytes_of_pass(prepared: Prepared, x: Tensor) -> tuple[int, int]:
-    """Bytes that the body saves for its backward pass, and of the largest tensor of them that grows with the batch."""
+    """The bytes that the body saves for its backward pass, and the size of the largest saved tensor that grows with the
+    batch."""
     saved: dict[int, int] = {}
     sizes = [x.nbytes]
 

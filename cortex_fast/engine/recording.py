@@ -63,7 +63,8 @@ class Recording:
         self.refusal: UntraceableError | None = None
         self.forbidden_write: str | None = None
         self.versions: dict[int, int] = {}  # number of writes into each storage
-        self.derived_storages: dict[int, StorageWeakRef] = {}  # of the embedding's; while held, none has its number
+        # storages derived from the embedding; the weak references keep their ids from being reused
+        self.derived_storages: dict[int, StorageWeakRef] = {}
         # weakly: autograd turns a view of a tensor that somebody else holds into another tensor
         self._entries = WeakTensorKeyDictionary()
         self._overwritten_storages: set[int] = set()  # by tensors that depend on the embedding

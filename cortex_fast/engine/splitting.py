@@ -93,8 +93,8 @@ def _nodes_between(inputs: list[fx.Node], outputs: list[fx.Node]) -> set[fx.Node
 
 
 def _affine_nodes(folded: Graph, start: fx.Node) -> set[fx.Node]:
-    """The nodes that are affine in x and whose rows are image after image; where a node outside reads them, with one
-    row for each image."""
+    """Nodes that are affine in x and store the images' rows in order. If a node outside reads one, it must have exactly
+    one row per image."""
     apart: set[fx.Node] = set()
     while True:
         affine = {start}

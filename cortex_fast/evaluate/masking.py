@@ -66,7 +66,7 @@ def blacken(images: Tensor, mask: Tensor) -> Tensor:
     """
     if images.shape[2] % mask.shape[1] or images.shape[3] % mask.shape[2]:
         got = f"{list(images.shape[2:])} and {list(mask.shape[1:])}"
-        raise ValueError(f"images: expected sides that the grid divides, got {got}")
+        raise ValueError(f"images: expected height and width divisible by the grid's, got {got}")
     height, width = images.shape[2] // mask.shape[1], images.shape[3] // mask.shape[2]
     cells = mask.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)
     return images.masked_fill(cells[:, None], 0.0)

@@ -24,6 +24,7 @@ from cortex_fast.explain.recipes import BETAS, EPS, DrawSettings, EmbeddingSetti
 from cortex_fast.explain.results import TokenSelection
 from cortex_fast.explain.stepping import Method, Moments
 from cortex_fast.explain.trajectories import Trajectory, best_selection, empty_trajectory, judged_steps
+from cortex_fast.ops.descent_step import descent_step
 from cortex_fast.ops.gumbel_codebook import RowStats, scheduled_values
 from cortex_fast.ops.random_stream import gumbel
 
@@ -128,7 +129,7 @@ def _step_embedding(
     """One step of the optimiser along the gradient."""
     _, _, lr, step_count = scheduled_values(schedule[0])
     gradient = gradient.to(embedding.dtype)
-    ops.descent_step(embedding, gradient, lr=lr, moments=moments, step_count=step_count, betas=BETAS, eps=EPS)
+    descent_step(embedding, gradient, lr=lr, moments=moments, step_count=step_count, betas=BETAS, eps=EPS)
 
 
 def _nearest_tokens(embedding: Tensor, problems: Problems) -> Tensor:

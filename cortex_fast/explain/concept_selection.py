@@ -91,7 +91,7 @@ def select_concepts(
     """
     for name in _OF_IMAGES:
         if name in settings:
-            raise TypeError(f"{name}: expected none for whole concepts, got one")
+            raise TypeError(f"{name}: cannot be set here: a whole concept has no image")
     folder, recipe = Path(folder), recipe_with(recipe, settings)
     together, seed = checks.whole("together", together, 1), checks.seed(seed)
     height, width = sides(grid)

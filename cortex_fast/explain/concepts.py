@@ -163,7 +163,7 @@ def explain_concepts(
     checks.whole("batch_size", batch_size, 1)
     checks.one_of("per", per, PER)
     if tsv is not None and settings:
-        raise TypeError(f"{', '.join(settings)}: expected none of score_tokens' settings with tsv, which is computed")
+        raise TypeError(f"{', '.join(settings)}: cannot be set with tsv, whose scores are computed already")
     if tsv is None:
         tsv = score_tokens(extractor, dataset, batch_size=batch_size, progress=progress, top_n=top_n, **settings)
     tokens, labels = dataset.tokens.int().cpu(), dataset.labels.cpu()

@@ -38,7 +38,9 @@ def about_optimisation(method: str, recipe: Recipe, problems: Problems, **settin
     contents = [value for extractor in problems.extractors for value in _contents(extractor)]
     inputs = {"extractor": digests.of_parts(contents), "codebook": digests.of_parts([problems.codebook])}
     indices = {"extractor_numbers": problems.extractor_index.tolist()} if len(problems.extractors) > 1 else {}
-    return {"method": method, **dataclasses.asdict(recipe), **inputs, **indices, **settings}
+    values = dataclasses.asdict(recipe)
+    values["stay"] = values.pop("stay_penalty")  # its name in files of earlier versions, which can be continued
+    return {"method": method, **values, **inputs, **indices, **settings}
 
 
 def _contents(extractor: nn.Module | Prepared) -> list[Any]:

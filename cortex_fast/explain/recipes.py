@@ -9,8 +9,24 @@ from cortex_fast import checks
 
 OPTIMIZERS = ("adam", "sgd")
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, as in torch
-KINDS = ("linear", "geometric", "cosine")
 STARTS = ("random", "image")
+
+
+def _linear(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
+
+
+def _geometric(start: float, end: float, share: float) -> float:
+    return float(start * (end / start) ** share)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return _linear(start, end, (1 - math.cos(math.pi * share)) / 2)
+
+
+_VALUES = {"linear": _linear, "geometric": _geometric, "cosine": _cosine}  # share: of the steps, in [0, 1)
+_MAY_END_AT_ZERO = ("linear", "cosine")
+KINDS = tuple(_VALUES)
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         checks.one_of("kind", self.kind, KINDS)
-        check_end = checks.positive if self.kind == "geometric" else checks.non_negative
+        check_end = checks.non_negative if self.kind in _MAY_END_AT_ZERO else checks.positive
         _set(self, start=checks.positive("start", self.start), end=check_end("end", self.end))
 
     def at(self, step: int, steps: int) -> float:
@@ -49,11 +65,7 @@ class Schedule:
         share = step / (steps - 1) if steps > 1 else 0.0
         if share == 1:
             return float(self.end)
-        if self.kind == "geometric":
-            return float(self.start * (self.end / self.start) ** share)
-        if self.kind == "cosine":
-            share = (1 - math.cos(math.pi * share)) / 2
-        return self.start + (self.end - self.start) * share
+        return _VALUES[self.kind](self.start, self.end, share)
 
 
 def value_at(setting: "float | Schedule", step: int, steps: int) -> float:

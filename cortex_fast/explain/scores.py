@@ -144,7 +144,7 @@ def _checked(settings: ScoreSettings) -> Settings:
     names = ScoreSettings.__annotations__
     for name in settings:
         if name in _RESERVED:
-            raise TypeError(f"{name}: expected none, since the images' indices and the progress bar replace it")
+            raise TypeError(f"{name}: cannot be set here: the images' indices and the progress bar replace it")
         if name not in names:
             raise TypeError(f"{name}: expected a setting of token_saliency ({', '.join(names)}), got an unknown one")
     return Settings(**settings)

@@ -43,7 +43,11 @@ class Method:
 
 
 def schedules_of(recipe: Recipe, device: torch.device) -> Tensor:
-    """The schedule of every step, float64 [steps,draws,4]."""
+    """The schedule of every step, float64 [steps,draws,4].
+
+    The word has three meanings: a `Schedule` of the recipe is one setting over the whole run, a step's schedule here
+    is [draws,4], and an operator's argument `schedule` is the row [4] of one draw.
+    """
     steps, draws = recipe.steps, recipe.draws
     schedules = [
         [

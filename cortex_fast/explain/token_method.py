@@ -10,6 +10,7 @@ from cortex_fast import ops
 from cortex_fast.explain.problems import Problems
 from cortex_fast.explain.recipes import BETAS, EPS, Recipe
 from cortex_fast.explain.stepping import Method, Moments
+from cortex_fast.ops.descent_step import descent_step
 from cortex_fast.ops.gumbel_codebook import RowStats, scheduled_values
 from cortex_fast.ops.random_stream import gumbel, normal
 
@@ -118,7 +119,7 @@ def _learn_from_draws(
                 (-recipe.stay_penalty / recipe.draws * stay).backward()
     assert leaf.grad is not None
     _, _, lr, step_count = scheduled_values(schedule[0])
-    ops.descent_step(logits, leaf.grad, lr=lr, moments=moments, step_count=step_count, betas=BETAS, eps=EPS)
+    descent_step(logits, leaf.grad, lr=lr, moments=moments, step_count=step_count, betas=BETAS, eps=EPS)
 
 
 def _stay_probability(logits: Tensor, problems: Problems, schedule: Tensor, seed: int) -> Tensor:

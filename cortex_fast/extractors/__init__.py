@@ -2,14 +2,14 @@
 
 from cortex_fast.extractors.build import NAMES, build
 from cortex_fast.extractors.files import load_extractor, save_extractor
-from cortex_fast.extractors.recipe import Recipe
+from cortex_fast.extractors.recipe import TrainingRecipe
 from cortex_fast.extractors.testing import TOP, accuracy, mean_loss
 from cortex_fast.extractors.training import train_extractor
 
 __all__ = [
     "NAMES",
     "TOP",
-    "Recipe",
+    "TrainingRecipe",
     "accuracy",
     "build",
     "load_extractor",

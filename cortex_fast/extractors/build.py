@@ -12,7 +12,10 @@ from cortex_fast.extractors.re import RE
 from cortex_fast.extractors.te import TE
 
 MOST = 2**20  # the largest size that is accepted: a larger one is a mistake
-NAMES = ("ce", "ce_deep", "re", "te")
+_CLASSES = {"ce": CE, "ce_deep": CEDeep, "re": RE, "te": TE}
+_POOLED_TWICE = ("ce", "ce_deep")
+_ANY_GRID = ("re",)
+NAMES = tuple(_CLASSES)
 
 
 def build(
@@ -20,9 +23,9 @@ def build(
 ) -> nn.Module:
     """An untrained information extractor f_Y: E [B,in_channels,h,w] -> logits [B,num_classes].
 
-    Parameter names and shapes are the published code's, and the defaults are the paper's sizes. The hidden layers scale
-    with `width`, and te's position embedding with `grid`. te's heads have 64 channels, or 32 or 16 where 64 does not
-    divide the width.
+    The parameter names and shapes of these four are the published code's, and the defaults are the paper's sizes. The
+    hidden layers scale with `width`, and te's position embedding with `grid`. te's heads have 64 channels, or 32 or 16
+    where 64 does not divide the width.
 
     Args:
         name: "ce" (convolutional), "ce_deep" (two more convolutions after the second pooling), "re" (residual with
@@ -48,12 +51,10 @@ def build(
         checks.whole(argument, value, 1, MOST)
     if width % 16:
         raise ValueError(f"width: expected a multiple of 16, got {width}")
-    if any(side % 4 for side in sides(grid)) and name in ("ce", "ce_deep"):
+    if any(side % 4 for side in sides(grid)) and name in _POOLED_TWICE:
         raise ValueError(f"grid: expected a multiple of 4 (two poolings), got {grid}")
-    if name == "re":
-        return RE(num_classes=num_classes, in_channels=in_channels, width=width)
-    classes = {"ce": CE, "ce_deep": CEDeep, "te": TE}
-    return classes[name](num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
+    bound_to = {} if name in _ANY_GRID else {"grid": grid}
+    return _CLASSES[name](num_classes=num_classes, in_channels=in_channels, width=width, **bound_to)
 
 
 def check_grid(extractor: nn.Module, shape: Sequence[int]) -> None:

@@ -87,7 +87,9 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise ResultFileError(f"{path}: not a whole checkpoint of a training run ({complaint(error)})") from error
+        raise ResultFileError(
+            f"{path}: a truncated or damaged checkpoint of a training run ({complaint(error)})"
+        ) from error
     if not isinstance(content, dict) or content.keys() != {"run", "extractor", "optimizer", "at"}:
         raise ResultFileError(f"{path}: not a checkpoint of a training run")
     return content

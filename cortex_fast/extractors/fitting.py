@@ -21,7 +21,7 @@ from cortex_fast.data.workspaces import sweep
 from cortex_fast.extractors.build import build
 from cortex_fast.extractors.distributed import World
 from cortex_fast.extractors.files import extractor_header, load_extractor, save_extractor
-from cortex_fast.extractors.recipe import Recipe
+from cortex_fast.extractors.recipe import TrainingRecipe
 from cortex_fast.extractors.testing import accuracy, mean_loss
 from cortex_fast.extractors.training import train_extractor
 
@@ -40,7 +40,7 @@ def fit(
     store: TokenStore,
     out: Path,
     name: str,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     *,
     width: int = 512,
     validation: TokenStore | None = None,
@@ -112,7 +112,7 @@ class _Run:
     store: TokenStore
     out: Path
     name: str
-    recipe: Recipe
+    recipe: TrainingRecipe
     width: int
     validation: TokenStore | None
     seed: int

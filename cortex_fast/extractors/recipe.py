@@ -9,7 +9,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """Adam with weight decay, a step schedule and cross-entropy. The defaults are the published code's.
 
     Args:

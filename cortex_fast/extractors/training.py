@@ -17,7 +17,7 @@ from cortex_fast.extractors.build import check_grid
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.distributed import World
 from cortex_fast.extractors.images import Images, batches, images_per_epoch
-from cortex_fast.extractors.recipe import PRECISIONS, Recipe
+from cortex_fast.extractors.recipe import PRECISIONS, TrainingRecipe
 
 
 def train_extractor(
@@ -25,7 +25,7 @@ def train_extractor(
     codebook: Tensor,
     tokens: checks.Integers,
     labels: checks.Integers,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     *,
     seed: int = 0,
     precision: str = "float32",
@@ -105,7 +105,7 @@ def _check_images(extractor: nn.Module, codebook: Tensor, tokens: Tensor, labels
     check_grid(extractor, tokens.shape)
 
 
-def _check_counts(image_count: int, recipe: Recipe, world: World) -> None:
+def _check_counts(image_count: int, recipe: TrainingRecipe, world: World) -> None:
     for name, count in (("tokens", image_count), ("batch_size", recipe.batch_size)):
         if count < 2 * world.size:
             raise ValueError(f"{name}: expected at least two images for each process, got {count}")
@@ -115,7 +115,7 @@ def _check_counts(image_count: int, recipe: Recipe, world: World) -> None:
 class _Run:
     """The checked settings of a run. identity: the plain values that its checkpoint must agree with."""
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     seed: int
     precision: str
     world: World

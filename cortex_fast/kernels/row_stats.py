@@ -10,6 +10,7 @@ class RowStats(NamedTuple):
     """The softmax of each row of scores s = P + g, as far as a backward pass needs it.
 
     y = exp((s - largest_score) / tau - log_denominator). The leading dimensions are the logits'.
+    `selected` is what the operators return as `index`, which is the name of a method of every tuple.
     """
 
     largest_score: Tensor  # float32 [..., R]
@@ -21,7 +22,7 @@ class RowStats(NamedTuple):
 def empty_results(logits: Tensor, codebook: Tensor, with_row_stats: bool) -> tuple[Tensor, Tensor, RowStats | None]:
     """Memory for a forward pass on a GPU: embedding [P,R,d] in the codebook's dtype, index int64 [P,R], row statistics.
 
-    The index is also the statistics' `selected`.
+    The index is also the statistics' field `selected`.
     """
     (problems, rows, _), channels = logits.shape, codebook.shape[1]
     embedding = codebook.new_empty((problems, rows, channels))

@@ -32,5 +32,5 @@ def scheduled_values(
     values = schedule.tolist()
     tau, scheduled_draw, lr, scheduled_count = values
     if not (0 < tau < math.inf and 0 <= scheduled_draw < 2**32 and 0 <= lr < math.inf and scheduled_count >= 1):
-        raise ValueError(f"schedule: expected tau > 0, a draw in [0, 2^32), lr >= 0 and step >= 1, got {values}")
+        raise ValueError(f"schedule: expected tau > 0, a draw in [0, 2^32), lr >= 0 and step_count >= 1, got {values}")
     return tau, int(scheduled_draw), lr, int(scheduled_count)

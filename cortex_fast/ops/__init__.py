@@ -1,8 +1,11 @@
-"""The operators, one file each: checks, torch.library registration, autograd and the choice of backend."""
+"""The operators, one file each: checks, torch.library registration, autograd and the choice of backend.
+
+Two files differ: `descent_step` is plain PyTorch without backends, and `random_stream` has backends but is not
+registered with torch.library.
+"""
 
 from cortex_fast.ops.concept_counts import concept_counts
 from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters
-from cortex_fast.ops.descent_step import descent_step
 from cortex_fast.ops.gather_error import gather_error
 from cortex_fast.ops.gumbel_codebook import gumbel_codebook, gumbel_codebook_with_row_stats
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
@@ -15,7 +18,6 @@ __all__ = [
     "Filters",
     "concept_counts",
     "conv3x3",
-    "descent_step",
     "gather_error",
     "gumbel_codebook",
     "gumbel_codebook_step",

@@ -58,7 +58,7 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
         checks.same_shape("bias", bias, "weight's first dimension", weight.shape[:1])
         checks.same_device(weight=weight, bias=bias)
         if bias.dtype != weight.dtype:
-            raise TypeError(f"bias: expected {weight.dtype} as weight, got {bias.dtype}")
+            raise TypeError(f"bias: expected {weight.dtype}, the weight's dtype, got {bias.dtype}")
     check_impl(impl)
     refuse_tangents(weight, bias)
     bias = None if bias is None else in_memory(bias.detach()).contiguous()
@@ -103,7 +103,7 @@ def conv3x3(x: Tensor, filters: Filters, *, relu: bool = False, pool: bool = Fal
         raise ValueError(f"x: expected a grid of at least {least} x {least}, got {list(x.shape)}")
     checks.same_device(x=x, weight=filters.weight)
     if x.dtype != filters.weight.dtype:
-        raise TypeError(f"x: expected {filters.weight.dtype} as weight, got {x.dtype}")
+        raise TypeError(f"x: expected {filters.weight.dtype}, the weight's dtype, got {x.dtype}")
     y, _ = _conv3x3(
         x,
         weight=filters.weight,

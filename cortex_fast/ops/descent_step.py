@@ -19,6 +19,7 @@ def descent_step(
 ) -> None:
     """Take torch.optim.Adam's step on `variables` in place, or without moments torch.optim.SGD's.
 
+    For the package's own optimisations, which checked the numbers before: only tensors are checked here.
     `gumbel_codebook_step` takes the same step on logits without ever writing their gradient.
 
     Args:
@@ -41,7 +42,7 @@ def descent_step(
     for name, tensor in tensors.items():
         checks.floating(name, tensor)
         if tensor.dtype != variables.dtype:
-            raise TypeError(f"{name}: expected {variables.dtype} as variables, got {tensor.dtype}")
+            raise TypeError(f"{name}: expected {variables.dtype}, the variables' dtype, got {tensor.dtype}")
         checks.same_shape(name, tensor, "variables", variables.shape)
     checks.same_device(**tensors)
     with torch.no_grad():

@@ -21,7 +21,7 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, *, impl: s
     Returns:
         [B], of E's dtype.
     Raises:
-        TypeError: a dtype is another, or E and C differ in it.
+        TypeError: a dtype is not supported, or E and C have different ones.
         ValueError: shapes do not fit, a token is out of range, or devices are mixed.
         BackendUnavailableError: `impl` forces an unavailable backend.
     """
@@ -36,7 +36,7 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, *, impl: s
     checks.same_shape("embedding", embedding, "tokens' images with codebook's channels", torch.Size(expected))
     checks.same_device(embedding=embedding, tokens=tokens, codebook=codebook)
     if embedding.dtype != codebook.dtype:
-        raise TypeError(f"embedding: expected {codebook.dtype} as codebook, got {embedding.dtype}")
+        raise TypeError(f"embedding: expected {codebook.dtype}, the codebook's dtype, got {embedding.dtype}")
     return _gather_error(embedding, tokens, codebook, impl)
 
 

@@ -231,7 +231,7 @@ def present(*tensors: Tensor | None) -> list[Tensor]:
 
 
 def problem_ids(logits: Tensor, item_ids: Tensor | None) -> Tensor:
-    """The noise's item of each of the P problems."""
+    """The random-stream item id of each problem, int64 [P]."""
     return torch.arange(logits.shape[0], device=logits.device) if item_ids is None else item_ids
 
 

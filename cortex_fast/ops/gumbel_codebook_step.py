@@ -179,7 +179,7 @@ def _pair(name: str, value: Any, expected: str) -> Any:
 def _check_changeable(name: str, tensor: Tensor, logits: Tensor) -> None:
     checks.floating(name, tensor)
     if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != logits.dtype:
-        raise TypeError(f"{name}: expected float32 or float64 as logits, got {tensor.dtype}")
+        raise TypeError(f"{name}: expected the logits' dtype, float32 or float64, got {tensor.dtype}")
     checks.same_shape(name, tensor, "logits", logits.shape)
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected contiguous memory, since it is changed in place, got a strided view")

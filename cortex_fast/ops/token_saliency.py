@@ -66,18 +66,25 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     (grads,) = ctx.saved_tensors
-    _, samples, channels, *_ = grads.shape
-    mean = grads.to(upstream.dtype).mean(dim=1)
-    if ctx.reduction == "mean":
-        per_channel = (upstream[:, None] / channels).expand_as(mean)
-    else:
-        key = mean.abs() if ctx.reduction == "absmax" else mean
-        winner = key.argmax(dim=1, keepdim=True)
-        value = upstream[:, None]
-        if ctx.reduction == "absmax":
-            value = value * mean.gather(1, winner).sign()
-        per_channel = torch.zeros_like(mean).scatter(1, winner, value)
-    return (per_channel / samples)[:, None].expand_as(grads).to(grads.dtype), None, None
+    per_channel = _DERIVATIVES[ctx.reduction](grads.to(upstream.dtype).mean(dim=1), upstream[:, None])
+    return (per_channel / grads.shape[1])[:, None].expand_as(grads).to(grads.dtype), None, None
+
+
+def _absmax_derivative(mean: Tensor, upstream: Tensor) -> Tensor:
+    winner = mean.abs().argmax(dim=1, keepdim=True)
+    return torch.zeros_like(mean).scatter(1, winner, upstream * mean.gather(1, winner).sign())
+
+
+def _max_derivative(mean: Tensor, upstream: Tensor) -> Tensor:
+    return torch.zeros_like(mean).scatter(1, mean.argmax(dim=1, keepdim=True), upstream)
+
+
+def _mean_derivative(mean: Tensor, upstream: Tensor) -> Tensor:
+    return (upstream / mean.shape[1]).expand_as(mean)
+
+
+# from the mean [B,d,m,m] and the upstream gradient [B,1,m,m] to the gradient of the mean
+_DERIVATIVES = {"absmax": _absmax_derivative, "max": _max_derivative, "mean": _mean_derivative}
 
 
 _token_saliency.register_autograd(_backward, setup_context=_setup_context)

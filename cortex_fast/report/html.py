@@ -76,7 +76,9 @@ def _slug(name: str) -> str:
 def check_replaceable(target: Path) -> None:
     """Raise FileExistsError if the folder holds anything but an older report."""
     if target.exists() and not (target.is_dir() and ((target / _MARKER).is_file() or not any(target.iterdir()))):
-        raise FileExistsError(f"folder: expected none, an empty one or an older report, got other content at {target}")
+        raise FileExistsError(
+            f"folder: expected a new or empty folder, or an older report, got other content at {target}"
+        )
 
 
 def _environment() -> Environment:

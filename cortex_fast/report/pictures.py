@@ -84,8 +84,10 @@ def heat_overlay(image: npt.NDArray[np.generic], tsv: npt.NDArray[np.generic]) -
     """
     pixels = _checked(image)
     values = np.asarray(tsv, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"tsv: expected finite values [h,w], got shape {list(values.shape)} or values not finite")
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"tsv: expected values [h,w], got shape {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError("tsv: expected finite values, got NaN or infinity")
     height, width = pixels.shape[:2]
     spread = values.max() - values.min()
     heat = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)

@@ -53,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return dict(parse_json(file.metadata()["config"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ResultFileError(f"{path}: not a whole weight file ({error})") from error
+        raise ResultFileError(f"{path}: a truncated or damaged weight file ({error})") from error
 
 
 def load_weights(path: Path, module: nn.Module) -> nn.Module:

@@ -25,9 +25,10 @@ namespace CORTEX_FAST_LEVEL {
 namespace {
 
 constexpr int64_t kPoints = 36;
-constexpr int64_t kTiles = 96;                // of one block
-constexpr int64_t kGroupPanels = 8;           // panels of outputs in one task
-constexpr int64_t kMaxDepth = 64;             // of one sum: longer ones round to more than 1e-5 of the largest
+constexpr int64_t kTiles = 96;       // of one block
+constexpr int64_t kGroupPanels = 8;  // panels of outputs in one task
+// terms of one sum; longer sums have rounding errors above 1e-5 of the largest output
+constexpr int64_t kMaxDepth = 64;
 constexpr int64_t kChannels = 16;             // of tiles transformed together: a line of each pixel
 constexpr int64_t kParts = kPanel / kFloats;  // vectors of a panel
 constexpr int64_t kSmall = 1 << 21;           // operations: for fewer, waking a thread costs more than it saves

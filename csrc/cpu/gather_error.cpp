@@ -4,8 +4,8 @@
 //
 // An embedding runs along positions, a codebook row along channels: squares of a row's vectors are transposed in
 // registers. Sixteen positions, a cache line of the embedding, go through all channels, while the rows of the next
-// sixteen are prefetched. Magnitudes are compared as bits, which order alike and put NaN above infinity, so the result
-// does not depend on their order.
+// sixteen are prefetched. Magnitudes are compared as integers, which sort in the same order and put NaN above infinity,
+// so the result does not depend on the order of the comparisons.
 #include "cortex_fast/gather_error.h"
 
 #include <algorithm>

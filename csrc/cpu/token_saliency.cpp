@@ -75,7 +75,14 @@ void fold_sum(double* into, const double* from, int64_t count) {
 }
 
 double identity(Reduction reduction) {
-  return reduction == Reduction::kMean ? 0.0 : -std::numeric_limits<double>::infinity();
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return -std::numeric_limits<double>::infinity();
+    case Reduction::kMean:
+      return 0.0;
+  }
+  return std::numeric_limits<double>::quiet_NaN();  // the compiler refuses a reduction without a case
 }
 
 void fold(Reduction reduction, double* into, const double* from, int64_t count) {
@@ -89,9 +96,15 @@ void fold(Reduction reduction, double* into, const double* from, int64_t count) 
   }
 }
 
-// Folds reduced values into one another: they are magnitudes already where the reduction is absmax.
+// Folds values that are reduced already: for absmax they are magnitudes.
 void combine(Reduction reduction, double* into, const double* from, int64_t count) {
-  fold(reduction == Reduction::kAbsMax ? Reduction::kMax : reduction, into, from, count);
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return fold_max(into, from, count);
+    case Reduction::kMean:
+      return fold_sum(into, from, count);
+  }
 }
 
 // A row of channels and the result before it, reduced to one number: kLanes partial reductions, then by halves.
@@ -158,7 +171,14 @@ Shape shape_of(const Gradients<T>& grads) {
 // What a reduced sum is divided by. For the maxima this is exact, since division keeps the order.
 double divisor(const Shape& s, Reduction reduction) {
   const double samples = static_cast<double>(s.samples);
-  return reduction == Reduction::kMean ? samples * static_cast<double>(s.channels) : samples;
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return samples;
+    case Reduction::kMean:
+      return samples * static_cast<double>(s.channels);
+  }
+  return std::numeric_limits<double>::quiet_NaN();
 }
 
 // Grid rows (after the collapse in shape_of, mostly one row that is the whole grid) are cut into blocks of at most

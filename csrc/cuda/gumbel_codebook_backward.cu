@@ -1,4 +1,5 @@
-// The backward pass of gumbel_codebook, dP = y (D - <y, D>) / tau with D = dE C^T, and it fused with a step on P.
+// The backward pass of gumbel_codebook, dP = y (D - <y, D>) / tau with D = dE C^T, and the same, fused with
+// an update of P.
 //
 // Bound. An Adam step reads and writes P, m and v, with the read for the forward pass 28 bytes an element. D costs 2 d
 // operations an element, each as six products of bfloat16: at d = 256 and 16,000 rows of 16,384 codes 0.8 TFLOP, at two
@@ -14,7 +15,7 @@
 //
 // Both D and its mean are taken relative to the selected code w: D_k - D_w, 0 for w itself, and dE . (y C - C_w). Where
 // a row has settled on w its gradient is then 0, as it is in the formula; the difference of two large sums would leave
-// their rounding, which Adam makes a step of full length from. The penalty `stay_penalty` for leaving a row's anchor is
+// rounding error, which Adam would scale up to a full step. The penalty `stay_penalty` for leaving a row's anchor is
 // subtracted from D there, and from the mean.
 #include <cmath>
 

@@ -150,7 +150,7 @@ __device__ __forceinline__ Best better(const Best& a, const Best& b) {
   return b.score > a.score || (b.score == a.score && b.code < a.code) ? b : a;
 }
 
-// Among `width` lanes side by side; every one of them gets it.
+// The best of `width` adjacent lanes; every lane receives it.
 template <int width>
 __device__ __forceinline__ Best best_of_lanes(Best best) {
 #pragma unroll

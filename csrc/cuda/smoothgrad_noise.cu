@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A thread is N elements of one copy; a block belongs to one.
+// Each thread handles N elements of one copy; each block works on a single copy.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) given_copies(NoisyCopies<T> args, std::int64_t blocks, T* out) {
   const std::int64_t size = args.channels * args.positions;

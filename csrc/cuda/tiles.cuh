@@ -1,12 +1,12 @@
 // What the Gumbel kernels need of a GPU beyond CUDA C++'s plain part: matrix units and asynchronous copies, each with a
 // branch for the tests' stand-in for a GPU.
 //
-// Products in float32's precision come from bfloat16 units (mma.sync m16n8k16: every architecture from sm_80 on): a
-// float is the sum of three bfloat16, high, middle and low, of 8 bits each, exactly; of the nine products of two such
-// sums the six largest are taken, what is left out is below 2^-24 of the product. The units add with truncation, so a
-// chain of them starts from 0 and takes the small products first; the sum over chains is float32's own. sm_90's wgmma
-// has nearly twice the rate and spares the loads of operands, but its order of accumulation can only be tried on a GPU:
-// left until there is one.
+// Products in float32's precision come from bfloat16 units (mma.sync m16n8k16: every architecture from sm_80 on). A
+// float is exactly the sum of three bfloat16 of 8 bits each: high, middle and low. Two such sums have nine products, of
+// which the six largest are taken; the others are below 2^-24 of the product. The units add with truncation, so a chain
+// of them starts from 0 and takes the small products first. The sum over chains is float32's own. sm_90's wgmma has
+// nearly twice the rate and needs no loads of operands, but its order of accumulation can only be tried on a GPU, so it
+// waits for one.
 //
 // Blocks. The unit of storage is 16 x 16 numbers in three planes, kBlock bytes: each plane is four 8 x 8 matrices of
 // 128 bytes, by rows, in the order (upper left, lower left, upper right, lower right). That is what one ldmatrix.x4

@@ -13,8 +13,8 @@
 // comparisons a thread. "image" counts a token at its first position in that order. Only integers are added atomically,
 // so the order does not matter.
 //
-// One kernel whose last block finishes would need its tickets cleared, which is also a node of a graph; a cluster for
-// each image has at most 16 blocks, too few for a GPU where images are few.
+// A single kernel whose last block does the final pass would need its counter cleared, which costs a graph node too. A
+// cluster for each image has at most 16 blocks, too few for a GPU where images are few.
 #include <math.h>
 
 #include "cortex_fast/token_saliency_cuda.h"
@@ -180,6 +180,20 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % 32 == 0) partial[(image * plan.splits + split) * plan.positions + position] = best;
 }
 
+// What a reduced sum is divided by. A reduction without a case gives NaN: the kernels above have no switch, which would
+// cost them stack memory.
+double divisor(const Plan& plan, Reduction reduction) {
+  const double samples = static_cast<double>(plan.samples);
+  switch (reduction) {
+    case Reduction::kAbsMax:
+    case Reduction::kMax:
+      return samples;
+    case Reduction::kMean:
+      return samples * static_cast<double>(plan.channels);
+  }
+  return NAN;
+}
+
 // The larger key is the larger value, and of two equal ones the lower position.
 __device__ __forceinline__ uint64_t key_of(float value, int64_t position) {
   const uint32_t bits = bits_of(value + 0.0f);  // -0 becomes +0: they tie
@@ -291,10 +305,9 @@ Status token_saliency(const Gradients<T>& grads, Reduction reduction, const Coun
       launch(plan.channels_inside ? "channels_inside" : "positions_inside", kernel,
              plan.batch * plan.position_blocks * plan.splits, kThreads, stream, grads.data, plan, reduction, partial);
   if (status.code != 0) return status;
-  const double samples = static_cast<double>(plan.samples);
-  const double divisor = reduction == Reduction::kMean ? samples * static_cast<double>(plan.channels) : samples;
   const int64_t blocks = counting.counts != nullptr ? plan.batch : ceil_div(plan.batch * plan.positions, kThreads);
-  return launch("finish", finish, blocks, kThreads, stream, partial, plan, reduction, 1.0 / divisor, out, counting);
+  return launch("finish", finish, blocks, kThreads, stream, partial, plan, reduction, 1.0 / divisor(plan, reduction),
+                out, counting);
 }
 
 Status concept_counts(const Grids<float>& tsv, const Counting& counting, int64_t batch, int64_t height, int64_t width,

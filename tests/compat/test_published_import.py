@@ -104,8 +104,8 @@ BREAK = {
         "cut off",
     ),
     "missing": (lambda f: (f / "train" / "1_4.npy").unlink(), 6, "1_4.npy: No such file"),
-    "truncated": (lambda f: os.truncate(f / "train" / "1_4.npy", 200), 6, "whole .npy"),
-    "empty": (lambda f: os.truncate(f / "train" / "1_4.npy", 0), 6, "whole .npy"),
+    "truncated": (lambda f: os.truncate(f / "train" / "1_4.npy", 200), 6, "truncated or damaged .npy"),
+    "empty": (lambda f: os.truncate(f / "train" / "1_4.npy", 0), 6, "truncated or damaged .npy"),
     "integers": (lambda f: np.save(f / "train" / "1_4.npy", np.zeros((CHANNELS, SIDE, SIDE), int)), 6, "float32"),
     "shape": (lambda f: np.save(f / "train" / "1_4.npy", np.zeros((CHANNELS, SIDE), np.float32)), 6, "shape"),
     "objects": (lambda f: np.save(f / "train" / "1_4.npy", np.array([{}]), allow_pickle=True), 6, "pickle"),
@@ -139,7 +139,7 @@ def test_bad_files_do_not_disturb_the_comparison_of_their_neighbours(tmp_path):
     bad = {row for row, error in errors.items() if error > 2.0**-20} | {20, 37}
     assert {row for row, reason in enumerate(reasons) if reason is not None} == bad
     assert largest == max(error for error in errors.values() if error <= 2.0**-20)
-    assert "No such file" in reasons[20] and "whole .npy" in reasons[37] and "by 0.25" in reasons[0]
+    assert "No such file" in reasons[20] and "truncated or damaged .npy" in reasons[37] and "by 0.25" in reasons[0]
 
 
 @pytest.mark.parametrize("how", BREAK)
@@ -447,7 +447,7 @@ def test_codebooks_of_8_bits_and_lying_headers_are_refused_by_name(tmp_path):
     ):
         assert changed != text
         (tmp_path / name).write_bytes(changed)
-        with pytest.raises(PublishedDataError, match=rf"{name}: not a whole \.npy file"):
+        with pytest.raises(PublishedDataError, match=rf"{name}: a truncated or damaged \.npy file"):
             read_codebook(tmp_path / name)
     with pytest.raises(PublishedDataError, match=r"eight\.safetensors: codebook: expected .* at least 16 bits"):
         read_codebook(tmp_path / "eight.safetensors")

@@ -35,7 +35,7 @@ def test_messages_have_the_reason_alone(tmp_path):
         with pytest.raises(CheckpointError, match=rf"^{path}: not a readable checkpoint \(.*{message}") as caught:
             read_state(path)
         with pytest.raises(
-            ResultFileError, match=rf"^{path}: not a whole checkpoint of a training run \(.+\)$"
+            ResultFileError, match=rf"^{path}: a truncated or damaged checkpoint of a training run \(.+\)$"
         ) as resumed:
             load_checkpoint(path, {}, None, None)  # neither is reached
         for error in (caught, resumed):

@@ -19,8 +19,7 @@ from cortex_fast import (
     top_tokens,
 )
 from cortex_fast.data.results import load_result, replace_whole, save_result
-from cortex_fast.extractors import Recipe as TrainingRecipe
-from cortex_fast.extractors import accuracy, build, train_extractor
+from cortex_fast.extractors import TrainingRecipe, accuracy, build, train_extractor
 
 
 def store(count: int = 5, codes: int = 30) -> TokenStore:

@@ -6,10 +6,9 @@ import torch
 from cortex_fast import Schedule, ops
 from cortex_fast.engine import NoiseStream, prepare
 from cortex_fast.explain import select_tokens, smoothgrad, token_saliency
-from cortex_fast.extractors import build
+from cortex_fast.extractors import NAMES, build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-KINDS = ("ce", "ce_deep", "re", "te")
 
 
 def problem(kind: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
@@ -18,7 +17,7 @@ def problem(kind: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     return extractor, torch.randn(5, 16, 8, 8), torch.arange(5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 def test_smoothgrad_equals_the_cpus(kind, noise):
     extractor, x, target = problem(kind)
@@ -28,7 +27,7 @@ def test_smoothgrad_equals_the_cpus(kind, noise):
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_replayed_passes_do_not_depend_on_their_number(kind):
     """Small passes are replayed from one CUDA graph, one large pass is captured and launched once."""
     extractor, x, target = problem(kind)

@@ -11,7 +11,8 @@ from cortex_fast.engine.errors import UntraceableError
 from cortex_fast.engine.folding import without_bias
 from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.norms import Norm, normalise_by_statistics
-from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
+from cortex_fast.extractors import NAMES
+from tests.engine.user_modules import CHANNELS, GRID, Of, conv, embedding, ended, folded, linear, norm
 from tests.known_extractors import Convolutional, tiny
 
 FEATURES = CHANNELS * GRID * GRID
@@ -151,7 +152,7 @@ def norms_in(graph: Graph) -> int:
     return len([module for module in graph.modules() if isinstance(module, Norm)]) + len(by_statistics)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_folded_extractors_compute_the_same(kind, batch):
     extractor, x = tiny(kind).double(), embedding(batch, dtype=torch.float64)
@@ -211,7 +212,7 @@ def test_an_argument_with_a_default_is_allowed():
     torch.testing.assert_close(folded(extractor)(x), extractor(x), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_the_extractor_stays_unchanged(kind):
     extractor = tiny(kind)
     next(extractor.parameters()).requires_grad_(False)

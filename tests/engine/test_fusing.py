@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cortex_fast.engine.fusing import Convolution, fuse
+from cortex_fast.extractors import NAMES
 from cortex_fast.kernels import native
-from tests.engine.user_modules import CHANNELS, KINDS, conv, embedding, ended, folded, norm, relative
+from tests.engine.user_modules import CHANNELS, conv, embedding, ended, folded, norm, relative
 from tests.known_extractors import tiny
 
 PLAIN, RELU, BOTH = (False, False), (True, False), (True, True)  # relu, pool of a fused convolution
@@ -159,7 +160,7 @@ def test_replaced_layers(name):
     assert_same_function(extractor, replaced, embedding())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_replaced_layers_of_the_extractors(kind):
     extractor = tiny(kind)
     replaced = folded(extractor)

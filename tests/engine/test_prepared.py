@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cortex_fast import zoo
 from cortex_fast.engine import PRECISIONS, NoiseStream, Prepared, prepare
 from cortex_fast.explain import token_saliency, top_tokens
+from cortex_fast.extractors import NAMES
 from cortex_fast.ops.backends import IMPL_VARIABLE
 from tests.engine.user_modules import (
     CHANNELS,
     GRID,
-    KINDS,
     Of,
     autograd,
     conv,
@@ -81,7 +81,7 @@ def counting_weight_gradients(extractor: nn.Module):
         yield mode.counted
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("copies", [FEW, MANY])
 def test_values_and_gradients_of_the_extractors_equal_autograds(kind, copies):
     extractor, x = tiny(kind), embedding()
@@ -91,7 +91,7 @@ def test_values_and_gradients_of_the_extractors_equal_autograds(kind, copies):
     assert relative(value, wanted_value) < 1e-5 and relative(gradient, wanted) < 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_float64_extractors_keep_float64(kind):
     extractor, x = tiny(kind).double(), embedding(dtype=torch.float64)
     prepared = prepare(extractor, x)
@@ -101,7 +101,7 @@ def test_float64_extractors_keep_float64(kind):
     assert relative(gradient, wanted) < 1e-10 and relative(value, wanted_value) < 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_notes_state_what_was_sped_up(kind):
     prepared = prepare(tiny(kind), embedding(), copies=MANY)
     hoisted = {"ce": 1, "ce_deep": 1, "re": 2, "te": 1}[kind]
@@ -126,7 +126,7 @@ def test_the_notes_state_the_convolutions_backend(monkeypatch):
     assert "not torch.float64" in prepare(extractor.double(), x.double()).notes[-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_no_gradient_of_a_weight_is_computed(kind, precision):
     extractor, x = tiny(kind), embedding()
@@ -141,7 +141,7 @@ def test_no_gradient_of_a_weight_is_computed(kind, precision):
     assert len(counted) >= len([m for m in extractor.modules() if isinstance(m, nn.Conv2d | nn.Linear)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize(
     "precision",
     ["float32", "bfloat16"],
@@ -204,7 +204,7 @@ def test_works_under_no_grad_and_inference_mode(kind, mode):
     torch.testing.assert_close(mean, outside)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precisions_keep_the_direction_of_the_gradient(kind, precision):
     extractor, x = tiny(kind), embedding()

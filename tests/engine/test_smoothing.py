@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from cortex_fast import ops, smoothgrad
 from cortex_fast.engine import NoiseStream, Prepared, mean_gradients, prepare
+from cortex_fast.extractors import NAMES
 from cortex_fast.kernels import native
-from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, autograd, conv, embedding, ended, linear, relative
+from tests.engine.user_modules import CHANNELS, GRID, Of, autograd, conv, embedding, ended, linear, relative
 from tests.known_extractors import Convolutional, Linear, tiny
 
 TARGET = torch.tensor([2, 0, 3])
@@ -67,7 +68,7 @@ def passes_of(prepared: Prepared) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @every_noise
 @every_pairing
 def test_equal_to_the_definition(kind, shared, antithetic):
@@ -100,7 +101,7 @@ def test_an_odd_number_of_antithetic_samples_ends_with_half_a_pair():
     assert relative(gradients(prepare(extractor, x), x, stream, range(5), 1), wanted) < 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @every_noise
 def test_the_public_function_is_the_definition(kind, shared):
     extractor, x, items = tiny(kind).double(), embedding(dtype=torch.float64), torch.tensor([5, 0, 9])
@@ -113,7 +114,7 @@ def test_the_public_function_is_the_definition(kind, shared):
 
 @pytest.mark.parametrize(
     ("kind", "shared", "antithetic"),
-    [(kind, *how) for kind in KINDS for how in product((True, False), repeat=2) if kind != "te" or how[0] != how[1]],
+    [(kind, *how) for kind in NAMES for how in product((True, False), repeat=2) if kind != "te" or how[0] != how[1]],
 )
 def test_the_memory_does_not_change_the_result(kind, shared, antithetic):
     """Not bit for bit: the rounding of torch's matrix products depends on the number of rows."""
@@ -211,7 +212,7 @@ def test_the_memory_bound_holds(kind, precision, images, shared):
     assert peak <= memory + 6 * x.nbytes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @every_noise
 def test_the_first_layer_is_hoisted(kind, shared):
     """Shared stream: forward once for each image and once for each draw. Backward always once for each image."""

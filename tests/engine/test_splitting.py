@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_fast.engine.splitting import SplitGraph, as_tuple, split
-from tests.engine.user_modules import CHANNELS, GRID, KINDS, Of, conv, embedding, ended, folded, linear, norm
+from cortex_fast.extractors import NAMES
+from tests.engine.user_modules import CHANNELS, GRID, Of, conv, embedding, ended, folded, linear, norm
 from tests.known_extractors import tiny
 
 FEATURES = CHANNELS * GRID * GRID
@@ -164,7 +165,7 @@ def layers(module: nn.Module) -> int:
     return len([layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_the_parts_of_the_extractors_compute_the_extractors(kind):
     parts = assert_parts_fit(tiny(kind))
     x = embedding(dtype=torch.float64)

@@ -12,7 +12,6 @@ from cortex_fast.engine.folding import fold
 from cortex_fast.engine.graphs import Graph
 from cortex_fast.engine.tracing import recorded
 
-KINDS = ("ce", "ce_deep", "re", "te")
 CHANNELS, GRID = 5, 8  # of every embedding here
 
 

@@ -228,3 +228,13 @@ def test_finished_groups_are_saved_without_a_judgement_between(tmp_path):
     got = select_tokens(extractor, codebook(), targets(3), judge=judge, checkpoint=path, **arguments)
     assert len(looks) == 4 + 4  # two for each of the second and the third problem
     assert_same(got, select_tokens(extractor, codebook(), targets(3), **arguments))
+
+
+def test_the_identity_of_a_run_has_the_names_of_earlier_versions(state):
+    """So that their checkpoints and finished concepts are recognised: names are never changed in files."""
+    _, header = state
+    assert header["made"].keys() == {
+        *("method", "extractor", "codebook", "problems", "seed"),
+        *("steps", "lr", "tau", "optimizer", "regularisation", "judge_every"),
+        *("draws", "restarts", "patience", "start", "stay"),
+    }

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cortex_fast import smoothgrad, token_saliency, top_tokens
 from cortex_fast.engine import prepare
+from cortex_fast.extractors import NAMES
 from cortex_fast.ops import smoothgrad_noise
 from tests.known_extractors import Convolutional, Cubic, Linear, tiny
 
@@ -55,7 +56,7 @@ def test_equal_to_one_backward_pass_for_each_image_and_draw():
         torch.testing.assert_close(got[image].double(), total / 6, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["ce", "ce_deep", "re", "te"])
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("noise", ["shared", "independent"])
 def test_every_extractor_and_every_noise_by_the_published_procedure(kind, noise):
     """In float64, against gradients of the extractor itself, not of its prepared form."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from cortex_fast import ResultFileError
 from cortex_fast.data.results import replace_whole, save_result
-from cortex_fast.extractors import Recipe, build, fitting, train_extractor
+from cortex_fast.extractors import TrainingRecipe, build, fitting, train_extractor
 from cortex_fast.extractors.checkpoints import load_checkpoint, save_checkpoint
 from cortex_fast.extractors.files import extractor_header, load_extractor, save_extractor
 from cortex_fast.extractors.fitting import best_of, checkpoint_of, fit
@@ -113,18 +113,18 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     for damaged in (flipped, whole[:-100], whole[:100], b"", b"nothing of the kind"):
         path.write_bytes(damaged)
-        with pytest.raises(ResultFileError, match=r"run\.pt: not a whole checkpoint"):
+        with pytest.raises(ResultFileError, match=r"run\.pt: a truncated or damaged checkpoint"):
             load_checkpoint(path, RUN, extractor, optimizer)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02" + b"(" * 100_000 + b".")
         file.writestr("archive/version", "3\n")
-    with pytest.raises(ResultFileError, match=r"run\.pt: not a whole checkpoint"):
+    with pytest.raises(ResultFileError, match=r"run\.pt: a truncated or damaged checkpoint"):
         load_checkpoint(path, RUN, extractor, optimizer)
 
 
 def test_a_second_training_to_the_same_file_is_refused(tmp_path):
     """While the first is at its first epoch; the first is not disturbed."""
-    recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
+    recipe, settings = TrainingRecipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
     alone, out, messages = tmp_path / "alone", tmp_path / "e.safetensors", []
     fit(store(), alone, "re", recipe, **settings)
 
@@ -154,7 +154,7 @@ def test_a_second_training_to_the_same_file_is_refused(tmp_path):
 
 
 def test_resuming_after_the_last_epoch_writes_the_same_file(tmp_path, monkeypatch):
-    recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "resume": True}
+    recipe, settings = TrainingRecipe(epochs=2, batch_size=16), {"width": 16, "resume": True}
     alone, out = tmp_path / "alone", tmp_path / "e"
     fit(store(), alone, "re", recipe, **settings)
     assert extractor_header(alone)["fingerprint"]["loss"] > 0
@@ -168,13 +168,13 @@ def test_resuming_after_the_last_epoch_writes_the_same_file(tmp_path, monkeypatc
     monkeypatch.undo()
     fit(store(), out, "re", recipe, **settings)
     assert out.read_bytes() == alone.read_bytes()
-    fit(store(), tmp_path / "none", "re", Recipe(epochs=0), **settings)
+    fit(store(), tmp_path / "none", "re", TrainingRecipe(epochs=0), **settings)
     assert "loss" not in extractor_header(tmp_path / "none")["fingerprint"]
 
 
 def test_the_best_epoch_of_an_older_run_is_not_used(tmp_path):
     """If its checkpoint is gone, if the checkpoint is another run's, or if the file is damaged."""
-    recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
+    recipe, settings = TrainingRecipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
     alone, out = tmp_path / "alone", tmp_path / "e"
     fit(store(), alone, "re", recipe, **settings)
 
@@ -209,11 +209,11 @@ def test_the_best_epoch_of_an_older_run_is_not_used(tmp_path):
 def test_the_best_epoch_of_an_older_run_is_no_result_of_a_run_without_validation(tmp_path):
     """A run judges no epoch if it has no validation store or no epochs."""
     alone, out = tmp_path / "alone", tmp_path / "e"
-    fit(store(), alone, "re", Recipe(epochs=1, batch_size=16), width=16, seed=7, validation=store(30))
+    fit(store(), alone, "re", TrainingRecipe(epochs=1, batch_size=16), width=16, seed=7, validation=store(30))
     for settings in ({"epochs": 1, "batch_size": 16}, {"epochs": 0}):
         validation = None if settings["epochs"] else store(30)
         best_of(out).write_bytes(alone.read_bytes())
-        fit(store(), out, "re", Recipe(**settings), width=16, validation=validation)
+        fit(store(), out, "re", TrainingRecipe(**settings), width=16, validation=validation)
         fingerprint = extractor_header(out)["fingerprint"]
         assert (fingerprint["seed"], fingerprint["epochs"]) == (
             0,
@@ -226,7 +226,7 @@ def test_the_best_epoch_of_an_older_run_is_no_result_of_a_run_without_validation
 def test_of_equal_losses_the_first_epoch_is_written(tmp_path, monkeypatch):
     losses = iter([0.5, 0.25, 0.25, 0.5, 0.25])
     monkeypatch.setattr(fitting, "mean_loss", lambda *_: next(losses))
-    fit(store(), tmp_path / "e", "re", Recipe(epochs=5, batch_size=16), width=16, validation=store(30))
+    fit(store(), tmp_path / "e", "re", TrainingRecipe(epochs=5, batch_size=16), width=16, validation=store(30))
     fingerprint = extractor_header(tmp_path / "e")["fingerprint"]
     assert (fingerprint["epoch"], fingerprint["validation_loss"]) == (2, 0.25)
 
@@ -234,11 +234,11 @@ def test_of_equal_losses_the_first_epoch_is_written(tmp_path, monkeypatch):
 def test_the_next_run_removes_the_files_of_a_killed_one(tmp_path):
     """Killed after the extractor was written and before the checkpoint was removed."""
     out, settings = tmp_path / "e", {"width": 16, "validation": store(30), "resume": True}
-    fit(store(), out, "re", Recipe(epochs=1, batch_size=16), **settings)
+    fit(store(), out, "re", TrainingRecipe(epochs=1, batch_size=16), **settings)
     checkpoint_of(out).write_bytes(b"a checkpoint")
     killed(lambda: replace_whole(out, die))
     assert hidden(tmp_path)
-    fit(store(), out, "re", Recipe(epochs=1, batch_size=16), **settings)
+    fit(store(), out, "re", TrainingRecipe(epochs=1, batch_size=16), **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 

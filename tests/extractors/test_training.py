@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from cortex_fast import ResultFileError, TokenStore
-from cortex_fast.extractors import Recipe, accuracy, build, mean_loss, train_extractor
+from cortex_fast.extractors import TrainingRecipe, accuracy, build, mean_loss, train_extractor
 from cortex_fast.extractors.checkpoints import save_checkpoint
 from cortex_fast.extractors.files import extractor_header, load_extractor
 from cortex_fast.extractors.fitting import best_of, checkpoint_of, fit
@@ -39,7 +39,7 @@ def same_bits(first: dict, second: dict) -> bool:
 
 
 def test_the_default_recipe_is_the_published_one():
-    assert dataclasses.asdict(Recipe()) == {
+    assert dataclasses.asdict(TrainingRecipe()) == {
         "epochs": 80,
         "batch_size": 512,
         "lr": 1e-3,
@@ -54,7 +54,7 @@ def test_training_is_adam_with_torchs_step_schedule():
     tokens, labels = images(40)
     ours, theirs = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)).double(), nn.Linear(128, 3).double()
     theirs.load_state_dict(ours[1].state_dict())
-    recipe = Recipe(epochs=6, batch_size=40, lr=0.02, weight_decay=0.01, step_epochs=2, gamma=0.3)
+    recipe = TrainingRecipe(epochs=6, batch_size=40, lr=0.02, weight_decay=0.01, step_epochs=2, gamma=0.3)
     losses = []
     codebook = CODEBOOK.double()
     train_extractor(ours, codebook, tokens, labels, recipe, after_epoch=lambda epoch, loss: losses.append(loss))
@@ -78,7 +78,7 @@ class Stop(Exception):  # noqa: N818 (an interruption, not an error)
 @pytest.mark.parametrize(("name", "after"), [("re", 1), ("re", 4), ("re", 10), ("ce", 3), ("te", 3)])
 def test_resumed_to_the_same_bits(name, after, tmp_path):
     tokens, labels = images()
-    recipe = Recipe(epochs=3 if name == "re" else 1, batch_size=12, step_epochs=1)  # 4 steps an epoch
+    recipe = TrainingRecipe(epochs=3 if name == "re" else 1, batch_size=12, step_epochs=1)  # 4 steps an epoch
     path = tmp_path / "run.pt"
 
     def fresh():
@@ -111,18 +111,18 @@ def test_another_run_and_a_damaged_checkpoint_are_refused(tmp_path):
     tokens, labels = images()
     path = tmp_path / "run.pt"
     extractor = build("re", num_classes=3, in_channels=8, width=16, grid=4)
-    train_extractor(extractor, CODEBOOK, tokens, labels, Recipe(epochs=1), checkpoint=path)
+    train_extractor(extractor, CODEBOOK, tokens, labels, TrainingRecipe(epochs=1), checkpoint=path)
     for changed, named in (
-        ({"recipe": Recipe(epochs=1, lr=0.5)}, "lr: expected 0.5, got 0.001"),
+        ({"recipe": TrainingRecipe(epochs=1, lr=0.5)}, "lr: expected 0.5, got 0.001"),
         ({"seed": 4}, "seed"),
         ({"labels": labels.flip(0)}, "data"),
     ):
-        settings = {"recipe": Recipe(epochs=1), "labels": labels} | changed
+        settings = {"recipe": TrainingRecipe(epochs=1), "labels": labels} | changed
         with pytest.raises(ResultFileError, match=rf"run\.pt: .*{named}"):
             train_extractor(extractor, CODEBOOK, tokens, checkpoint=path, **settings)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ResultFileError, match=r"run\.pt: not a whole checkpoint"):
-        train_extractor(extractor, CODEBOOK, tokens, labels, Recipe(epochs=1), checkpoint=path)
+    with pytest.raises(ResultFileError, match=r"run\.pt: a truncated or damaged checkpoint"):
+        train_extractor(extractor, CODEBOOK, tokens, labels, TrainingRecipe(epochs=1), checkpoint=path)
 
 
 def test_torchs_random_state_is_neither_used_nor_changed():
@@ -133,7 +133,7 @@ def test_torchs_random_state_is_neither_used_nor_changed():
         extractors.append(build("re", num_classes=3, in_channels=8, width=16, grid=4))
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        train_extractor(extractors[-1], CODEBOOK, tokens, labels, Recipe(epochs=1, batch_size=16))
+        train_extractor(extractors[-1], CODEBOOK, tokens, labels, TrainingRecipe(epochs=1, batch_size=16))
         assert torch.equal(before, torch.get_rng_state())
     assert same_bits(*map(state, extractors))
 
@@ -152,7 +152,7 @@ def test_uint16_tokens_train_as_other_integers():
             codebook,
             stored,
             labels,
-            Recipe(epochs=2),
+            TrainingRecipe(epochs=2),
             after_epoch=lambda e, loss, to=losses: to.append(loss),
         )
         trained.append((state(extractor), losses))
@@ -163,7 +163,7 @@ def test_mixed_precision_keeps_float32_weights_and_learns():
     tokens, labels = images()
     extractor = build("re", num_classes=3, in_channels=8, width=16, grid=4)
     losses = []
-    recipe = Recipe(epochs=4, batch_size=16, lr=3e-3)
+    recipe = TrainingRecipe(epochs=4, batch_size=16, lr=3e-3)
     train_extractor(
         extractor, CODEBOOK, tokens, labels, recipe, precision="bfloat16", after_epoch=lambda e, x: losses.append(x)
     )
@@ -176,7 +176,7 @@ def test_an_infinite_loss_ends_the_run_without_a_checkpoint(tmp_path):
     extractor = nn.Sequential(nn.Flatten(), nn.Linear(128, 3))
     extractor[1].bias.data[0] = torch.inf
     with pytest.raises(FloatingPointError, match="epoch 1"):
-        train_extractor(extractor, CODEBOOK, tokens, labels, Recipe(epochs=1), checkpoint=tmp_path / "run.pt")
+        train_extractor(extractor, CODEBOOK, tokens, labels, TrainingRecipe(epochs=1), checkpoint=tmp_path / "run.pt")
     assert not list(tmp_path.iterdir())
 
 
@@ -191,7 +191,7 @@ def test_an_infinite_loss_ends_the_run_without_a_checkpoint(tmp_path):
 )
 def test_bad_settings_are_named(settings, named):
     tokens, labels = images()
-    arguments = {"tokens": tokens, "labels": labels, "recipe": Recipe(epochs=1)} | settings
+    arguments = {"tokens": tokens, "labels": labels, "recipe": TrainingRecipe(epochs=1)} | settings
     with pytest.raises((TypeError, ValueError), match=rf"^{named}:"):
         train_extractor(nn.Linear(1, 1), CODEBOOK, **arguments)
 
@@ -199,7 +199,7 @@ def test_bad_settings_are_named(settings, named):
 @pytest.mark.parametrize("setting", ["epochs", "batch_size", "lr", "weight_decay", "step_epochs", "gamma"])
 def test_bad_recipes_are_named(setting):
     with pytest.raises(ValueError, match=rf"^{setting}:"):
-        Recipe(**{setting: -1})
+        TrainingRecipe(**{setting: -1})
 
 
 # --- several processes
@@ -222,7 +222,7 @@ def _train_plain(path: Path, stop_after: int | None = None, checkpoint: Path | N
         if seen == stop_after:
             raise Stop
 
-    recipe = Recipe(epochs=3, batch_size=12, lr=1e-2)
+    recipe = TrainingRecipe(epochs=3, batch_size=12, lr=1e-2)
     try:
         train_extractor(
             extractor,
@@ -265,7 +265,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_fit_writes_the_extractor_of_least_validation_loss(tmp_path):
     out, lines = tmp_path / "e.safetensors", []
-    recipe = Recipe(epochs=5, batch_size=16, lr=0.1)  # bounces
+    recipe = TrainingRecipe(epochs=5, batch_size=16, lr=0.1)  # bounces
     fit(store(), out, "re", recipe, width=16, validation=store(30), report=lines.append)
     losses = [float(line.split("validation loss ")[1].split(",")[0]) for line in lines]
     header = extractor_header(out)["fingerprint"]
@@ -276,7 +276,7 @@ def test_fit_writes_the_extractor_of_least_validation_loss(tmp_path):
 
 
 def test_fit_resumes_only_when_asked_and_to_the_same_file(tmp_path):
-    recipe = Recipe(epochs=3, batch_size=16)
+    recipe = TrainingRecipe(epochs=3, batch_size=16)
     once, out = tmp_path / "once", tmp_path / "e"
     fit(store(), once, "re", recipe, width=16, validation=store(30))
 
@@ -299,7 +299,7 @@ def test_fit_resumes_only_when_asked_and_to_the_same_file(tmp_path):
 
 def test_fit_resumes_only_the_same_run(tmp_path):
     """Another extractor, recipe, data or validation is refused by finished and unfinished runs, whose files stay."""
-    recipe, settings = Recipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
+    recipe, settings = TrainingRecipe(epochs=2, batch_size=16), {"width": 16, "validation": store(30), "resume": True}
     finished, stopped = tmp_path / "finished", tmp_path / "stopped"
 
     def stop(line: str) -> None:
@@ -313,7 +313,7 @@ def test_fit_resumes_only_the_same_run(tmp_path):
     for change, message in (
         ({"name": "ce"}, "'ce'"),
         ({"width": 32}, "sizes"),
-        ({"recipe": Recipe(epochs=3, batch_size=16)}, "epochs: expected 3, got 2"),
+        ({"recipe": TrainingRecipe(epochs=3, batch_size=16)}, "epochs: expected 3, got 2"),
         ({"seed": 1}, "seed: expected 1, got 0"),
         ({"store": store(44)}, "data"),
         ({"validation": store(29)}, "validation"),
@@ -332,7 +332,7 @@ def test_validation_is_judged_by_its_own_codebook_and_must_fit(tmp_path):
     other = TokenStore(order.argsort()[tokens], labels, CODEBOOK[order], ("a", "b", "c"))  # the same E
     losses = []
     for name, validation in (("first", store(30)), ("second", other)):
-        fit(store(), tmp_path / name, "re", Recipe(epochs=1, batch_size=16), width=16, validation=validation)
+        fit(store(), tmp_path / name, "re", TrainingRecipe(epochs=1, batch_size=16), width=16, validation=validation)
         losses.append(extractor_header(tmp_path / name)["fingerprint"]["validation_loss"])
     assert losses[0] == losses[1]
     for off, message in (
@@ -342,7 +342,7 @@ def test_validation_is_judged_by_its_own_codebook_and_must_fit(tmp_path):
         (store().select(slice(0, 0)), "at least one image"),
     ):
         with pytest.raises(ValueError, match=rf"^validation: .*{message}"):
-            fit(store(), tmp_path / "off", "re", Recipe(epochs=1), width=16, validation=off)
+            fit(store(), tmp_path / "off", "re", TrainingRecipe(epochs=1), width=16, validation=off)
     assert not (tmp_path / "off").exists()
 
 

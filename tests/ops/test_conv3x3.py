@@ -415,7 +415,7 @@ def test_bad_filters_are_named(weight: Tensor, bias: Tensor | None, error: type[
         (torch.zeros(3, 4, 4), ValueError, r"^x: expected shape \[n, I, h, w\]"),
         (torch.zeros(2, 4, 4, 3), ValueError, "^x: expected 3 channels as in weight"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.int64), TypeError, "^x: expected a floating-point tensor"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.float64), TypeError, "^x: expected torch.float32 as weight"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.float64), TypeError, "^x: expected torch.float32, the weight's dtype"),
         (torch.zeros(2, 3, 4, 4, device="meta"), ValueError, "^x, weight: expected one device"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cortex_fast import ops
+from cortex_fast.ops.descent_step import descent_step
 
 
 @pytest.mark.parametrize("as_tensors", [False, True])
@@ -20,7 +20,7 @@ def test_three_steps_of_torch_optim(optimizer, as_tensors):
         numbers = [0.3, step_count]
         if as_tensors:
             numbers = torch.tensor(numbers, dtype=torch.float64).unbind()
-        ops.descent_step(variables, expected.grad, lr=numbers[0], moments=moments, step_count=numbers[1])
+        descent_step(variables, expected.grad, lr=numbers[0], moments=moments, step_count=numbers[1])
     torch.testing.assert_close(variables, expected.detach(), rtol=1e-12, atol=1e-12)
 
 
@@ -37,4 +37,4 @@ def test_three_steps_of_torch_optim(optimizer, as_tensors):
 def test_bad_arguments_are_named(change, error, argument):
     arguments = {"variables": torch.zeros(2, 3), "gradient": torch.zeros(2, 3), "lr": 0.1} | change
     with pytest.raises(error, match=rf"^{argument}: expected"):
-        ops.descent_step(**arguments)
+        descent_step(**arguments)

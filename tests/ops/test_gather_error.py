@@ -117,7 +117,11 @@ def valid() -> dict[str, Tensor]:
         ({"embedding": torch.rand(2, 3, 16)}, ValueError, r"embedding: expected shape \[B, d, m, m\]"),
         ({"embedding": torch.rand(2, 4, 4, 4)}, ValueError, r"embedding: .*codebook's channels, \[2, 3, 4, 4\], got"),
         ({"embedding": torch.ones(2, 3, 4, 4).int()}, TypeError, "embedding: expected a floating-point"),
-        ({"embedding": torch.rand(2, 3, 4, 4).double()}, TypeError, "embedding: expected torch.float32 as codebook"),
+        (
+            {"embedding": torch.rand(2, 3, 4, 4).double()},
+            TypeError,
+            "embedding: expected torch.float32, the code",
+        ),
         ({"tokens": torch.zeros(2, 4, 4)}, TypeError, "tokens: expected an integer tensor"),
         ({"tokens": torch.full((2, 4, 4), 19)}, ValueError, r"tokens: expected values in \[0, 19\), got 19 to 19"),
         ({"tokens": torch.full((2, 4, 4), -1)}, ValueError, r"tokens: expected values in \[0, 19\), got -1"),

@@ -16,6 +16,7 @@ from cortex_fast.kernels.reference.conv3x3 import conv3x3 as reference_conv3x3
 from cortex_fast.kernels.reference.conv3x3_backward import conv3x3_backward
 from cortex_fast.kernels.reference.smoothgrad_noise import standard_normals
 from cortex_fast.ops import random_stream
+from cortex_fast.ops.token_saliency import REDUCTIONS
 from fuzz_calls.inputs import HALVES, Draw, plain, wide
 from fuzz_calls.judging import Unchanged, close, expect, same
 
@@ -43,7 +44,7 @@ def _grid(draw: Draw, most: int = 9) -> tuple[int, int]:
 def token_saliency(draw: Draw) -> None:
     shape = draw.whole(0, 3), draw.whole(1, 5), draw.whole(1, 70), *_grid(draw)
     grads = draw.tensor(*shape, dtype=_dtype(draw), scale=draw.among((1, 1e-6, 1e4)), special=True)
-    reduction = draw.among(("absmax", "max", "mean"))
+    reduction = draw.among(REDUCTIONS)
     unchanged = Unchanged(grads=grads)
     got = ops.token_saliency(grads, reduction=reduction, impl=_impl(draw))
     unchanged.check()
@@ -111,7 +112,7 @@ def saliency_counts(draw: Draw) -> None:
     shape = draw.whole(0, 3), draw.whole(1, 4), draw.whole(1, 20), *_grid(draw, 5)
     grads = draw.tensor(*shape, dtype=_dtype(draw), special=True)
     tokens, labels, sizes = _counting(draw, (shape[0], *shape[3:]))
-    reduction = draw.among(("absmax", "max", "mean"))
+    reduction = draw.among(REDUCTIONS)
     unchanged = Unchanged(grads=grads, tokens=tokens, labels=labels)
     exact = reference_saliency.token_saliency(grads=wide(grads), reduction=reduction)
     with _refused_if(bool(exact.isnan().any()), "tsv: expected numbers, got NaN"):

@@ -5,7 +5,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cortex_fast.data.results import replace_whole
-from cortex_fast.extractors import Recipe, build, train_extractor
+from cortex_fast.extractors import TrainingRecipe, build, train_extractor
 
 from . import prior, tokenizer
 from .common import Work
@@ -14,7 +14,7 @@ CONFIGS = {
     "ce": {"num_classes": 12, "in_channels": 32, "width": 48, "grid": 16},
     "re": {"num_classes": 12, "in_channels": 32, "width": 64, "grid": 16},
 }
-RECIPE = Recipe(epochs=12, batch_size=64, lr=1e-3, weight_decay=1e-4, step_epochs=5, gamma=0.1)
+RECIPE = TrainingRecipe(epochs=12, batch_size=64, lr=1e-3, weight_decay=1e-4, step_epochs=5, gamma=0.1)
 
 
 def train(work: Work) -> dict[str, nn.Module]:

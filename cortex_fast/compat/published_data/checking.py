@@ -52,8 +52,8 @@ def check_every_row(
     Args:
         split: the table and the embeddings.
         codebook: C float32 [K, d] on the CPU.
-        classes: labels must be below.
-        threads: how many read and compare, beside the caller's, which reads the table.
+        classes: labels must be below this number.
+        threads: number of threads that read and compare, in addition to the calling thread, which reads the table.
         tick: called with the number of rows of each chunk that is done.
     """
     bad: list[Bad] = []
@@ -77,7 +77,7 @@ def check_sample(
     Args:
         split: the table and the embeddings.
         codebook: C float32 [K, d] on the CPU.
-        classes: labels must be below.
+        classes: labels must be below this number.
         seed: of the random rows.
         tick: called with numbers of rows that were read from the table.
     """

@@ -59,7 +59,7 @@ def _of_numpy(path: Path) -> Tensor:
     except OSError:
         raise
     except Exception as error:  # a damaged header raises nearly anything
-        raise PublishedDataError(f"{path}: not a whole .npy file of numbers ({error})") from error
+        raise PublishedDataError(f"{path}: a truncated or damaged .npy file of numbers ({error})") from error
 
 
 def _of_safetensors(path: Path) -> Tensor:
@@ -67,7 +67,7 @@ def _of_safetensors(path: Path) -> Tensor:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(_choose(path, {name: file.get_slice(name).get_shape() for name in file.keys()}))  # noqa: SIM118
     except SafetensorError as error:
-        raise PublishedDataError(f"{path}: not a whole safetensors file ({error})") from error
+        raise PublishedDataError(f"{path}: a truncated or damaged safetensors file ({error})") from error
 
 
 def _of_torch(path: Path, *, tensors_only: bool) -> Tensor:

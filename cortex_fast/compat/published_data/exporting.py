@@ -93,7 +93,7 @@ def export_embeddings(
 
 
 def _holds(folder: Path, store: TokenStore, names: list[str]) -> bool:
-    """Whether a folder's files are the embeddings of a store, each bit of them, and no others."""
+    """Whether a folder holds the embeddings of a store, bit for bit, with no other files."""
     if {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} != set(names):
         return False
     codebook = store.codebook.float().cpu().contiguous()

@@ -89,7 +89,7 @@ def import_embeddings(
         trust_tokens: read the table alone, and check 256 random rows; needs a codebook. Default False.
         skip_bad: write the store without the bad rows, and name them in its fingerprint and in <out>.bad.txt; needs a
             codebook. Default False.
-        threads: how many read and check embeddings. Default one a core.
+        threads: number of threads that read and check embeddings. Default: one per core.
         seed: of the random rows of `trust_tokens`. Default 0.
         tick: called with numbers of rows that are done, for a progress bar. Default None.
     Returns:
@@ -133,7 +133,9 @@ def _no_tick(_rows: int) -> None:
 
 def _check_settings(codebook: Tensor | None, codes: int | None, *, needs_codebook: bool) -> None:
     if codebook is None and needs_codebook:
-        raise PublishedDataError("trust_tokens and skip_bad need a codebook: a recovered one cannot tell who is wrong")
+        raise PublishedDataError(
+            "trust_tokens and skip_bad need a codebook: a recovered one cannot tell which row is wrong"
+        )
     if codebook is not None and codes is not None:
         raise PublishedDataError(f"codes: expected none beside a codebook, which has {len(codebook)}, got {codes}")
     if codes is not None:

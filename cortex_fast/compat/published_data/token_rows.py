@@ -38,7 +38,7 @@ def token_rows(split: Split, codes: int | None, classes: int, bad: list[Bad]) ->
     Args:
         split: the table, the pickle, and the embeddings, of which the first one tells the grid.
         codes: K; None for a codebook that is not known yet.
-        classes: labels must be below.
+        classes: labels must be below this number.
         bad: receives the invalid rows.
     Returns:
         The valid rows, in order, as a stream.

@@ -43,7 +43,7 @@ def count_arguments(
 def concept_counts(
     *, tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
-    """int64 [num_concepts,K] from tsv [B,m,m], tokens [B,m,m] and labels [B]. As the reference's function."""
+    """int64 [num_concepts,K] from tsv [B,m,m], tokens [B,m,m] and labels [B]. Same contract as the reference."""
     tsv = tsv.float()
     counting, counts, inputs = count_arguments(tokens, labels, top_n, num_concepts, codebook_size, per)
     cuda.call("concept_counts", tsv, tsv=tsv.data_ptr(), counting=counting, sizes=tsv.shape, strides=tsv.stride())

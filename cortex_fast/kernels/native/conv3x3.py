@@ -10,7 +10,7 @@ from cortex_fast.kernels import native
 def conv3x3(
     *, x: Tensor, weight: Tensor, bias: Tensor | None, winograd: Tensor, relu: bool, pool: bool, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """As the reference's function, from `winograd` of `conv3x3_filters`; of the weight only its shape is used."""
+    """Same contract as the reference, from `winograd` of `conv3x3_filters`; only the weight's shape is used."""
     images, inputs, height, width = x.shape
     outputs = weight.shape[0]
     x = x.contiguous(memory_format=torch.channels_last)

@@ -17,8 +17,7 @@ def conv3x3_backward(
     size: tuple[int, int],
     padding: int,
 ) -> Tensor:
-    """As the reference's function, from `winograd_transposed` of `conv3x3_filters`; of the weight only its shape is
-    used."""
+    """Same contract as the reference, from `winograd_transposed` of `conv3x3_filters`; of the weight only the shape."""
     images, outputs = upstream.shape[:2]
     inputs = weight.shape[1]
     upstream = upstream.contiguous(memory_format=torch.channels_last)

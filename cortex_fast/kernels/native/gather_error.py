@@ -7,7 +7,10 @@ from cortex_fast.kernels import native
 
 
 def gather_error(*, embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
-    """embedding float32 [B,d,m,m], tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B]. As the reference's."""
+    """embedding float32 [B,d,m,m], tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B].
+
+    Same contract as the reference.
+    """
     embedding, tokens, codebook = embedding.contiguous(), tokens.contiguous(), codebook.contiguous()
     error = native.empty((len(embedding),))
     _native.gather_error(

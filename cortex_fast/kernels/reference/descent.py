@@ -12,7 +12,7 @@ def descend(
     eps: float,
     step_count: int | Tensor,
 ) -> None:
-    """Adam's step (Kingma and Ba 2015) of this number, counted from 1, or SGD's without moments.
+    """Adam's step number `step_count`, from 1 (Kingma and Ba 2015); without moments, SGD's step.
 
     lr and step_count: numbers, or scalar tensors on the variables' device.
     """

@@ -51,7 +51,7 @@ def logits_gradient(
 ) -> Tensor:
     """dP = y (D - <y, D>) / tau [P,R,K] with D = dE C^T, in y's dtype.
 
-    anchor int64 [P,R]: the code of each row whose D is less by `stay_penalty`.
+    anchor int64 [P,R]: the code of each row from whose D `stay_penalty` is subtracted.
     """
     d = upstream.to(y.dtype) @ codebook.to(y.dtype).T
     if anchor is not None:
@@ -60,6 +60,6 @@ def logits_gradient(
 
 
 def sum_by_code(values: Tensor, index: Tensor, codes: int) -> Tensor:
-    """values [n,d] -> [K,d]: the sum of those of each index, in a fixed order (index_put_ may add atomically)."""
+    """values [n,d] -> [K,d]: the sum over the rows of each index, in a fixed order (index_put_ may add atomically)."""
     counts = torch.bincount(index, minlength=codes)
     return torch.segment_reduce(values[index.argsort(stable=True)], "sum", lengths=counts, axis=0)

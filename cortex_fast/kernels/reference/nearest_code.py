@@ -24,7 +24,10 @@ def nearest_code(*, z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _nearest(z: Tensor, codebook: Tensor, squares: Tensor, error: float) -> Tensor:
-    """Of some rows; squares [K] is |c|^2, infinite for codes that do not compete; error relative to |z|^2 + |c|^2."""
+    """The nearest codes int64 [R] of some rows z [R,d].
+
+    squares [K]: |c|^2, infinite for codes that do not compete. error: relative to |z|^2 + |c|^2.
+    """
     approximate = torch.addmm(squares, z, codebook.T, alpha=-2)  # |z - c|^2 - |z|^2, [R,K]
     margin = error * (z.square().sum(dim=1) + squares.where(squares < torch.inf, 0).max())
     near = (approximate <= (approximate.amin(dim=1) + margin)[:, None]) & (squares < torch.inf)

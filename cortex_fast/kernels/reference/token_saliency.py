@@ -9,9 +9,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+_REDUCED = {
+    "absmax": lambda mean: mean.abs().amax(dim=1),
+    "max": lambda mean: mean.amax(dim=1),
+    "mean": lambda mean: mean.mean(dim=1),
+}
+
+
 def token_saliency(*, grads: Tensor, reduction: str) -> Tensor:
     """grads [B,N,d,m,m] -> TSV [B,m,m]. "absmax": max over d of |mean over N|; "max": signed; "mean": mean over d."""
-    mean = grads.to(accumulation_dtype(grads.dtype)).mean(dim=1)
-    if reduction == "absmax":
-        return mean.abs().amax(dim=1)
-    return mean.amax(dim=1) if reduction == "max" else mean.mean(dim=1)
+    return _REDUCED[reduction](grads.to(accumulation_dtype(grads.dtype)).mean(dim=1))

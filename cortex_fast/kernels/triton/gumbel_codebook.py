@@ -47,8 +47,8 @@ class Parts(NamedTuple):
 
     largest_score: Any
     index: Any  # int32
-    denominator: Any = None  # of y, relative to the part's largest score; None of `select`
-    soft: Any = None  # y C without its denominator, [parts, rows, channels]; None of `select`
+    denominator: Any = None  # of y, relative to the part's largest score; None when written by `select`
+    soft: Any = None  # y C without its denominator, [parts, rows, channels]; None when written by `select`
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "draw", "count", "rows", "part"])

@@ -158,7 +158,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def nearest_code(*, z: Tensor, codebook: Tensor) -> Tensor:
-    """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. As the reference's function."""
+    """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. Same contract as the reference."""
     dtype = torch.promote_types(z.dtype, codebook.dtype)
     z, codebook = z.to(dtype).contiguous(), codebook.to(dtype).contiguous()
     (rows, channels), codes = z.shape, len(codebook)

@@ -68,6 +68,8 @@ def _reduce(
         else:
             if REDUCTION == "absmax":
                 mean = tl.abs(mean)
+            else:
+                tl.static_assert(REDUCTION == "max", "a reduction without a kernel")
             # NaN wins, and stays: no comparison with it is true
             best = tl.where(inside & ((mean > best) | (mean != mean)), mean, best)
     at = out + part.to(tl.int64) * positions + position
@@ -80,7 +82,7 @@ def _reduce(
 
 
 def token_saliency(*, grads: Tensor, reduction: str) -> Tensor:
-    """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. As the reference's function."""
+    """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. Same contract as the reference."""
     batch, samples, channels, height, width = grads.shape
     positions = height * width
     stride_b, stride_n, stride_c, stride_y, stride_x = grads.stride()

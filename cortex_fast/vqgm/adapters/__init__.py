@@ -26,7 +26,7 @@ __all__ = [
     "unit_range",
 ]
 
-# By the class's name and a part of its module's name; the first match counts.
+# By the class's name and one component of its module's path; the first match counts.
 _ADAPTERS: dict[tuple[str, str], Callable[..., Model]] = {
     ("VQModel", "diffusers"): diffusers_vqmodel,
     ("JanusVQVAE", "transformers"): janus,
@@ -57,8 +57,8 @@ def adapt(model: Any, *, grid: Grid | None = None) -> Model:
     """
     kinds = type(model).__mro__
     for kind in kinds:
-        for (name, place), adapter in _ADAPTERS.items():
-            if kind.__name__ == name and place in kind.__module__.split("."):
+        for (name, component), adapter in _ADAPTERS.items():
+            if kind.__name__ == name and component in kind.__module__.split("."):
                 return adapter(model, grid=grid)
-    names = ", ".join(f"{name} ({place})" for name, place in _ADAPTERS)
+    names = ", ".join(f"{name} ({component})" for name, component in _ADAPTERS)
     raise TypeError(f"model: expected one of {names}, got {kinds[0].__module__}.{kinds[0].__qualname__}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cortex_fast.data.digests import of_state
 from cortex_fast.data.grids import Grid
-from cortex_fast.vqgm.adapters.shapes import filled_autoencoder
+from cortex_fast.vqgm.adapters.architecture import filled_autoencoder
 from cortex_fast.vqgm.adapters.shared import NO_PRIOR, codes_of, extent, freeze, latents_of, pixels_of
 from cortex_fast.vqgm.checkpoints import CheckpointError, read_state
 from cortex_fast.vqgm.model import Model

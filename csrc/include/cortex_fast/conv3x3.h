@@ -10,7 +10,7 @@ namespace cortex_fast {
 // Images are channels-last and contiguous. A mask has a bit for each element before pooling, [images, height, width,
 // ceil(channels / 8)] bytes, the lowest bit first: whether a gradient passes there.
 //
-// The gradient of an input is the same convolution with the transposed filters, 2 - padding, and `unpool`.
+// The gradient of an input is the same convolution with transposed filters, padding 2 - padding, and `unpool`.
 struct Conv3x3 {
   // [images, h, w, inputs] with h = height + 2 - 2 padding, w = width + 2 - 2 padding; where `unpool` is true
   // [images, h / 2, w / 2, inputs], each value repeated over its 2 x 2 window. Elements whose bit of input_mask is 0

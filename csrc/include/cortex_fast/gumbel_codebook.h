@@ -31,7 +31,7 @@ void gumbel_codebook(const GumbelCodebook& args, float* embedding, std::int64_t*
 void gumbel_codebook_backward(const float* upstream, const GumbelCodebook& args, const std::int64_t* index,
                               float* grad_logits, float* grad_codebook, const Run& run);
 
-// Adam as torch.optim.Adam has it, or where the moments are null plain gradient descent.
+// torch.optim.Adam's update; plain gradient descent if the moments are null.
 struct Update {
   double lr;
   float* first_moment;      // [problems rows, codes]

@@ -22,7 +22,7 @@ struct NoisyCopies {
   const std::int64_t* group_starts;  // [groups + 1]
   const std::int64_t* group_items;   // [groups], in [0, 2^32)
   bool antithetic;                   // samples 2 j and 2 j + 1 are x +- sigma e of draw j
-  std::int64_t first_sample;         // the number of the first of the samples; even if antithetic
+  std::int64_t first_sample;         // number of the first sample; must be even when antithetic
   const float* normals;              // e [batch, num_samples, channels, positions], or null: drawn
   std::int64_t batch, groups, channels, positions;
 };
