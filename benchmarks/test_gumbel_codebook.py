@@ -25,7 +25,7 @@ from cortex_fast import ops
 from cortex_fast.kernels.reference import philox
 
 LR, TAU, BETAS, EPS = 0.01, 1.0, (0.9, 0.999), 1e-8
-STEP = 3  # the first one that is made, counted from 1: moments are those of a selection under way
+STEP = 3  # the first step, counted from 1: moments are those of a selection under way
 FORWARD_TOLERANCE = 1e-5  # of sums of 16384 terms: the published code multiplies by the one-hot rows
 CHECKED_ROWS = 256  # in float64
 STEP_TOLERANCE = 1e-6  # of logits, which a step moves by up to 0.01
@@ -67,12 +67,12 @@ def selection(rows: int, free: int, codes: int, channels: int, device: torch.dev
         mask=is_free,
     )
     codebook = normal(codes, channels)
-    kept = is_free.flatten().bool()
+    free_rows = is_free.flatten().bool()
     tensors = {field.name: getattr(everything, field.name) for field in fields(Rows)}
     return Selection(
         codebook.to(device),
         Rows(**{name: tensor.to(device) for name, tensor in tensors.items()}),
-        Rows(**{name: tensor[kept].to(device) for name, tensor in tensors.items()}),
+        Rows(**{name: tensor[free_rows].to(device) for name, tensor in tensors.items()}),
     )
 
 
@@ -167,7 +167,7 @@ def free(data: Selection) -> Rows:
 
 
 def progress(chosen: ChosenRows, data: Selection, fused: bool = False) -> Progress:
-    """A start of one's own. fused: torch's fused Adam instead of the one that the published code gets."""
+    """A separate start. fused: torch's fused Adam instead of torch's default, which the published code uses."""
     rows = chosen(data)
     logits = rows.logits.clone().requires_grad_()
     moments = rows.exp_avg.clone(), rows.exp_avg_sq.clone()
@@ -239,17 +239,17 @@ def no_operator(data: Selection, impl: str) -> str | None:
 def step_siblings() -> tuple[Sibling, ...]:
     fast = compiled(published.select)  # torch.rand stays before it: inside, it is slower
     error = step_error(stream_noise, free)
-    found = []
+    measurements = []
     for impl in IMPLS:
         fused = partial(fused_step, impl=impl)
         unfused = partial(eager_step, embed=partial(operator, impl=impl))
         start = partial(progress, free)
-        found += [
+        measurements += [
             Sibling(impl, fused, error, STEP_TOLERANCE, start, partial(no_step_operator, impl=impl)),
             Sibling(f"{impl}, unfused", unfused, error, STEP_TOLERANCE, start, partial(no_operator, impl=impl)),
         ]
     return (
-        *found,
+        *measurements,
         Sibling(
             "published",
             partial(eager_step, embed=published_embedding, masked=True),
@@ -317,18 +317,18 @@ def cases(quick: bool) -> list[Case]:
     chosen = [(8, 2), (8, 8)] if quick else [(256, 256), (256, 16)]
     if torch.cuda.is_available() and not quick:
         chosen.append((16000, 16000))  # whole grids of 62 problems; too much for a CPU's patience
-    found = []
+    measurements = []
     for rows, free_rows in chosen:
         name = f"{free_rows} of {rows} rows free"
         sizes = f"{free_rows} free of {rows} rows, K {codes}, d {channels}, float32"
         data = partial(selection, rows, free_rows, codes, channels)
         step = Floor(28 * free_rows * codes, 2 * free_rows * codes * channels, "copy")
         forward = Floor(4 * free_rows * codes)
-        found += [
+        measurements += [
             Case("gumbel_codebook step", name, sizes, step, data, step_siblings()),
             Case("gumbel_codebook forward", name, sizes, forward, data, forward_siblings()),
         ]
-    return found
+    return measurements
 
 
 def test_gumbel_codebook(measure):

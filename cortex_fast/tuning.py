@@ -30,7 +30,15 @@ _WARM_UPS, _CALLS = 5, 20
 
 @dataclass(frozen=True)
 class Tuned:
-    """A kernel's fastest block for some sizes, and how long a call takes with it and with the default, in ms."""
+    """A kernel's fastest block for some sizes.
+
+    Args:
+        key: the kernel and its sizes, as in the stored table.
+        block: the fastest block, setting -> number.
+        default: the default block.
+        time: of a call with `block`, in milliseconds.
+        default_time: of a call with `default`, in milliseconds.
+    """
 
     key: str
     block: Block
@@ -116,6 +124,15 @@ def fastest(
 
     The default stays unless another is faster by more than chance (2 %); a block that this GPU has no room for is
     skipped.
+
+    Args:
+        choice: the kernel's key in the table, its default block and the others.
+        call: launches the kernel, which reads its block from `table`.
+        table: key -> block, changed in place.
+        measure: from a function to its time in milliseconds.
+
+    Returns:
+        The fastest block, with its time and the default's.
     """
     from triton.runtime.errors import OutOfResources
 

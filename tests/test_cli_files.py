@@ -37,7 +37,7 @@ def test_import_and_export_of_data(tmp_path, capsys):
     assert run(capsys, "export-published", store, "--out", back)[0] == 0
     assert files(back) == files(data)
     status, _, err = run(capsys, "export-published", store, "--out", back)
-    assert status == 1 and "exists already" in err
+    assert status == 1 and "already exists; it is not overwritten" in err
     before = files(tmp_path)
     for out in (store, data):
         status, _, err = run(capsys, *common[:-1], out)
@@ -68,7 +68,7 @@ def test_import_and_export_of_scores_and_checkpoints(tmp_path, capsys):
     assert run(capsys, "import-published", tmp_path / "best_model.pth", "--out", tmp_path / "e")[0] == 0
     assert run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")[0] == 0
     status, _, err = run(capsys, "export-published", tmp_path / "e", "--out", tmp_path / "back.pth")
-    assert status == 1 and "back.pth already exists" in err
+    assert status == 1 and "back.pth: already exists; it is not overwritten" in err
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     torch.save({"state_dict": extractor.state_dict(), "made_on": Path("/data")}, tmp_path / "objects.pth")
     command = ("import-published", tmp_path / "objects.pth", "--out", tmp_path / "e2")

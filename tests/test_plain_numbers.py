@@ -47,11 +47,11 @@ SCALARS = {
 def same(got: Any, wanted: Any) -> None:
     got, wanted = list(leaves(got)), list(leaves(wanted))
     assert len(got) == len(wanted) > 0
-    for one, other in zip(got, wanted, strict=True):
-        if isinstance(one, Tensor):
-            assert torch.equal(one.nan_to_num(nan=-1.0), other.nan_to_num(nan=-1.0))
+    for value, expected in zip(got, wanted, strict=True):
+        if isinstance(value, Tensor):
+            assert torch.equal(value.nan_to_num(nan=-1.0), expected.nan_to_num(nan=-1.0))
         else:
-            assert one == other and type(one) is type(other)
+            assert value == expected and type(value) is type(expected)
 
 
 BY_LABELS: dict[str, Callable[[Any], Any]] = {
@@ -74,7 +74,7 @@ BY_LABELS: dict[str, Callable[[Any], Any]] = {
     ),
     "intervention": lambda labels: evaluate.intervention(JUDGES, decode, TOKENS, TSV, labels, ns=(2, 5)),
     "grounding": lambda labels: evaluate.grounding(TSV, TOKENS, labels, TSV > 0.5, torch.arange(48).view(4, 12), 9),
-    "edit_scores": lambda labels: evaluate.edit_scores(JUDGES, decode, TOKENS, {"one": TOKENS.flip(0)}, labels, labels),
+    "edit_scores": lambda labels: evaluate.edit_scores(JUDGES, decode, TOKENS, {"new": TOKENS.flip(0)}, labels, labels),
     "captum": lambda labels: _captum(labels),
     "published": lambda labels: _published(labels),
 }
@@ -158,7 +158,7 @@ def test_counts_and_rates_of_every_kind(kind: str, tmp_path: Path) -> None:
     )
     given.save(tmp_path / "concepts")  # its header is JSON
     same(cf.ConceptExplanations.load(tmp_path / "concepts"), plain)
-    found = []
+    selections = []
     for n, x in ((int, float), (whole, real)):
         recipe = cf.Recipe(
             steps=n(4), judge_every=n(2), lr=cf.Schedule(x(0.5), x(0.25)), tau=x(1.5), stay_penalty=x(0.125)
@@ -166,9 +166,9 @@ def test_counts_and_rates_of_every_kind(kind: str, tmp_path: Path) -> None:
         settings = {"tokens": TOKENS[:2], "seed": n(3), "restarts": n(2), "patience": n(3), "memory": n(100)}
         selected = cf.select_tokens(CE, CODEBOOK, 1, recipe=recipe, **settings)
         selected.save(tmp_path / "selection")
-        found.append(cf.TokenSelection.load(tmp_path / "selection"))
-        assert selected.changes(n(1)) == found[0].changes(1)
-    same(*found)
+        selections.append(cf.TokenSelection.load(tmp_path / "selection"))
+        assert selected.changes(n(1)) == selections[0].changes(1)
+    same(*selections)
     assert evaluate.image_level(JUDGES, IMAGES, TOKENS, TSV, LABELS, ns=[whole(3)], seed=whole(1)).ns == (3,)
     assert type(TrainingRecipe(epochs=whole(3), lr=real(0.5)).lr) is float
 
@@ -218,10 +218,10 @@ def test_classes_by_name(tmp_path: Path) -> None:
     assert cf.select_concepts(CE, CODEBOOK, tmp_path, classes=["fish", 0], grid=8, steps=1)[1].name[-16] == "0"
 
 
-def test_an_unknown_name_is_told_those_most_like_it() -> None:
+def test_an_unknown_name_is_reported_with_similar_names() -> None:
     for name, call in {"target": BY_LABELS["smoothgrad"], "labels": BY_LABELS["TokenStore"]}.items():
-        told = rf"^{name}: expected one of 4 names, such as 'tabby cat', 'cat', got 'tabycat'"
-        with pytest.raises(ValueError, match=told):
+        message = rf"^{name}: expected one of 4 names, such as 'tabby cat', 'cat', got 'tabycat'"
+        with pytest.raises(ValueError, match=message):
             call(["tabycat"] * 6)
     with pytest.raises(ValueError, match="'golden retriever', got 'golden retreiver'"):
         cf.select_tokens(CE, CODEBOOK, "golden retreiver", steps=1, grid=8)
@@ -268,10 +268,10 @@ def test_sampling_takes_labels_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_training_takes_arrays() -> None:
-    found = []
+    weights = []
     for tokens, labels in ((TOKENS, LABELS), (TOKENS.numpy().astype(np.uint16), LISTED)):
         extractor: nn.Module = tiny("ce")
         recipe = TrainingRecipe(epochs=np.int64(1), batch_size=np.int64(3))
         train_extractor(extractor, CODEBOOK, tokens, labels, recipe, seed=np.int64(2))
-        found.append(extractor.state_dict())
-    same(*found)
+        weights.append(extractor.state_dict())
+    same(*weights)

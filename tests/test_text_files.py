@@ -38,5 +38,5 @@ def test_the_rule_sees_what_leaves_it_to_the_locale():
 
 def test_every_text_file_has_its_encoding():
     assert len(SOURCES) > 100
-    found = {path.name: lines for path in SOURCES if (lines := without_encoding(ast.parse(path.read_bytes())))}
-    assert found == {}
+    violations = {path.name: lines for path in SOURCES if (lines := without_encoding(ast.parse(path.read_bytes())))}
+    assert violations == {}

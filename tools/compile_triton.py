@@ -103,14 +103,14 @@ class Compiling:
 
 
 def variant(compiled: Any) -> str:
-    """The pointers' types, the constants, and the arguments known to be multiples of 16."""
+    """The pointers' types, the constants, and the arguments that are multiples of 16."""
     arguments = dict(flattened(compiled.src.signature))
     pointers = [kind for _, kind in arguments.values() if kind.startswith("*")]
     constants = [f"{arguments[path][0]}={value}" for path, value in compiled.src.constants.items()]
     aligned = [
         f"16|{arguments[path][0]}"
-        for path, known in compiled.src.attrs.items()
-        if known and arguments[path][1][0] in "iu"
+        for path, aligned_to_16 in compiled.src.attrs.items()
+        if aligned_to_16 and arguments[path][1][0] in "iu"
     ]
     return " ".join(pointers + constants + aligned)
 
@@ -151,7 +151,7 @@ def call_token_saliency(dtype: torch.dtype) -> None:
     channels_last = plain.movedim(2, -1).contiguous().movedim(-1, 2)
     for reduction in REDUCTIONS:
         for grads in (plain, channels_last, plain[:, :, :, ::2, ::2]):
-            token_saliency.token_saliency(grads, reduction)
+            token_saliency.token_saliency(grads=grads, reduction=reduction)
 
 
 def call_concept_counts(dtype: torch.dtype) -> None:
@@ -176,10 +176,10 @@ def call_smoothgrad_noise(dtype: torch.dtype) -> None:
     for side in (4, 8, 16):
         x = empty(2, 6, side, side, dtype=dtype)
         for antithetic in (False, True):
-            smoothgrad_noise.smoothgrad_noise(x, sigma, **stream, antithetic=antithetic, normals=None)
+            smoothgrad_noise.smoothgrad_noise(x=x, sigma=sigma, **stream, antithetic=antithetic, normals=None)
     for dtype_of_normals in FLOATS:
         normals = empty(2, 3, *x.shape[1:], dtype=dtype_of_normals)
-        smoothgrad_noise.smoothgrad_noise(x, sigma, **stream, antithetic=False, normals=normals)
+        smoothgrad_noise.smoothgrad_noise(x=x, sigma=sigma, **stream, antithetic=False, normals=normals)
 
 
 def call_gumbel_codebook(dtype: torch.dtype) -> None:
@@ -266,13 +266,13 @@ def call_gumbel_codebook_step(dtype: torch.dtype) -> None:
 
 def call_nearest_code(dtype: torch.dtype) -> None:
     for channels in (5, 256):
-        nearest_code.nearest_code(empty(3, channels, dtype=dtype), empty(200, channels, dtype=dtype))
+        nearest_code.nearest_code(z=empty(3, channels, dtype=dtype), codebook=empty(200, channels, dtype=dtype))
 
 
 def call_random_stream(_dtype: torch.dtype) -> None:
     ids = torch.zeros(2, dtype=torch.int64)
     for stream in philox.STREAMS:
-        random_stream.random_stream(stream, 0, ids, ids, 3, 300)
+        random_stream.random_stream(stream=stream, seed=0, items=ids, draws=ids, rows=3, length=300)
 
 
 CALLS: dict[str, Callable[[torch.dtype], None]] = {

@@ -31,7 +31,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     trained.add_argument("--width", type=int, default=512, help="hidden channels (default 512, the paper's)")
     trained.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (default 0)")
     trained.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bfloat16 if the GPU has it")
-    trained.add_argument("--every", type=int, help="steps after which a checkpoint is written (default: each epoch)")
+    trained.add_argument("--every", type=int, help="steps after which a checkpoint is written, besides every epoch")
     trained.add_argument("--resume", action="store_true", help="continue from the checkpoint beside --out")
     trained.set_defaults(run=_train)
     tested = commands.add_parser("test-extractor", help="an extractor's top 1, 3, 5 and 10 accuracy on a token store")

@@ -105,7 +105,7 @@ def _refuse_existing(out: Path) -> None:
     if out.is_dir():
         raise IsADirectoryError(f"--out: expected a file to write, got the folder {out}")
     if out.exists():
-        raise FileExistsError(f"--out: {out} already exists; it is not overwritten")
+        raise FileExistsError(f"--out: {out}: already exists; it is not overwritten")
 
 
 def _names(path: Path) -> tuple[str, ...]:

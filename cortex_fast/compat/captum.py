@@ -53,7 +53,7 @@ class TokenSaliency(Attribution):
 
         Args:
             inputs: E, floating-point [B, d, m, m].
-            target: a class by number or name, or one for each image.
+            target: a class by number or name for all images, or [B], one for each.
             nt_samples: noisy copies of each image. Default 20.
             stdevs: standard deviation of the noise. Default the paper's, 0.2 (max - min) of each image.
             nt_samples_batch_size: samples of all images in one pass; it changes no result. Default as many as 1 GiB
@@ -94,8 +94,11 @@ class NoiseTunnel(CaptumNoiseTunnel):
     """Captum's NoiseTunnel, on the engine where that can serve.
 
     The engine serves captum.attr.Saliency of an nn.Module in evaluation mode, with a target, on one tensor
-    [B, d, m, m]. Every other attribution method, and what the engine cannot serve, is computed by Captum. not_served:
-    after a call the reason why Captum computed it, or None.
+    [B, d, m, m]. Every other attribution method, and what the engine cannot serve, is computed by Captum. After a call
+    the attribute not_served is the reason why Captum computed it, or None.
+
+    Args:
+        attribution_method: the method of Captum that is averaged, such as captum.attr.Saliency.
     """
 
     not_served: str | None = None

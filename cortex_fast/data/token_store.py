@@ -102,30 +102,71 @@ class TokenStore:
         return grid_of(self.tokens.shape)
 
     def select(self, rows: Tensor | slice) -> "TokenStore":
-        """The images at `rows` (an index vector, a boolean vector or a slice), in that order."""
+        """A store of some of the images.
+
+        Args:
+            rows: int [r], bool [n] or a slice, the images.
+        Returns:
+            The store of these r images, in that order, with the same codebook, names and fingerprint.
+        """
         return TokenStore(taken(self.tokens, rows), self.labels[rows], self.codebook, self.names, self.fingerprint)
 
     def embedding(self, rows: Tensor | slice) -> Tensor:
-        """E [B,d,h,w] of the images at `rows`."""
+        """The token-based embeddings of some of the images.
+
+        Args:
+            rows: int [B], bool [n] or a slice, the images.
+        Returns:
+            E [B,d,h,w], of the codebook's dtype and device, channels last in memory.
+        """
         return gather(taken(self.tokens, rows).to(self.codebook.device), self.codebook)
 
     def label(self, name: str) -> int:
-        """The number of the class of this name. Raises ValueError, with similar names, where there is none."""
+        """The number of a class.
+
+        Args:
+            name: the class's name.
+        Returns:
+            Its index in `names`.
+        Raises:
+            ValueError: no class, or more than one, has this name; the message has similar names.
+        """
         return class_number("name", name, self.names)
 
     def batches(self, size: int) -> Iterator[slice]:
-        """Consecutive slices of at most `size` images."""
+        """Split the images into consecutive batches.
+
+        Args:
+            size: most images of a batch.
+        Returns:
+            An iterator over slices of 0 to n.
+        """
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+        Raises:
+            OSError: the file cannot be written.
+        """
         header = {"names": list(self.names), "fingerprint": self.fingerprint}
         tensors = {"tokens": self.tokens, "labels": self.labels, "codebook": self.codebook}
         save_result(path, _KIND, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "TokenStore":
-        """Read what `save` wrote. Raises FileNotFoundError, or ResultFileError, naming the file, for anything else."""
+        """Read a file that `save` wrote.
+
+        Args:
+            path: the file.
+        Returns:
+            The store.
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ResultFileError: the file is damaged or of another kind; the message names it.
+        """
         return read_result(path, _KIND, cls)
 
     @classmethod

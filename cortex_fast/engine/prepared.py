@@ -19,8 +19,26 @@ _CHANGED = "extractor: its weights changed since it was prepared; call prepare()
 class Prepared(SplitModel):
     """An extractor that `prepare` has split for input gradients, and checked.
 
-    extractor is the user's module; notes state what was sped up, and what was not and why. Targets are given as a
-    class's number, as its name where the extractor has names, or as one of these for each image.
+    Targets are given as a class's number, as its name where the extractor has names, or as one of these for each
+    image.
+
+    Args:
+        extractor: the user's module, which never runs.
+        stand_in: a module that shares its weights and gives its logits.
+        prefix: x [n,d,h,w] -> (z, ...), affine.
+        linear_prefix: the prefix without its constants.
+        body: (z, ...) -> h.
+        head: the last linear layer, h -> logits; None where h are the logits.
+        dtype: of the parts' inputs.
+        notes: what was sped up, and what was not and why.
+        bytes_of_copy: about the memory of one noisy copy's activations while its gradient is computed. Default 2^20.
+        layout: memory format of the parts' inputs. Default channels last.
+        gates: for each z whether a ReLU stands between prefix and body. Default (): none.
+        weights: the extractor's weights when it was prepared. Default None: they are not checked.
+        scale: the factor by which gradients are computed larger, so that they fit float16. Default 1.
+        classes: number of classes. Default None: unknown.
+        shape: [d,h,w], the only shape of embeddings that the parts serve. Default None: any.
+        exact: whether float32 is never rounded to tf32. Default True.
     """
 
     def value(self, x: Tensor, target: Target) -> Tensor:
@@ -28,7 +46,7 @@ class Prepared(SplitModel):
 
         Args:
             x: float [B,d,h,w], embeddings.
-            target: the class, or a class for each image.
+            target: the class of all images, or [B], a class for each image.
         Returns:
             Logits [B] in the extractor's dtype.
         Raises:
@@ -44,7 +62,7 @@ class Prepared(SplitModel):
 
         Args:
             x: float [B,d,h,w], embeddings.
-            target: the class, or a class for each image.
+            target: the class of all images, or [B], a class for each image.
         Returns:
             Logits [B] and gradients [B,d,h,w], both in float32 or wider, without an autograd graph.
         Raises:
@@ -66,7 +84,7 @@ class Prepared(SplitModel):
 
         Args:
             x: float [B,d,h,w], embeddings.
-            target: the class, or a class for each image.
+            target: the class of all images, or [B], a class for each image.
             stream: the noise of the B images.
             num_samples: N, the copies of each image. Default 20.
             memory: bytes that the activations of one pass may take; the result does not depend on it. Default 1 GiB.
@@ -96,7 +114,7 @@ class Prepared(SplitModel):
 
         Args:
             x: float [B,d,h,w], embeddings.
-            target: the class, or a class for each image.
+            target: the class of all images, or [B], a class for each image.
             stream: the noise of the B images.
             num_samples: N, the copies of each image. Default 20.
             reduction: of the channels, as in `ops.token_saliency`: "absmax" (the paper, default), "max" or "mean".

@@ -14,17 +14,7 @@ from cortex_fast.engine.watching import Weights
 class SplitModel:
     """An eval-mode extractor f_Y: E [B,d,h,w] -> logits [B,classes], as head(body(relu(prefix(E)))).
 
-    prefix: x -> (z, ...), affine. linear_prefix: the same without its constants. gates: for each z whether a ReLU
-    stands between prefix and body; empty where none does. body: (z, ...) -> h. head: the last linear layer, h ->
-    logits, or None where h are the logits.
-
-    extractor: the user's module, which never runs. stand_in: a module that shares its weights and gives its logits.
-    weights: the extractor's weights when it was prepared. classes: their number, where known. shape: [d,h,w], where the
-    parts serve that shape alone. notes: what was sped up, and what was not and why.
-
-    dtype, layout: of the parts' inputs. exact: float32 is not rounded to tf32. scale: the factor by which gradients are
-    computed larger, so that they fit float16. bytes_of_copy: about the memory of one noisy copy's activations while its
-    gradient is computed.
+    `Prepared`, which adds no field, documents the fields.
     """
 
     extractor: nn.Module

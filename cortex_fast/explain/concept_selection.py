@@ -64,7 +64,7 @@ def select_concepts(
         recipe: the settings. Default None: Recipe(). Any of its fields can be given by name here.
         seed: seed of the random stream, in [0, 2^63). Default 0.
         allowed: bool [K] or [rows,K], the tokens that a position may take. Default None: all tokens.
-        banned: bool, of the same shapes, the tokens that a position may not take. Default None: no token.
+        banned: bool [K] or [rows,K], the tokens that a position may not take. Default None: no token.
         judge: (tokens int64 [P,h,w], target int64 [P]) -> probability [P]. Default None: the extractor.
         memory: bytes that the concepts stepping together may take. Results depend on it within rounding only.
             Default 2^30.

@@ -69,7 +69,14 @@ class ConceptExplanations:
         return self.counts.float() / (self.num_images * per_image).clamp(min=1)[:, None]
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, atomically."""
+        """Write one safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         header = {"names": self.names, "top_n": self.top_n, "per": self.per, "fingerprint": self.fingerprint}
         save_result(path, _KIND, tensors, header)
@@ -78,13 +85,24 @@ class ConceptExplanations:
     def load(cls, path: Path | str) -> "ConceptExplanations":
         """Read a file that `save` wrote.
 
+        Args:
+            path: the file.
+
+        Returns:
+            The explanations.
+
         Raises:
-            ResultFileError: anything else, naming the file.
+            FileNotFoundError: the file does not exist.
+            ResultFileError: the file is damaged or of another kind; the message names it.
         """
         return read_result(path, _KIND, lambda names, **rest: cls(names=tuple(names), **rest))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row for each concept and rank, with columns concept, rank, token, count and share; needs pandas."""
+        """The explanations as a table; needs pandas.
+
+        Returns:
+            One row for each concept and rank, with columns concept, rank, token, count and share.
+        """
         import pandas
 
         concept, rank = torch.nonzero(self.counts > 0, as_tuple=True)

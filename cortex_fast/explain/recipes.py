@@ -53,7 +53,15 @@ class Schedule:
         _set(self, start=checks.positive("start", self.start), end=check_end("end", self.end))
 
     def at(self, step: int, steps: int) -> float:
-        """The value in step 0 .. steps - 1."""
+        """The value in one step.
+
+        Args:
+            step: the step, from 0 to steps - 1.
+            steps: number of steps.
+
+        Returns:
+            The value, from `start` in the first step to `end` in the last; `start` if there is one step.
+        """
         share = step / (steps - 1) if steps > 1 else 0.0
         if share == 1:
             return float(self.end)

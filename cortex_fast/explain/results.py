@@ -15,7 +15,14 @@ _KIND = "TokenSelection"
 
 
 class Change(NamedTuple):
-    """One position of an edit: its place on the grid, and its token before and after."""
+    """One position of an edit.
+
+    Args:
+        row: of the grid, from 0.
+        column: of the grid, from 0.
+        before: the initial token.
+        after: the selected token.
+    """
 
     row: int
     column: int
@@ -103,6 +110,9 @@ class TokenSelection:
         Args:
             problem: its index.
 
+        Returns:
+            The selection, with every tensor's dimension P cut to that problem.
+
         Raises:
             TypeError, ValueError: no such problem.
         """
@@ -149,7 +159,14 @@ class TokenSelection:
         return cls(**tensors, steps=selections[0].steps)
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, atomically."""
+        """Write one safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         save_result(path, _KIND, tensors, {"fingerprint": self.fingerprint})
 
@@ -157,7 +174,14 @@ class TokenSelection:
     def load(cls, path: Path | str) -> "TokenSelection":
         """Read a file that `save` wrote.
 
+        Args:
+            path: the file.
+
+        Returns:
+            The selections.
+
         Raises:
-            ResultFileError: anything else, naming the file.
+            FileNotFoundError: the file does not exist.
+            ResultFileError: the file is damaged or of another kind; the message names it.
         """
         return read_result(path, _KIND, cls)

@@ -52,15 +52,29 @@ class Scores(Tensor):
         return digests.of_values(self) == self._digest
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, atomically."""
+        """Write one safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         save_result(path, _KIND, {"tsv": self}, {"fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: Path | str) -> "Scores":
         """Read a file that `save` wrote.
 
+        Args:
+            path: the file.
+
+        Returns:
+            The scores.
+
         Raises:
-            ResultFileError: anything else, naming the file.
+            FileNotFoundError: the file does not exist.
+            ResultFileError: the file is damaged or of another kind; the message names it.
         """
         return read_result(path, _KIND, cls)
 

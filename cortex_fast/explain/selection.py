@@ -68,7 +68,7 @@ def select_tokens(
         item_ids: int [P] in [0, 2^32), the problems' items in the random stream. Default None: 0, 1, 2, ....
         allowed: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may take, by rows where every region
             has as many positions. An image with other tokens there is no candidate. Default None: all tokens.
-        banned: bool, of the same shapes, the tokens that a free position may not take. Default None: no token.
+        banned: bool [K], [rows,K] or [P,rows,K], the tokens that a free position may not take. Default None: no token.
         judge: (tokens int64 [P,h,w], target int64 [P]) -> probability [P]. Default None: the extractor.
         memory: bytes that the problems stepping together may take. Results depend on it within rounding only.
             Default 2^30.

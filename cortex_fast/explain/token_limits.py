@@ -15,7 +15,7 @@ def allowed_mask(problems: Problems, allowed: Mask | None, banned: Mask | None) 
     Args:
         problems: P problems.
         allowed: bool [K], [rows,K] or [P,rows,K], by rows where every region has as many positions. None: all tokens.
-        banned: bool, of the same shapes. None: no token.
+        banned: bool [K], [rows,K] or [P,rows,K]. None: no token.
 
     Returns:
         bool [K], [rows,K] or [P,rows,K]; None where nothing is limited.

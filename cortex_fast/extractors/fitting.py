@@ -221,7 +221,7 @@ def _judge(run: _Run, extractor: nn.Module, least: float) -> Callable[[int, floa
 def _refuse_existing(out: Path) -> None:
     for path in (out, checkpoint_of(out)):
         if path.exists():
-            raise FileExistsError(f"{path}: already exists; resume continues from it")
+            raise FileExistsError(f"{path}: already exists; it is not overwritten, and resume continues from it")
 
 
 def _finish_earlier(run: _Run) -> None:

@@ -44,5 +44,12 @@ class TrainingRecipe:
             object.__setattr__(self, name, value)
 
     def lr_of(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+        """The learning rate of an epoch.
+
+        Args:
+            epoch: the epoch, from 0.
+
+        Returns:
+            lr * gamma^floor(epoch / step_epochs).
+        """
         return self.lr * self.gamma ** (epoch // self.step_epochs)

@@ -29,7 +29,7 @@ class UnlessForced(str):
 
 
 class BackendUnavailableError(RuntimeError):
-    """A forced backend cannot serve; the message states the reason."""
+    """A forced backend is unavailable; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def choose(operator: str, backends: Mapping[str, Reason], impl: str, *tensors: T
 
     Raises:
         ValueError: for an unknown name.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     check_impl(impl)
     wanted = os.environ.get(IMPL_VARIABLE, "auto") if impl == "auto" else impl

@@ -46,7 +46,7 @@ def concept_counts(
         TypeError: for other dtypes.
         ValueError: for shapes that do not fit, values out of range, a NaN in tsv, mixed devices, more than 2^36
             counts, or an unknown `per` or backend.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     checks.rank("tsv", tsv, "[B, m, m]")
     checks.floating("tsv", tsv)

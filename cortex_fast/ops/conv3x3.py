@@ -47,7 +47,7 @@ def prepare_filters(weight: Tensor, bias: Tensor | None = None, *, impl: str = "
     Raises:
         TypeError: for other dtypes.
         ValueError: for other shapes, mixed devices or an unknown backend.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     checks.rank("weight", weight, "[O, I, 3, 3]")
     checks.floating("weight", weight)

@@ -23,7 +23,7 @@ def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor, *, impl: s
     Raises:
         TypeError: a dtype is not supported, or E and C have different ones.
         ValueError: shapes do not fit, a token is out of range, or devices are mixed.
-        BackendUnavailableError: `impl` names a backend that cannot serve.
+        BackendUnavailableError: `impl` forces an unavailable backend.
     """
     checks.rank("embedding", embedding, "[B, d, m, m]")
     checks.floating("embedding", embedding)

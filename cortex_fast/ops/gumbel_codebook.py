@@ -54,7 +54,7 @@ def gumbel_codebook(
     Raises:
         TypeError: arguments of wrong types or dtypes.
         ValueError: shapes that do not fit, tau <= 0, mixed devices, or a seed, draw or item id out of range.
-        BackendUnavailableError: a forced backend that cannot serve.
+        BackendUnavailableError: a forced backend that is unavailable.
     """
     embedding, index, _ = _select(
         logits=logits,
@@ -106,7 +106,7 @@ def gumbel_codebook_with_row_stats(
     Raises:
         TypeError: as `gumbel_codebook` does.
         ValueError: as `gumbel_codebook` does.
-        BackendUnavailableError: a forced backend that cannot serve.
+        BackendUnavailableError: a forced backend that is unavailable.
     """
     return _select(
         logits=logits,

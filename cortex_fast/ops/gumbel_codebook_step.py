@@ -56,8 +56,8 @@ def gumbel_codebook_step(
         seed: of the noise, in [0, 2^63). Default 0.
         draw: the number of the noise's draw, in [0, 2^32). Default 0.
         item_ids: integer [...], in [0, 2^32), the noise's item of each leading position. Default 0, 1, 2, ...
-        moments: (m, v), Adam's averages of dP and dP^2, of the logits' shape and dtype, contiguous, zero before step 1;
-            changed in place. Default None: SGD.
+        moments: (m, v), Adam's averages of dP and dP^2, each [..., R, K] of the logits' dtype, contiguous, zero before
+            step 1; changed in place. Default None: SGD.
         step_count: the number of this step, from 1. Default 1.
         betas: Adam's decay rates, two numbers in [0, 1). Default (0.9, 0.999).
         eps: Adam's epsilon, above 0. Default 1e-8.
@@ -72,7 +72,7 @@ def gumbel_codebook_step(
     Raises:
         TypeError: as `gumbel_codebook` does, and for logits or moments of other dtypes.
         ValueError: as `gumbel_codebook` does, and for logits or moments that cannot be changed in place.
-        BackendUnavailableError: a forced backend that cannot serve.
+        BackendUnavailableError: a forced backend that is unavailable.
     """
     tau, seed, draw = check_selection(
         logits, codebook, tau=tau, seed=seed, draw=draw, item_ids=item_ids, gumbel=gumbel, schedule=schedule, impl=impl

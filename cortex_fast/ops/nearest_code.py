@@ -25,7 +25,7 @@ def nearest_code(z: Tensor, codebook: Tensor, *, impl: str = "auto") -> Tensor:
     Raises:
         TypeError: for tensors that are not floating.
         ValueError: for shapes that do not fit, an empty codebook, mixed devices or an unknown backend.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     checks.floating("z", z)
     checks.rank("codebook", codebook, "[K, d]")

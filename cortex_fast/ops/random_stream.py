@@ -27,7 +27,7 @@ def normal(seed: int, items: Tensor, draws: Tensor, rows: int, length: int, *, i
     Raises:
         TypeError: for arguments of other types.
         ValueError: for values out of range, tensors that are not vectors, mixed devices or an unknown backend.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     return _random_stream("normal", seed, items, draws, rows, length, impl=impl)
 

@@ -43,7 +43,7 @@ def smoothgrad_noise(
         TypeError: for other types or dtypes.
         ValueError: for shapes that do not fit, mixed devices, antithetic with normals, values out of range, samples
             beyond number 2^32, or an unknown backend.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     checks.rank("x", x, "[B, d, m, m]")
     checks.floating("x", x)

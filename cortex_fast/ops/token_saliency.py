@@ -31,7 +31,7 @@ def token_saliency(grads: Tensor, *, reduction: str = "absmax", impl: str = "aut
     Raises:
         TypeError: for gradients that are not floating.
         ValueError: for gradients of another rank, N = 0, d = 0, or an unknown reduction or backend.
-        BackendUnavailableError: if a forced backend cannot serve.
+        BackendUnavailableError: if a forced backend is unavailable.
     """
     check_arguments(grads, reduction)
     check_impl(impl)

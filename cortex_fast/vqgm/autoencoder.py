@@ -260,11 +260,25 @@ class VQModel(nn.Module):
         return self.quantize.get_parameter("embedding.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1, 1] -> continuous latents [B,d,h,w], before quantisation."""
+        """Encode images, without quantisation.
+
+        Args:
+            images: float [B,3,H,W] in [-1,1].
+
+        Returns:
+            Continuous latents [B,d,h,w].
+        """
         return self.quant_conv(self.encoder(images))
 
     def decode(self, embedding: Tensor) -> Tensor:
-        """Token-based embedding E [B,d,h,w] -> images [B,3,H,W], nominally in [-1, 1]."""
+        """Decode embeddings.
+
+        Args:
+            embedding: E, float [B,d,h,w].
+
+        Returns:
+            Images [B,3,H,W], nominally in [-1,1].
+        """
         return self.decoder(self.post_quant_conv(embedding))
 
 
@@ -290,6 +304,13 @@ class GumbelVQ(VQModel):
         return self.quantize.get_parameter("embed.weight").detach()
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1, 1] -> the chosen codes [B,d,h,w], so that the nearest code is the token."""
+        """Encode images as the codes of largest logit, so that the nearest code is the token.
+
+        Args:
+            images: float [B,3,H,W] in [-1,1].
+
+        Returns:
+            Codes [B,d,h,w].
+        """
         logits = self.quantize.get_submodule("proj")(super().latents(images))
         return F.embedding(logits.argmax(dim=1), self.codebook).permute(0, 3, 1, 2)

@@ -33,7 +33,8 @@ def load(name: str, path: Path | str, **options: Unpack[LoadOptions]) -> Model:
     Args:
         name: the code that wrote it: "taming", "llamagen" or "ibq".
         path: the folder (taming) or the checkpoint (llamagen, ibq).
-        grid: m or (h, w), the only grid whose images are encoded. Default None: images of any size made of whole cells.
+        grid: m or (h, w), the only grid whose images are encoded. Default None: images whose height and
+            width are multiples of a token's.
         device: where the model is. Default "cpu".
         tensors_only: whether to read a checkpoint that carries pickled objects, see `read_state`. Default False.
         averaged: of "taming" and "ibq": whether to take the moving average of the weights, where the checkpoint has it.

@@ -19,23 +19,65 @@ _OVERSHOOT = 1e-3  # of pixels outside [0, 1], by rounding
 class VQGM(Protocol):
     """A vector-quantised generative model: `Model`, or any other object with these members.
 
-    codebook is float [K,d], with the codes as they are looked up (normalised if the model normalises them); grid is m
-    or (h, w), that of its samples; fingerprint identifies the weights. A method that the model does not support raises
-    UnsupportedError with the reason.
+    A method that the model does not support raises UnsupportedError with the reason.
     """
 
     @property
-    def codebook(self) -> Tensor: ...
+    def codebook(self) -> Tensor:
+        """C, float [K,d]: the codes as they are looked up, normalised if the model normalises them."""
+
     @property
-    def grid(self) -> Grid: ...
+    def grid(self) -> Grid:
+        """m or (h, w), the grid of the model's samples."""
+
     @property
-    def fingerprint(self) -> str: ...
-    def embed(self, tokens: Tensor) -> Tensor: ...
-    def encode(self, images: Tensor) -> Tensor: ...
-    def decode(self, source: Tensor) -> Tensor: ...
+    def fingerprint(self) -> str:
+        """Identifies the weights."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Look tokens up in the codebook.
+
+        Args:
+            tokens: int [B,h,w], in [0, K).
+
+        Returns:
+            E [B,d,h,w], in the codebook's dtype.
+        """
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images as tokens.
+
+        Args:
+            images: float [B,3,H,W] in [0,1].
+
+        Returns:
+            Tokens int64 [B,h,w].
+        """
+
+    def decode(self, source: Tensor) -> Tensor:
+        """Decode tokens or embeddings to images.
+
+        Args:
+            source: tokens int [B,h,w], or E float [B,d,h,w].
+
+        Returns:
+            Images float32 [B,3,H,W] in [0,1].
+        """
+
     def sample(
         self, condition: int | Tensor, n: int | None = None, *, seed: int = 0, item_ids: Tensor | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Sample token grids. Seed, item id and condition fix an image.
+
+        Args:
+            condition: one class for `n` images, or a class for each image, int [n].
+            n: number of images of one class. Default None, with a class for each image.
+            seed: of the noise. Default 0.
+            item_ids: int [n], the images' numbers, from 0 to 2^32 - 1. Default None: 0, 1, 2, ...
+
+        Returns:
+            Tokens int64 [n,h,w].
+        """
 
 
 class UnsupportedError(RuntimeError):
@@ -69,8 +111,8 @@ class Model:
         sampler: the prior. Default None: there is none.
         reasons: why "latents", "pixels" or "sampler" is None. Default {}.
         quantise: latents [B,d,h,w] -> tokens int64 [B,h,w]. Default None: the token is the nearest code.
-        cell: pixels of a token along either side, of a model that encodes images of any size made of whole cells.
-            Default None: the model encodes images of `grid` alone.
+        cell: height and width of a token in pixels. The model encodes images whose height and width are multiples of
+            it. Default None: the model encodes images of `grid` alone.
     """
 
     codebook: Tensor

@@ -46,8 +46,8 @@ def load_taming(
     Args:
         path: the folder. Its newest configs/*-project.yaml is read, or else configs/model.yaml, with references ${...}
             resolved as by OmegaConf.
-        grid: m or (h, w), the only grid whose images are encoded. Default None: the configuration's grid, with images
-            of any size made of whole cells.
+        grid: m or (h, w), the only grid whose images are encoded. Default None: the configuration's grid, and images
+            whose height and width are multiples of a token's.
         averaged: whether to take the moving average of the weights, where the checkpoint has it (latent-diffusion's
             `model_ema`). Default True.
         tensors_only: whether to read a checkpoint that carries pickled Lightning objects, see `read_state`. Default

@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids int64 [B,T] -> next-token logits [B,T,vocab_size].
+    """The transformer of taming-transformers: from token ids to the next tokens' logits.
 
     Args:
         vocab_size: tokens of the codebook and of the conditions.
@@ -82,6 +82,14 @@ class GPT(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """The logits of the token after each position, given the tokens up to it.
+
+        Args:
+            ids: int64 [B,T], with T of at most block_size, in [0, vocab_size).
+
+        Returns:
+            Logits [B,T,vocab_size].
+        """
         x = self.drop(self.tok_emb(ids) + self.pos_emb[:, : ids.shape[1]])
         for block in self.blocks:
             x = block(x)

@@ -24,9 +24,15 @@ EXTRACTORS = ("ce", "re")
 class Zoo:
     """The bundled model.
 
-    vqgm: 64 x 64 px images, a 16 x 16 grid; it consists of the modules `tokenizer` and `prior`. extractors: "ce" and
-    "re", with the classes' names, so that a target may be a name. judges: four classifiers of pixels in [0,1]. names:
-    of the classes. fingerprint: of all weight files.
+    Args:
+        vqgm: the VQGM of 64 x 64 px images on a 16 x 16 grid; it consists of `tokenizer` and `prior`.
+        tokenizer: the autoencoder with the codebook.
+        prior: the transformer that samples tokens.
+        extractors: "ce" and "re", E [B,d,16,16] -> logits [B,12], with the classes' names, so that a target may be a
+            name.
+        judges: four classifiers by name, pixels [B,3,64,64] in [0,1] -> logits [B,12].
+        names: of the 12 classes, in the order of their labels.
+        fingerprint: identifies all weight files.
     """
 
     vqgm: Model

@@ -35,7 +35,11 @@ def _sprites() -> dict[str, np.ndarray]:
 
 
 def class_names() -> tuple[str, ...]:
-    """The names of the 12 classes, in the order of their labels."""
+    """The names of the classes.
+
+    Returns:
+        12 names, in the order of their labels.
+    """
     return tuple(str(name) for name in _sprites()["class_names"])
 
 

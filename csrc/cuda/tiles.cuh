@@ -258,7 +258,8 @@ struct Ring {
 #endif
   }
 
-  // The round is there, of this thread's own copies at least; round + 1 to round + kStages - 2 may have been begun.
+  // Waits for the round's copies, at least those that this thread began; the copies of round + 1 to round + kStages - 2
+  // may be under way.
   __device__ __forceinline__ void wait(int round) const {
 #if !defined(__CUDACC__)
     tiles_on_host::wait(memory, round);

@@ -364,7 +364,7 @@ def test_the_next_export_finishes_one_killed_between_its_renames(split, folder, 
     assert {path: path.stat().st_mtime_ns for path in embeddings.iterdir()} == before and not hidden(back)
     export_embeddings(store, tmp_path / "straight", split=split)
     assert files(back) == files(tmp_path / "straight")
-    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: exists already"):
+    with pytest.raises(FileExistsError, match=f"{split}_embeddings.csv: already exists"):
         export_embeddings(store, back, split=split)
 
 
@@ -389,7 +389,7 @@ def test_a_folder_with_anything_but_an_exports_files_is_refused_and_stays(change
         store = tmp_path / "o"
         import_embeddings(tmp_path / "other", store, codebook=C)
     before = files(back / "train")
-    with pytest.raises(FileExistsError, match="train: exists already; nothing is written over it"):
+    with pytest.raises(FileExistsError, match="train: already exists; it is not overwritten"):
         export_embeddings(store, back)
     assert files(back / "train") == before and not (back / "train_embeddings.csv").exists()
 

@@ -68,13 +68,13 @@ def test_agrees_with_the_reference_on_the_cpu(dtype: torch.dtype) -> None:
 @needs_gpu
 def test_runs_in_a_cuda_graph_on_any_stream() -> None:
     grads = random(3, 5, 40, 16, 16).cuda()
-    kernel.token_saliency(grads, "absmax")  # compiled before
+    kernel.token_saliency(grads=grads, reduction="absmax")  # compiled before
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = kernel.token_saliency(grads, "absmax")
+        out = kernel.token_saliency(grads=grads, reduction="absmax")
     grads.mul_(2)
     graph.replay()
-    assert torch.equal(out, kernel.token_saliency(grads, "absmax"))
+    assert torch.equal(out, kernel.token_saliency(grads=grads, reduction="absmax"))
 
 
 def gumbel_results(device: str, impl: str) -> list[Tensor]:

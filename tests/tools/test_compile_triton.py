@@ -25,11 +25,18 @@ CHANGING = """\
 def call(_dtype):
     for seed, item, rows, length in ((0, 0, 3, 64), (1, 1, 1, 1), (16, 2**31, 16, 999), (2**63 - 1, 2**32 - 1, 2, 160)):
         ids = torch.tensor([item])
-        tool.random_stream.random_stream("gumbel", seed, ids, ids, rows, length)
+        tool.random_stream.random_stream(stream="gumbel", seed=seed, items=ids, draws=ids, rows=rows, length=length)
         x = torch.zeros(rows, 4 + seed % 7, 16, 16)
         ids, first = torch.arange(rows), min(seed, 2**32 - 9)
         tool.smoothgrad_noise.smoothgrad_noise(
-            x, torch.ones(rows), rows, seed=seed, item_ids=ids, antithetic=False, first_sample=first, normals=None
+            x=x,
+            sigma=torch.ones(rows),
+            num_samples=rows,
+            seed=seed,
+            item_ids=ids,
+            antithetic=False,
+            first_sample=first,
+            normals=None,
         )
 tool.CALLS["random_stream"] = call
 print(*tool.compile_for("sm_90", ["random_stream"], ["float32"]), sep="\\n")

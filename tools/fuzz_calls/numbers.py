@@ -57,8 +57,8 @@ def token_saliency(draw: Draw) -> None:
 
 def _close_tsv(got: Tensor, grads: Tensor, reduction: str) -> None:
     expect(got.dtype == torch.float32, f"tsv: {got.dtype}")
-    exact = reference_saliency.token_saliency(wide(grads), reduction)
-    rough = reference_saliency.token_saliency(plain(grads), reduction)
+    exact = reference_saliency.token_saliency(grads=wide(grads), reduction=reduction)
+    rough = reference_saliency.token_saliency(grads=plain(grads), reduction=reduction)
     of_sums = 2.0**-46 * wide(grads).abs().amax(dim=(1, 2)).nan_to_num(0, 0, 0)  # in which large terms may cancel
     close("tsv", got, exact, rough, 4 * UNIT * exact.abs().nan_to_num(0, 0, 0) + of_sums + TINY)
 
@@ -114,7 +114,7 @@ def saliency_counts(draw: Draw) -> None:
     tokens, labels, sizes = _counting(draw, (shape[0], *shape[3:]))
     reduction = draw.among(REDUCTIONS)
     unchanged = Unchanged(grads=grads, tokens=tokens, labels=labels)
-    exact = reference_saliency.token_saliency(wide(grads), reduction)
+    exact = reference_saliency.token_saliency(grads=wide(grads), reduction=reduction)
     with _refused_if(bool(exact.isnan().any()), "tsv: expected numbers, got NaN"):
         tsv, got = ops.saliency_counts(grads, tokens, labels, reduction=reduction, impl=_impl(draw), **sizes)
         _close_tsv(tsv, grads, reduction)
@@ -247,8 +247,10 @@ def _embeddings(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _close_error(got: Tensor, embedding: Tensor, tokens: Tensor, codebook: Tensor) -> None:
-    exact = reference_error.gather_error(wide(embedding), plain(tokens).int(), wide(codebook))
-    rough = reference_error.gather_error(plain(embedding), plain(tokens).int(), plain(codebook))
+    exact = reference_error.gather_error(embedding=wide(embedding), tokens=plain(tokens).int(), codebook=wide(codebook))
+    rough = reference_error.gather_error(
+        embedding=plain(embedding), tokens=plain(tokens).int(), codebook=plain(codebook)
+    )
     expect(got.dtype == torch.float32, f"error: {got.dtype}")
     close("error", got, exact, rough, 2 * UNIT * exact.abs().nan_to_num(0, 0, 0) + TINY)
 

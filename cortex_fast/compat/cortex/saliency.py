@@ -87,13 +87,18 @@ class AverageSaliency:
 
 
 class SingleSaliency(AverageSaliency):
-    """The same as `AverageSaliency`, by the name that the published scripts use."""
+    """The same as `AverageSaliency`, by the name that the published scripts use.
+
+    Args:
+        model: any nn.Module, E [B, d, m, m] -> logits [B, classes].
+        output_index: stored, and never read, as in the published code. Default 0.
+    """
 
 
 def gradients_of(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     """The gradient of each image's target logit in the image.
 
-    By the engine, or where that cannot serve, with a warning, by a backward pass for each image.
+    By the engine; for a model that the engine does not serve, by a backward pass for each image, with a warning.
 
     Args:
         model: E [B, d, m, m] -> logits [B, classes].

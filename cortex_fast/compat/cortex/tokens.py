@@ -37,6 +37,8 @@ def sample_gumbel(shape: Any, eps: float = 1e-20, device: torch.device | str = "
         shape: of the result.
         eps: keeps the logarithms finite. Default 1e-20.
         device: of the result. Default the CPU.
+    Returns:
+        Noise of that shape, in torch's default dtype.
     """
     return torch.rand(shape, device=device).add_(eps).log_().neg_().add_(eps).log_().neg_()
 

@@ -79,7 +79,7 @@ def export_embeddings(
         embeddings_exist = files.embeddings.exists()
         if files.table.exists() or (embeddings_exist and not _holds(files.embeddings, store, names)):
             existing = files.table if files.table.exists() else files.embeddings
-            raise FileExistsError(f"{existing}: exists already; nothing is written over it")
+            raise FileExistsError(f"{existing}: already exists; it is not overwritten")
         with workspace(files.embeddings) as space:
             new = space / files.embeddings.name
             if not embeddings_exist:

@@ -71,13 +71,28 @@ class Scores:
         return self.tsv[[rows[name] for name in files]]
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+        Raises:
+            OSError: the file cannot be written.
+        """
         header = {"files": list(self.files), "header": self.header, "line_end": self.line_end}
         save_result(path, _KIND, {"tsv": self.tsv, "labels": self.labels}, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "Scores":
-        """Read what `save` wrote. Raises ResultFileError, naming the file, for anything else."""
+        """Read a file that `save` wrote.
+
+        Args:
+            path: the file.
+        Returns:
+            The scores.
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ResultFileError: the file is damaged or of another kind; the message names it.
+        """
         return read_result(path, _KIND, cls)
 
     @classmethod
@@ -111,7 +126,7 @@ class Scores:
         Args:
             folder: where to; created where it does not exist.
         Raises:
-            FileExistsError: a table exists already.
+            FileExistsError: a table already exists.
             ValueError: the grids are not square: tables do not say how many rows a grid has.
         """
         folder = Path(folder)
@@ -120,7 +135,7 @@ class Scores:
         paths = {int(label): folder / f"label_{int(label)}.csv" for label in self.labels.unique()}
         existing = next((path for path in paths.values() if path.exists()), None)
         if existing is not None:
-            raise FileExistsError(f"{existing}: exists already; nothing is written over it")
+            raise FileExistsError(f"{existing}: already exists; it is not overwritten")
         for label, path in paths.items():
             write = partial(write_rows, style=Style(self.header, self.line_end), lines=self._lines(label))
             replace_whole(path, write)

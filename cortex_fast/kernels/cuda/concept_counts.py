@@ -41,7 +41,7 @@ def count_arguments(
 
 
 def concept_counts(
-    tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
+    *, tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
     """int64 [num_concepts,K] from tsv [B,m,m], tokens [B,m,m] and labels [B]. Same contract as the reference."""
     tsv = tsv.float()

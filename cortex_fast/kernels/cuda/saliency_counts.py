@@ -9,6 +9,7 @@ __all__ = ["saliency_counts"]
 
 
 def saliency_counts(
+    *,
     grads: Tensor,
     tokens: Tensor,
     labels: Tensor,

@@ -16,7 +16,7 @@ KERNELS = {
 }
 
 
-def token_saliency(grads: Tensor, reduction: str) -> Tensor:
+def token_saliency(*, grads: Tensor, reduction: str) -> Tensor:
     """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. Same contract as the reference."""
     return launch(grads, reduction, None)
 

@@ -16,7 +16,7 @@ KERNELS = {
 
 
 def concept_counts(
-    tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
+    *, tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
     """int64 [num_concepts,K] from float32 tsv [B,m,m], tokens [B,m,m] and labels [B]. Same contract as the reference.
 

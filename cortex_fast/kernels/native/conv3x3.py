@@ -8,7 +8,7 @@ from cortex_fast.kernels import native
 
 
 def conv3x3(
-    x: Tensor, weight: Tensor, bias: Tensor | None, winograd: Tensor, relu: bool, pool: bool, padding: int
+    *, x: Tensor, weight: Tensor, bias: Tensor | None, winograd: Tensor, relu: bool, pool: bool, padding: int
 ) -> tuple[Tensor, Tensor]:
     """Same contract as the reference, from `winograd` of `conv3x3_filters`; only the weight's shape is used."""
     images, inputs, height, width = x.shape

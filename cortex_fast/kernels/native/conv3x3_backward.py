@@ -8,6 +8,7 @@ from cortex_fast.kernels import native
 
 
 def conv3x3_backward(
+    *,
     upstream: Tensor,
     mask: Tensor,
     weight: Tensor,

@@ -9,7 +9,7 @@ from cortex_fast.kernels import native
 _PANEL = 16  # output channels that lie together
 
 
-def conv3x3_filters(weight: Tensor) -> tuple[Tensor, Tensor]:
+def conv3x3_filters(*, weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [O,I,3,3] -> U = G w G^T in panels, float32 [36, ceil(O/16), I, 16], and the same of the transposed
     convolution's filters [I,O,3,3]; computed in float64."""
     weight = weight.contiguous()

@@ -6,7 +6,7 @@ from cortex_fast import _native
 from cortex_fast.kernels import native
 
 
-def gather_error(embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
+def gather_error(*, embedding: Tensor, tokens: Tensor, codebook: Tensor) -> Tensor:
     """embedding float32 [B,d,m,m], tokens int32 [B,m,m], codebook float32 [K,d] -> float32 [B].
 
     Same contract as the reference.

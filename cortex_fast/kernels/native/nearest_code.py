@@ -7,7 +7,7 @@ from cortex_fast import _native
 from cortex_fast.kernels import native
 
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+def nearest_code(*, z: Tensor, codebook: Tensor) -> Tensor:
     """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. Same contract as the reference."""
     z, codebook = z.float().contiguous(), codebook.float().contiguous()
     index = native.empty((len(z),), torch.int64)

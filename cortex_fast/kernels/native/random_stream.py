@@ -6,7 +6,7 @@ from cortex_fast import _native
 from cortex_fast.kernels import native
 
 
-def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
+def random_stream(*, stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
     """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`. Same contract as the reference."""
     items, draws = items.contiguous(), draws.contiguous()
     out = native.empty((len(items), len(draws), rows, length))

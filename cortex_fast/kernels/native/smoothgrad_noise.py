@@ -14,6 +14,7 @@ KERNELS = {
 
 
 def smoothgrad_noise(
+    *,
     x: Tensor,
     sigma: Tensor,
     num_samples: int,

@@ -10,7 +10,7 @@ def top_positions(tsv: Tensor, n: int) -> Tensor:
 
 
 def concept_counts(
-    tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
+    *, tsv: Tensor, tokens: Tensor, labels: Tensor, top_n: int, num_concepts: int, codebook_size: int, per: str
 ) -> Tensor:
     """int64 [num_concepts,K]. "occurrence" counts every position, "image" a token once for each image."""
     chosen = tokens.flatten(1).long().gather(1, top_positions(tsv, top_n))  # [B, n]

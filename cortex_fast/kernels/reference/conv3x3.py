@@ -17,7 +17,7 @@ def pack_bits(passes: Tensor) -> Tensor:
 
 
 def conv3x3(
-    x: Tensor, weight: Tensor, bias: Tensor | None, winograd: Tensor, relu: bool, pool: bool, padding: int
+    *, x: Tensor, weight: Tensor, bias: Tensor | None, winograd: Tensor, relu: bool, pool: bool, padding: int
 ) -> tuple[Tensor, Tensor]:
     """x [n,I,h,w], weight [O,I,3,3] -> y [n,O,h',w'] with h' = h + 2 padding - 2 (half of it with pool), and the mask
     (empty without relu and pool). `winograd` is not used."""

@@ -12,6 +12,7 @@ def unpack_bits(mask: Tensor, channels: int) -> Tensor:
 
 
 def conv3x3_backward(
+    *,
     upstream: Tensor,
     mask: Tensor,
     weight: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 _ROWS = 1024  # at a time: the distances of 16384 codes take 128 MiB
 
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+def nearest_code(*, z: Tensor, codebook: Tensor) -> Tensor:
     """z [R,d], codebook [K,d] -> int64 [R], in float64; the lowest index among equal distances.
 
     Codes that are not finite do not compete; the index is 0 where no other is left, or z is not finite.

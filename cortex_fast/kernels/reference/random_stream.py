@@ -5,7 +5,7 @@ from torch import Tensor
 from cortex_fast.kernels.reference import philox
 
 
-def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
+def random_stream(*, stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
     """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`; stream is a name of philox.STREAMS:
     "normal" gives standard normals, the others Gumbel(0, 1)."""
     if stream == "normal":

@@ -7,6 +7,7 @@ from cortex_fast.kernels.reference.token_saliency import token_saliency
 
 
 def saliency_counts(
+    *,
     grads: Tensor,
     tokens: Tensor,
     labels: Tensor,

@@ -23,6 +23,7 @@ def standard_normals(
 
 
 def smoothgrad_noise(
+    *,
     x: Tensor,
     sigma: Tensor,
     num_samples: int,

@@ -16,6 +16,6 @@ _REDUCED = {
 }
 
 
-def token_saliency(grads: Tensor, reduction: str) -> Tensor:
+def token_saliency(*, grads: Tensor, reduction: str) -> Tensor:
     """grads [B,N,d,m,m] -> TSV [B,m,m]. "absmax": max over d of |mean over N|; "max": signed; "mean": mean over d."""
     return _REDUCED[reduction](grads.to(accumulation_dtype(grads.dtype)).mean(dim=1))

@@ -157,7 +157,7 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 or torch.version.hip is not None else "tf32"
 
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+def nearest_code(*, z: Tensor, codebook: Tensor) -> Tensor:
     """z [R,d], codebook [K,d], float32 or narrower -> int64 [R]. Same contract as the reference."""
     dtype = torch.promote_types(z.dtype, codebook.dtype)
     z, codebook = z.to(dtype).contiguous(), codebook.to(dtype).contiguous()

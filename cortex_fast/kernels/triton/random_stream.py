@@ -46,7 +46,7 @@ def _write(
     tl.store(out + place * length + index, numbers, mask=inside & (index < length))
 
 
-def random_stream(stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
+def random_stream(*, stream: str, seed: int, items: Tensor, draws: Tensor, rows: int, length: int) -> Tensor:
     """float32 [items, draws, rows, length] of int64 vectors `items` and `draws`. Same contract as the reference."""
     out = torch.empty((len(items), len(draws), rows, length), dtype=torch.float32, device=items.device)
     key_low, key_high = philox.stream_key(seed, philox.STREAMS[stream])

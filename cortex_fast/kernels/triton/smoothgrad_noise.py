@@ -117,6 +117,7 @@ def _launch_given(x: Tensor, sigma: Tensor, normals: Tensor, out: Tensor) -> Non
 
 
 def smoothgrad_noise(
+    *,
     x: Tensor,
     sigma: Tensor,
     num_samples: int,

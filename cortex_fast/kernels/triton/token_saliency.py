@@ -81,7 +81,7 @@ def _reduce(
         tl.store(at, tl.where(wrong, float("nan"), most.to(tl.float32)), mask=position < positions)
 
 
-def token_saliency(grads: Tensor, reduction: str) -> Tensor:
+def token_saliency(*, grads: Tensor, reduction: str) -> Tensor:
     """grads [B,N,d,m,m] of any strides -> float32 TSV [B,m,m]; sums in float64. Same contract as the reference."""
     batch, samples, channels, height, width = grads.shape
     positions = height * width

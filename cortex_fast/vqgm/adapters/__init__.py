@@ -45,8 +45,8 @@ def adapt(model: Any, *, grid: Grid | None = None) -> Model:
 
     Args:
         model: the model object.
-        grid: m or (h, w), the only grid whose images are encoded. Default None: the configuration's grid, with images
-            of any size made of whole cells.
+        grid: m or (h, w), the only grid whose images are encoded. Default None: the configuration's grid, and images
+            whose height and width are multiples of a token's.
 
     Returns:
         The VQGM.
