@@ -24,7 +24,8 @@ FLOORS = (
     ("zoo",),  # the bundled model, built from vqgm and extractors; its judges are plain classifiers
     ("explain", "optimise"),
     ("engine", "vqgm", "extractors", "info", "tuning"),  # info and tuning ask ops and kernels, and only cli calls them
-    ("data", "ops"),
+    ("ops",),
+    ("data",),
     ("kernels",),
     ("_native", "checks", "version"),  # no imports at all: the compiled core, argument checks, the version's text
 )

@@ -112,7 +112,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
         stdevs: float | tuple[float, ...] = 1.0,
         draw_baseline_from_distrib: bool = False,
         *,
-        normals: Tensor | None = None,
+        noise: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Attributions averaged over noisy copies. Noise is seeded by torch's generator.
@@ -125,14 +125,14 @@ class NoiseTunnel(CaptumNoiseTunnel):
                 many as 1 GiB holds.
             stdevs: standard deviation of the noise. Default 1.
             draw_baseline_from_distrib: as Captum's; the engine has no baselines. Default False.
-            normals: standard normals [B, nt_samples, d, m, m] in place of drawn ones, for the engine alone. Default
+            noise: standard normals [B, nt_samples, d, m, m] in place of drawn ones, for the engine alone. Default
                 None.
             kwargs: those of the attribution method, such as target and abs.
         Returns:
             As Captum's: the shape, the dtype and the tuple of inputs.
         Raises:
             TypeError: an argument has another type; the message names it.
-            ValueError: an argument has another value or shape, or normals are given and the engine cannot serve.
+            ValueError: an argument has another value or shape, or noise is given and the engine cannot serve.
         """
         kwargs |= {"target": _plain(kwargs["target"])} if "target" in kwargs else {}
         stdevs = _plain(stdevs)
@@ -142,18 +142,18 @@ class NoiseTunnel(CaptumNoiseTunnel):
         except UnservedError as error:
             self.not_served = str(error)
         if self.not_served is not None:
-            if normals is not None:
-                raise ValueError(f"normals: expected None where Captum computes: {self.not_served}")
+            if noise is not None:
+                raise ValueError(f"noise: expected None where Captum computes: {self.not_served}")
             return super().attribute(
                 inputs, nt_type, nt_samples, nt_samples_batch_size, stdevs, draw_baseline_from_distrib, **kwargs
             )
         nt_samples = checks.whole("nt_samples", nt_samples, 1)
         x = (inputs[0] if isinstance(inputs, tuple) else inputs).detach()
         stdev = checks.non_negative("stdevs", stdevs[0] if isinstance(stdevs, tuple) else stdevs)
-        if normals is not None:
-            checks.floating("normals", normals)
+        if noise is not None:
+            checks.floating("noise", noise)
             expected = torch.Size((len(x), nt_samples, *x.shape[1:]))
-            checks.same_shape("normals", normals, "a sample of each image", expected)
+            checks.same_shape("noise", noise, "a sample of each image", expected)
         request = _Request(
             prepared=prepared,
             x=x,
@@ -162,7 +162,7 @@ class NoiseTunnel(CaptumNoiseTunnel):
             nt_type=nt_type,
             nt_samples=nt_samples,
             absolute=kwargs.get("abs", True),
-            normals=normals,
+            normals=noise,
             memory=_memory(prepared, x, nt_samples_batch_size),
         )
         result = _computed(request).to(x.dtype)

@@ -111,6 +111,18 @@ def crc_of_state(state: Mapping[str, Tensor]) -> int:
     return crc
 
 
+def crc_continued(content: Any, crc: int) -> int:
+    """CRC-32 of bytes that follow those of `crc`, such as one tensor after others of a state.
+
+    Args:
+        content: the bytes, or a text in UTF-8.
+        crc: of what comes before.
+    Returns:
+        The CRC-32 of all.
+    """
+    return zlib.crc32(content.encode() if isinstance(content, str) else content, crc)
+
+
 def crc_of_text(text: str) -> int:
     """CRC-32 of a text, in UTF-8."""
     return zlib.crc32(text.encode())

@@ -6,7 +6,6 @@ may take back at any time.
 
 import json
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cortex_fast.data import digests
 from cortex_fast.data.results import ResultFileError
 
 _PIECE = 4 << 20  # bytes read at a time
@@ -64,7 +64,7 @@ def crc_and_range(path: Path, place: Place, crc: int = 0) -> tuple[int, int, int
     """The CRC-32 of a tensor's bytes, begun with `crc`, and its least and largest value, by one pass over the file."""
     low, high = 0, 0
     for piece in _pieces(path, place):
-        crc = zlib.crc32(piece, crc)
+        crc = digests.crc_continued(piece, crc)
         values = np.frombuffer(piece, place.dtype)
         low, high = min(low, int(values.min())), max(high, int(values.max()))
     return crc, low, high
@@ -78,6 +78,6 @@ def _pieces(path: Path, place: Place) -> Iterator[memoryview]:
         while left:
             size = file.readinto(memoryview(buffer)[: min(left, _PIECE)])
             if not size:
-                raise ResultFileError(f"{path}: not a whole safetensors file (its end is missing)")
+                raise ResultFileError(f"{path}: a truncated or damaged safetensors file (its end is missing)")
             left -= size
             yield memoryview(buffer)[:size]

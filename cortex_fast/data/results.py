@@ -122,7 +122,7 @@ def digest_of_contents(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ResultFileError(f"{path}: not a whole safetensors file ({error})") from error
+        raise ResultFileError(f"{path}: a truncated or damaged safetensors file ({error})") from error
     if FORMAT not in metadata:  # a file from before there were checksums
         return digests.of_files([path])
     return digests.short(digests.of_text(metadata[FORMAT]))

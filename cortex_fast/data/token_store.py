@@ -1,6 +1,5 @@
 """The token store: images as token ids, 2 bytes a token, with E gathered from the codebook when it is needed."""
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,8 +192,8 @@ class TokenStore:
             for name, value in {"fingerprint": {}, **tensors, **header, "tokens": tokens}.items():
                 object.__setattr__(store, name, value)
             store._check_all_but_range()
-            heading = f"tokens {tokens.dtype} {list(tokens.shape)}\n".encode()
-            begun = zlib.crc32(heading, digests.crc_of_state(tensors))
+            heading = f"tokens {tokens.dtype} {list(tokens.shape)}\n"
+            begun = digests.crc_continued(heading, digests.crc_of_state(tensors))
             crc, low, high = crc_and_range(path, place, begun)
             if checksum is not None and crc != checksum:
                 raise ResultFileError(f"{path}: damaged: its tensors are not as they were written")

@@ -6,9 +6,12 @@ from cortex_fast.extractors.recipe import TrainingRecipe
 from cortex_fast.extractors.testing import TOP, accuracy, mean_loss
 from cortex_fast.extractors.training import train_extractor
 
+Recipe = TrainingRecipe  # its name in earlier versions
+
 __all__ = [
     "NAMES",
     "TOP",
+    "Recipe",
     "TrainingRecipe",
     "accuracy",
     "build",

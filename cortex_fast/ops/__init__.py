@@ -7,6 +7,7 @@ registered with torch.library.
 from cortex_fast.ops.concept_counts import concept_counts
 from cortex_fast.ops.conv3x3 import Filters, conv3x3, prepare_filters
 from cortex_fast.ops.gather_error import gather_error
+from cortex_fast.ops.gather_error_of_files import gather_error_of_files
 from cortex_fast.ops.gumbel_codebook import gumbel_codebook, gumbel_codebook_with_row_stats
 from cortex_fast.ops.gumbel_codebook_step import gumbel_codebook_step
 from cortex_fast.ops.nearest_code import nearest_code
@@ -19,6 +20,7 @@ __all__ = [
     "concept_counts",
     "conv3x3",
     "gather_error",
+    "gather_error_of_files",
     "gumbel_codebook",
     "gumbel_codebook_step",
     "gumbel_codebook_with_row_stats",

@@ -40,7 +40,7 @@ def test_equal_to_captums_own_with_the_same_noise(captums_normals, nt_type, abso
     captums_normals(batch_size or N)
     expected = CaptumNoiseTunnel(Saliency(model)).attribute(x, target=target, abs=absolute, **settings)
     tunnel = NoiseTunnel(Saliency(model))
-    got = tunnel.attribute(x, target=target, abs=absolute, normals=normals(), **settings)
+    got = tunnel.attribute(x, target=target, abs=absolute, noise=normals(), **settings)
     assert tunnel.not_served is None
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
@@ -70,7 +70,7 @@ def test_sums_keep_their_digits_in_every_dtype_and_batch(nt_type, dtype, stdev, 
     model = Cubic(2, 3).eval()
     with torch.no_grad():
         model.a.fill_(1.0)
-    settings = {"target": 1, "nt_type": nt_type, "nt_samples": 700, "stdevs": stdev, "normals": z}
+    settings = {"target": 1, "nt_type": nt_type, "nt_samples": 700, "stdevs": stdev, "noise": z}
     tunnel, expected = NoiseTunnel(Saliency(model.to(dtype))), of_cubics(x, z, stdev, nt_type)
     got = [tunnel.attribute(x, nt_samples_batch_size=size, **settings) for size in (1, 130, None)]
     assert tunnel.not_served is None and {attribution.dtype for attribution in got} == {dtype}
@@ -120,8 +120,8 @@ def test_captum_computes_what_the_engine_cannot_serve():
     training = NoiseTunnel(Saliency(nn.Sequential(model, nn.Dropout(0.1)).train()))
     assert training.attribute(x, target=1, nt_samples=2).shape == x.shape
     assert training.not_served == "the model is in training mode"
-    with pytest.raises(ValueError, match="normals: expected None where Captum computes"):
-        tunnel.attribute(x, target=1, normals=normals())
+    with pytest.raises(ValueError, match="noise: expected None where Captum computes"):
+        tunnel.attribute(x, target=1, noise=normals())
 
 
 def test_any_change_of_a_model_prepares_it_again():
@@ -152,11 +152,11 @@ def test_any_change_of_a_model_prepares_it_again():
 @pytest.mark.parametrize("samples", [N - 1, N + 1])
 def test_normals_for_other_samples_and_a_negative_stdev_are_refused(samples):
     tunnel = NoiseTunnel(Saliency(tiny("ce")))
-    message = rf"^normals: expected the shape of .*\[3, {samples}, 5, 8, 8\], got \[3, 7, 5, 8, 8\]"
+    message = rf"^noise: expected the shape of .*\[3, {samples}, 5, 8, 8\], got \[3, 7, 5, 8, 8\]"
     with pytest.raises(ValueError, match=message):
-        tunnel.attribute(embedding(), target=1, nt_samples=samples, normals=normals())
-    with pytest.raises(TypeError, match=r"^normals: expected a torch\.Tensor, got list"):
-        tunnel.attribute(embedding(), target=1, nt_samples=N, normals=[1.0])
+        tunnel.attribute(embedding(), target=1, nt_samples=samples, noise=normals())
+    with pytest.raises(TypeError, match=r"^noise: expected a torch\.Tensor, got list"):
+        tunnel.attribute(embedding(), target=1, nt_samples=N, noise=[1.0])
     with pytest.raises(ValueError, match=r"^stdevs: expected a number of at least 0, got -1"):
         tunnel.attribute(embedding(), target=1, stdevs=-1.0)
 

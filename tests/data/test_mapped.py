@@ -61,7 +61,7 @@ def test_a_truncated_file_is_reported(tmp_path, cut):
     path = tmp_path / "store.safetensors"
     store().save(path)
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(ResultFileError, match=r"store\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ResultFileError, match=r"store\.safetensors: a truncated or damaged safetensors file"):
         TokenStore.open(path)
 
 

@@ -1,5 +1,7 @@
 """gather_error against differences taken one position at a time in float64."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cortex_fast.ops import gather_error
+from cortex_fast.ops import gather_error, gather_error_of_files
 from cortex_fast.ops.backends import BackendUnavailableError
 from tests.ops.backends_under_test import EPS, assert_same_for_any_threads, needs_native, random, same_bits
 
@@ -150,3 +152,28 @@ def test_compile() -> None:
     )
     with pytest.raises(ValueError, match=r"tokens: expected values in \[0, 19\)"):
         compiled(embedding, tokens + 2**32, codebook)  # in 32 bits they would be in range
+
+
+def test_embeddings_in_files_are_compared_file_by_file(tmp_path):
+    """More files than are read together; one is missing and one is a named pipe, which nobody waits for."""
+    codebook, tokens = random(9, 4), torch.randint(0, 9, (35, 3, 3), generator=torch.Generator().manual_seed(0))
+    embedding = codebook[tokens].permute(0, 3, 1, 2).contiguous()
+    embedding[20, 1, 2, 0] += 0.5
+    paths = [tmp_path / f"{image}.npy" for image in range(35)]
+    for path, values in zip(paths, embedding, strict=True):
+        np.save(path, values.numpy())
+    paths[3].unlink()
+    paths[17].unlink()
+    os.mkfifo(paths[17])
+    errors, readable = gather_error_of_files(paths, tokens, codebook)
+    assert [image for image in range(35) if not readable[image]] == [3, 17]
+    assert errors[[3, 17]].isnan().all() and abs(float(errors[20]) - 0.5) < 1e-6
+    others = readable.clone()
+    others[20] = False
+    assert (errors[others] == 0).all()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_files_and_images_must_be_as_many(count):
+    with pytest.raises(ValueError, match=r"^paths: expected one for each of the 2 images"):
+        gather_error_of_files(["a"] * count, torch.zeros(2, 3, 3, dtype=torch.int64), torch.zeros(4, 2))

@@ -4,15 +4,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cortex_fast.data.npy_files import load_floats, read_npy_files
-from cortex_fast.ops import gather_error
+from cortex_fast.data.npy_files import load_floats
+from cortex_fast.ops import gather_error, gather_error_of_files
 
 FLOAT_ERROR = 1e-5  # of the codebook's largest value; straight-through sums z + (E - z) are exact to about 1e-6 of it
-_BATCH = 16  # files read and compared together: 4 MB at paper scale, which stay in the last cache
 
 
 def tolerance_of(codebook: Tensor) -> float:
@@ -58,19 +56,8 @@ def check_embeddings(
 
 def _errors(paths: list[str], tokens: Tensor, codebook: Tensor) -> list[float | None]:
     """The largest difference in each file; None where it is not just as `np.save` writes float32."""
-    batch = np.empty((min(_BATCH, len(paths)), codebook.shape[1], *tokens.shape[1:]), np.float32)
-    errors: list[float | None] = []
-    for first in range(0, len(paths), _BATCH):
-        part = paths[first : first + _BATCH]
-        embedding = batch[: len(part)]
-        readable = read_npy_files(part, embedding)
-        with torch.inference_mode():  # the operator is called faster without autograd
-            differences = gather_error(torch.from_numpy(embedding), tokens[first : first + _BATCH], codebook).tolist()
-        if all(readable):
-            errors += differences
-        else:
-            errors += [error if ok else None for error, ok in zip(differences, readable, strict=True)]
-    return errors
+    errors, readable = gather_error_of_files(paths, tokens, codebook)
+    return [error if whole else None for error, whole in zip(errors.tolist(), readable.tolist(), strict=True)]
 
 
 def _error_of_any(path: Path, tokens: Tensor, codebook: Tensor) -> float:
