@@ -103,11 +103,9 @@ def load_partly(path: Path, kind: str, left_out: str) -> tuple[dict[str, Tensor]
     Raises:
         FileNotFoundError, ResultFileError: as `load_result`; the tensors are not held against the checksum.
     """
-    header = read_header(path, kind)
-    about = _read(path, tensors=False)[1]
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name != left_out}  # noqa: SIM118
-    return tensors, header, about.get("tensors")
+    about = _about(path, kind, _read(path)[1])
+    tensors, _ = _opened(path, lambda name: name != left_out)
+    return tensors, about["header"], about.get("tensors")
 
 
 def digest_of_contents(path: Path) -> str:
@@ -115,14 +113,7 @@ def digest_of_contents(path: Path) -> str:
 
     Raises FileNotFoundError, or ResultFileError for a truncated or foreign file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such result file: {path}")
-    refuse_foreign(path, ResultFileError)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ResultFileError(f"{path}: a truncated or damaged safetensors file ({error})") from error
+    _, metadata = _opened(path)
     if FORMAT not in metadata:  # a file from before there were checksums
         return digests.of_files([path])
     return digests.short(digests.of_text(metadata[FORMAT]))
@@ -136,17 +127,21 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("JSON nested too deeply") from error
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, checked, and {"kind", "header"}."""
+def _opened(path: Path, wanted: Callable[[str], bool] = lambda name: False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors whose names are wanted, and the metadata, of a whole safetensors file."""
     if not path.is_file():
         raise FileNotFoundError(f"no such result file: {path}")
     refuse_foreign(path, ResultFileError)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            loaded = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ResultFileError(f"{path}: a truncated or damaged safetensors file ({error})") from error
+
+
+def _read(path: Path, *, tensors: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, checked, and {"kind", "header"}."""
+    loaded, metadata = _opened(path, lambda name: tensors)
     if metadata.get("format") == FORMAT:  # a file from before there were checksums
         return loaded, metadata | {"header": _parsed(path, metadata.get("header", ""))}
     if FORMAT not in metadata:
@@ -171,12 +166,17 @@ def _parsed(path: Path, text: str) -> Any:
 
 def _load(path: Path, kind: str, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     loaded, about = _read(path, tensors=tensors)
+    return loaded, _about(path, kind, about)["header"]
+
+
+def _about(path: Path, kind: str, about: dict[str, Any]) -> dict[str, Any]:
+    """What `_read` says about a file of this kind, whose header has its form."""
     if about.get("kind") != kind:
         raise ResultFileError(f"{path}: expected a result of kind {kind!r}, got {about.get('kind')!r}")
     header = about["header"]
     if not isinstance(header, dict) or not isinstance(header.get("fingerprint", {}), dict):
         raise ResultFileError(f"{path}: its header is damaged (expected entries by name, as in its fingerprint)")
-    return loaded, header
+    return about
 
 
 def read_result(path: Path | str, kind: str, build: Callable[..., Result]) -> Result:
