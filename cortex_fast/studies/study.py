@@ -10,6 +10,7 @@ from torch import nn
 
 from cortex_fast import checks
 from cortex_fast.data import digests
+from cortex_fast.data.results import digest_of_contents
 from cortex_fast.data.token_store import TokenStore
 from cortex_fast.engine import MEMORY, Prepared
 from cortex_fast.explain.saliency_settings import Settings
@@ -96,12 +97,20 @@ class Study:
         return self.folder / "extractors" / f"{name}.safetensors"
 
     def split(self, split: str) -> TokenStore:
-        """A split's images, whose file exists."""
-        return TokenStore.open(self.path_of_split(split))
+        """A split's images, whose file exists; its tokens are checked once a process, unless the file changes."""
+        path = self.path_of_split(split)
+        digest = digest_of_contents(path)
+        if digest not in self._stores:
+            self._stores[digest] = TokenStore.open(path)
+        return self._stores[digest]
 
     def extractor(self, name: str) -> nn.Module:
         """An extractor whose file exists, on this process's device."""
         return load_extractor(self.path_of_extractor(name)).to(self.device)
+
+    @cached_property
+    def _stores(self) -> dict[str, TokenStore]:
+        return {}
 
     @cached_property
     def _prepared(self) -> dict[str, Prepared]:
